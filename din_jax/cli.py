@@ -1,0 +1,52 @@
+"""What the commands share: one clear error instead of a traceback, and parsing of config flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from din_jax.errors import DinError
+
+
+def guarded(main: Callable[[], int | None], *, traceback: bool) -> int:
+    """Runs `main` and returns the exit status; a `DinError` is printed alone and gives 1.
+
+    Args:
+      main: the command; what it returns is the status, None is 0.
+      traceback: let the exception through instead, to see where it came from.
+    """
+    try:
+        return main() or 0
+    except DinError as error:
+        if traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stderr.close()
+        return 1
+
+
+def parse_flags(argv: Sequence[str]) -> None:
+    """Parses absl flags, those of a config among them.
+
+    Raises:
+      DinError: a flag or a config key is unknown or of another type, or a config can't be read.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise DinError(f"{error} (--help lists the flags)") from error
+    except AttributeError as error:
+        # What ml_collections raises for a key that the config lacks, with its suggestion.
+        raise DinError(f"the config has no such key: {_unquoted(error)}") from error
+    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+        raise DinError(f"{type(error).__name__}: {_unquoted(error)}") from error
+    if len(rest) > 1:
+        raise DinError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+
+
+def _unquoted(error: Exception) -> str:
+    return str(error).strip("\"'").replace("\\n", ". ").replace("\n", ". ").replace("\\'", "'")

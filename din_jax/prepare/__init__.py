@@ -1,0 +1,1 @@
+"""Raw data to a store: `python -m din_jax.prepare NAME --out DIR`."""

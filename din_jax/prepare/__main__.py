@@ -1,0 +1,27 @@
+"""`python -m din_jax.prepare NAME`: one sub-command a source of data."""
+
+import argparse
+import sys
+
+from din_jax import cli
+from din_jax.prepare import amazon, planted
+
+
+def main() -> None:
+    """Parses the command line and runs the preparation that it names."""
+    parser = argparse.ArgumentParser(prog="python -m din_jax.prepare", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for module in (amazon, planted):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        command.add_argument("--out", required=True, help="folder of the store to make")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    sys.exit(cli.guarded(lambda: arguments.run(arguments), traceback=arguments.traceback))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""Amazon reviews (the raw files of 2014), by the paper's protocol.
+
+A user's reviews in time order are behaviours b_1 … b_n; the (k+1)-th is predicted from the first k
+(section 6.1 of the paper), for every k from 1 to n − 1. Each of these positions gives a positive
+sample and one negative: a good drawn uniformly from all goods of the reviews file, drawn again
+while the user has reviewed it at any position. That is the authors' rule; it looks at the user's
+future, so that no true later purchase ever stands as a negative.
+
+Positions k ≤ n − 3 are tagged train, k = n − 2 validation, k = n − 1 test. Training on
+train+validation is the paper's protocol (k = 1 … n − 2 for training).
+
+The vocabularies are the catalogue (negatives are drawn from all of it), so row 0, "unknown", is
+never met and stays the zero vector; only a good without metadata has category 0. Counts are of
+reviews that training sees, those at positions 1 to n − 2 (1-based).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from din_jax.errors import DinError
+from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.store import StoreWriter, smallest_unsigned
+
+_BLOCK_BYTES = 1 << 26
+_ASIN = re.compile(rb"""['"]asin['"]: *(?:'([^'\\]*)'|"([^"\\]*)")""")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this preparation's flags to a command line."""
+    parser.add_argument("--reviews", required=True, help="reviews_*_5.json.gz (JSON lines)")
+    parser.add_argument("--meta", required=True, help="meta_*.json.gz (Python-literal lines)")
+    parser.add_argument("--seed", type=int, default=0, help="of the negatives (default 0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepares the store and prints what is in it."""
+    origin = prepare(arguments.reviews, arguments.meta, arguments.out, seed=arguments.seed)
+    for name, value in origin.items():
+        print(f"{name:<28}{value:,}" if isinstance(value, int) else f"{name:<28}{value}")
+    print(f"store written to {arguments.out}")
+
+
+def prepare(
+    reviews: str | Path, meta: str | Path, out: str | Path, *, seed: int = 0
+) -> dict[str, Any]:
+    """Makes a store from the two raw files.
+
+    Args:
+      reviews: JSON lines with `reviewerID`, `asin`, `unixReviewTime`; gzip or plain. Reviews of a
+        user with equal times keep the file's order.
+      meta: Python-literal lines with `asin` and `categories`; the last category of the last path
+        counts. They are parsed as literals: nothing in them is ever executed.
+      out: folder of the store.
+      seed: of the negatives.
+
+    Returns:
+      Counts, kept in the store as its origin.
+
+    Raises:
+      DinError: a file is missing, cut short or no gzip file; a line is malformed; no good of the
+        reviews is in the metadata; a user has reviewed every good.
+    """
+    events = _events(_read_reviews(Path(reviews)))
+    goods = events.goods
+    categories_of_goods, categories = _categories(goods, _read_meta(Path(meta), goods))
+
+    n = np.bincount(events.user, minlength=len(events.users))
+    begin = np.concatenate([[0], np.cumsum(n)])[:-1]
+    # k of each event: how many behaviours of the same user come before it.
+    k = np.arange(len(events.user)) - begin[events.user]
+    of_user = n[events.user]
+    negative = _negatives(events.user, events.good, len(goods), np.random.default_rng(seed))
+
+    # Rows are 1 + index: row 0 is "unknown".
+    good_rows = events.good + 1
+    category_rows = categories_of_goods[events.good]
+    seen = k < of_user - 2  # reviews that training sees
+    schema = _schema(len(goods) + 1, len(categories) + 1, len(events.users) + 1)
+    id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
+    offset_type = smallest_unsigned(len(events.user))
+
+    splits: dict[str, tuple[int, int]] = {}
+    with StoreWriter(out, schema) as writer:
+        writer.append("events/history/item", good_rows.astype(id_type["item"]))
+        writer.append("events/history/category", category_rows.astype(id_type["category"]))
+        written = 0
+        for split, positions in (
+            ("train", (k >= 1) & (k <= of_user - 3)),
+            ("validation", (k >= 1) & (k == of_user - 2)),
+            ("test", (k >= 1) & (k == of_user - 1)),
+        ):
+            chosen = np.flatnonzero(positions)
+            # Two samples a position, the positive first.
+            user = np.repeat(events.user[chosen], 2)
+            ad = np.stack([events.good[chosen], negative[chosen]], axis=1).reshape(-1)
+            writer.append("samples/label", np.tile(np.array([1, 0], np.uint8), len(chosen)))
+            writer.append("samples/user", user.astype(id_type["user"]))
+            writer.append("fields/item", (ad + 1).astype(id_type["item"]))
+            writer.append("fields/category", categories_of_goods[ad].astype(id_type["category"]))
+            writer.append("fields/user_id", (user + 1).astype(id_type["user"]))
+            writer.append("sequences/history.start", begin[user].astype(offset_type))
+            writer.append("sequences/history.end", np.repeat(chosen, 2).astype(offset_type))
+            splits[split] = (written, written + 2 * len(chosen))
+            written += 2 * len(chosen)
+        writer.vocabulary("item", goods, np.bincount(good_rows[seen], minlength=len(goods) + 1)[1:])
+        writer.vocabulary(
+            "category",
+            categories,
+            np.bincount(category_rows[seen], minlength=len(categories) + 1)[1:],
+        )
+        writer.vocabulary("user", events.users, np.bincount(events.user[seen], minlength=len(n)))
+        origin = {
+            "preparation": "amazon",
+            "seed": seed,
+            "reviews": len(events.user),
+            "users": len(events.users),
+            "goods": len(goods),
+            "categories": len(categories),
+            "goods_without_category": int((categories_of_goods == 0).sum()),
+            "users_without_samples": int((n < 2).sum()),
+            "train_samples": splits["train"][1] - splits["train"][0],
+            "validation_samples": splits["validation"][1] - splits["validation"][0],
+            "test_samples": splits["test"][1] - splits["test"][0],
+            "longest_history": int(n.max() - 1),
+            "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
+        }
+        writer.finish(splits, origin)
+    return origin
+
+
+def _schema(goods: int, categories: int, users: int) -> Schema:
+    return Schema(
+        tables=(Table("item", goods), Table("category", categories), Table("user", users)),
+        fields=(
+            Field("user_id", "user", "user", optional=True),
+            Field("item", "item", "ad"),
+            Field("category", "category", "ad"),
+        ),
+        sequences=(
+            Sequence(
+                "history",
+                (
+                    BehaviorField("item", "item", ad="item"),
+                    BehaviorField("category", "category", ad="category"),
+                ),
+            ),
+        ),
+    )
+
+
+class _Events(NamedTuple):
+    """All reviews, users one after the other, in time order."""
+
+    user: np.ndarray  # index into users
+    good: np.ndarray  # index into goods
+    users: pl.Series
+    goods: pl.Series
+
+
+def _events(reviews: pl.DataFrame) -> _Events:
+    goods = reviews["asin"].unique().sort()
+    users = reviews["reviewerID"].unique().sort()
+    # A stable sort: reviews with equal user and time keep the file's order.
+    ordered = reviews.sort("reviewerID", "unixReviewTime", maintain_order=True)
+    return _Events(
+        user=ordered["reviewerID"].cast(pl.Enum(users)).to_physical().to_numpy().astype(np.int64),
+        good=ordered["asin"].cast(pl.Enum(goods)).to_physical().to_numpy().astype(np.int64),
+        users=users,
+        goods=goods,
+    )
+
+
+def _negatives(
+    user: np.ndarray, good: np.ndarray, goods: int, rng: np.random.Generator
+) -> np.ndarray:
+    """One good a review, uniform over all goods that the user has never reviewed."""
+    reviewed = np.unique(user * goods + good)
+    busiest = np.bincount(reviewed // goods).max()
+    if busiest >= goods:
+        raise DinError(f"a user has reviewed all {goods} goods: no negative can be drawn for them")
+    negative = rng.integers(goods, size=len(user))
+    again = np.arange(len(user))
+    while len(again):
+        pair = user[again] * goods + negative[again]
+        at = np.minimum(np.searchsorted(reviewed, pair), len(reviewed) - 1)
+        again = again[reviewed[at] == pair]
+        negative[again] = rng.integers(goods, size=len(again))
+    return negative
+
+
+def _categories(goods: pl.Series, category_of: dict[str, str]) -> tuple[np.ndarray, pl.Series]:
+    """The category row of each good (0 where it has none), and the categories of rows 1, 2, …"""
+    named = [category_of.get(good) for good in goods]
+    categories = pl.Series("id", sorted({c for c in named if c is not None}), dtype=pl.String)
+    row = {category: i for i, category in enumerate(categories, start=1)}
+    return np.array([0 if c is None else row[c] for c in named]), categories
+
+
+def _read_reviews(path: Path) -> pl.DataFrame:
+    columns = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
+    frames = []
+    for first_line, block in _blocks(path):
+        try:
+            frame = pl.read_ndjson(io.BytesIO(block), schema=columns)
+            whole = frame.null_count().sum_horizontal()[0] == 0
+        except pl.exceptions.PolarsError:
+            whole = False
+        if not whole:
+            _raise_first_bad_review(path, first_line, block)
+        frames.append(frame)
+    if not frames:
+        raise DinError(f"{path}: no reviews in it")
+    return pl.concat(frames)
+
+
+def _raise_first_bad_review(path: Path, first_line: int, block: bytes) -> None:
+    for number, line in enumerate(block.splitlines(), start=first_line):
+        try:
+            review = json.loads(line)
+            good = (
+                isinstance(review, dict)
+                and isinstance(review.get("reviewerID"), str)
+                and isinstance(review.get("asin"), str)
+                and isinstance(review.get("unixReviewTime"), int)
+            )
+        except ValueError:
+            good = False
+        if not good:
+            raise DinError(
+                f"{path}, line {number}: {_shown(line)} is not a review; expected a JSON object "
+                "with reviewerID and asin (text) and unixReviewTime (whole seconds). "
+                "Mend or delete the line"
+            )
+    raise DinError(f"{path}, lines from {first_line}: can't be read as JSON lines")
+
+
+def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
+    """The last category of the last path of each good that is in `goods`."""
+    wanted = set(goods)
+    category: dict[str, str] = {}
+    for first_line, block in _blocks(path):
+        for number, line in enumerate(block.splitlines(), start=first_line):
+            asin = _ASIN.search(line)
+            if asin and (asin[1] or asin[2] or b"").decode("utf-8", "replace") not in wanted:
+                continue  # parsing a line costs 50 times this look, and most goods are not asked for
+            try:
+                good = ast.literal_eval(line.decode())
+                if good["asin"] in wanted and good.get("categories"):
+                    category[good["asin"]] = str(good["categories"][-1][-1])
+            except (ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError,
+                    MemoryError, RecursionError) as error:  # fmt: skip
+                raise DinError(
+                    f"{path}, line {number}: {_shown(line)} is not a good; expected a Python "
+                    "literal like {'asin': '…', 'categories': [['…', '…']]}. "
+                    "Mend or delete the line"
+                ) from error
+    if not category:
+        raise DinError(
+            f"{path}: holds a category for none of the {len(goods):,} goods of the reviews; "
+            "are both files of the same product group?"
+        )
+    return category
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (number of the first line, whole lines), some tens of megabytes at a time."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            if path.suffix == ".gz" and not packed:
+                raise DinError(f"{path}: named .gz, but it is not a gzip file")
+        line, rest = 1, b""
+        with gzip.open(path) if packed else path.open("rb") as file:
+            while data := file.read(_BLOCK_BYTES):
+                head, newline, tail = data.rpartition(b"\n")
+                if not newline:
+                    rest += data
+                    continue
+                block = rest + head + newline
+                yield line, block
+                line += block.count(b"\n")
+                rest = tail
+        if rest:
+            yield line, rest
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DinError(f"{path}: cut short or damaged ({error}); fetch the file again") from error
+    except OSError as error:
+        raise DinError(f"{path}: {error.strerror or error}") from error
+
+
+def _shown(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").strip()
+    return repr(text if len(text) <= 80 else text[:79] + "…")

@@ -1,0 +1,250 @@
+"""Synthetic impressions whose clicks are caused by the behaviours that the ad activates.
+
+Goods lie in categories; categories that are bought together (a tent and a sleeping bag) form
+bundles. A user has several latent interests, each a bundle, and a history of behaviours drawn from
+them, with some noise. An impression is clicked with probability sigmoid(z), where
+
+    z = bias + popularity of the good + hour + taste · log2(1 + c) + noise,
+
+and c counts the user's behaviours in the categories of the ad's bundle: most of a history says
+nothing about a given ad, a few behaviours say all. Nothing here is an embedding or an attention:
+the truth is co-purchase between categories, popularity and noise.
+
+With `taste` 0 the ad activates nothing: clicks come of popularity, hour and noise alone.
+
+The report gives two bounds. "Bayes" is the user-weighted AUC of the click probability given all
+that a model could know (everything but the noise): no model beats it on average. "Popularity" is
+that of the good's own effect: what a model reaches that ignores the history.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from din_jax.metrics import user_auc
+from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.store import StoreWriter, smallest_unsigned
+
+BUNDLES = 60
+CATEGORIES_PER_BUNDLE = 4
+GOODS_PER_CATEGORY = 12
+SHOPS = 150
+AGES = 6
+HOURS = 8
+INTERESTS = (3, 4, 5, 6)  # how many bundles a user cares for
+MEAN_HISTORY = 30
+HISTORY_NOISE = 0.2  # share of behaviours that come of no interest
+TRAIN_IMPRESSIONS = 20  # a user
+VALIDATION_IMPRESSIONS = 4
+TEST_IMPRESSIONS = 6
+MATCHED_ADS = 0.5  # share of impressions whose ad lies in one of the user's interests
+BIAS = -2.0
+POPULARITY_STDDEV = 0.6
+HOUR_STDDEV = 0.3
+NOISE_STDDEV = 0.5
+TASTE = 0.8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this preparation's flags to a command line."""
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
+    parser.add_argument("--users", type=int, default=6000, help="how many users (default 6000)")
+    parser.add_argument(
+        "--taste",
+        type=float,
+        default=TASTE,
+        help=f"strength of the activated behaviours; 0: the ad activates nothing (default {TASTE})",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepares the store and prints what is in it."""
+    origin = prepare(
+        arguments.out, seed=arguments.seed, users=arguments.users, taste=arguments.taste
+    )
+    for name, value in origin.items():
+        print(f"{name:<28}{value}")
+    print(f"store written to {arguments.out}")
+
+
+def prepare(
+    out: str | Path, *, seed: int = 0, users: int = 6000, taste: float = TASTE
+) -> dict[str, Any]:
+    """Makes a store; the same arguments make the same store.
+
+    Args:
+      out: folder of the store.
+      seed: of everything drawn.
+      users: how many users; each has TRAIN_, VALIDATION_ and TEST_IMPRESSIONS impressions.
+      taste: weight of the activated behaviours in a click's log odds.
+
+    Returns:
+      Counts and bounds, kept in the store as its origin.
+
+    Raises:
+      DinError: `out` exists.
+    """
+    rng = np.random.default_rng(seed)
+    categories = BUNDLES * CATEGORIES_PER_BUNDLE
+    goods = categories * GOODS_PER_CATEGORY
+
+    # Goods. Rows are shuffled, so that no model can read a bundle off a row's number.
+    bundle_of_category = rng.permutation(np.arange(categories) % BUNDLES)
+    category_of_good = rng.permutation(np.arange(goods) % categories)
+    shop_of_good = rng.integers(SHOPS, size=goods)
+    popularity = POPULARITY_STDDEV * rng.standard_normal(goods)
+    bundle_of_good = bundle_of_category[category_of_good]
+    draw = _GoodsOfBundles(bundle_of_good, popularity)
+
+    # Users and their histories.
+    age = rng.integers(AGES, size=users)
+    interest_count = rng.choice(INTERESTS, size=users)
+    interests = rng.random((users, BUNDLES)).argsort(axis=1)[:, : max(INTERESTS)]
+    length = rng.geometric(1 / MEAN_HISTORY, size=users)
+    begin = np.concatenate([[0], np.cumsum(length)])
+    of_user = np.repeat(np.arange(users), length)
+    history = np.where(
+        rng.random(len(of_user)) < HISTORY_NOISE,
+        draw.any(rng, len(of_user)),
+        draw.of(rng, _pick(rng, interests, interest_count, of_user)),
+    )
+
+    # Impressions.
+    per_user = TRAIN_IMPRESSIONS + VALIDATION_IMPRESSIONS + TEST_IMPRESSIONS
+    user = np.repeat(np.arange(users), per_user)
+    ad = np.where(
+        rng.random(len(user)) < MATCHED_ADS,
+        draw.of(rng, _pick(rng, interests, interest_count, user)),
+        draw.any(rng, len(user)),
+    )
+    hour = rng.integers(HOURS, size=len(user))
+    hour_effect = HOUR_STDDEV * rng.standard_normal(HOURS)
+    visits = np.zeros((users, BUNDLES), np.int64)
+    np.add.at(visits, (of_user, bundle_of_good[history]), 1)
+    activated = np.log2(1 + visits[user, bundle_of_good[ad]])
+    known = BIAS + popularity[ad] + hour_effect[hour] + taste * activated
+    noise = NOISE_STDDEV * rng.standard_normal(len(user))
+    label = rng.random(len(user)) < 1 / (1 + np.exp(-(known + noise)))
+
+    # The impressions of each user, in order, are train, then validation, then test.
+    place = np.arange(len(user)) % per_user
+    stops = np.cumsum([TRAIN_IMPRESSIONS, VALIDATION_IMPRESSIONS, TEST_IMPRESSIONS])
+    split_of = np.searchsorted(stops, place, side="right")
+    order = np.argsort(split_of, kind="stable")
+    bounds = [0, *(users * stops).tolist()]
+    test = order[bounds[2] :]
+    schema = _schema(goods + 1, categories + 1, SHOPS + 1, users + 1)
+    origin: dict[str, Any] = {
+        "preparation": "planted",
+        "seed": seed,
+        "users": users,
+        "taste": taste,
+        "goods": goods,
+        "categories": categories,
+        "samples": len(user),
+        "click_rate": round(float(label.mean()), 4),
+        "mean_history": round(float(length.mean()), 2),
+        "test_user_weighted_auc_bayes": round(
+            user_auc(user[test], label[test], known[test]).weighted("impressions"), 4
+        ),
+        "test_user_weighted_auc_popularity": round(
+            user_auc(user[test], label[test], popularity[ad[test]]).weighted("impressions"), 4
+        ),
+        "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
+    }
+
+    trained = order[: bounds[1]]
+    columns = {"item": np.arange(goods), "category": category_of_good, "shop": shop_of_good}
+    with StoreWriter(out, schema) as writer:
+        for name, of_good in columns.items():
+            rows = of_good + 1
+            dtype = smallest_unsigned(schema.rows(name) - 1)
+            writer.append(f"events/history/{name}", rows[history].astype(dtype))
+            writer.append(f"fields/{name}", rows[ad[order]].astype(dtype))
+            counts = np.bincount(
+                np.concatenate([of_good[history], of_good[ad[trained]]]),
+                minlength=schema.rows(name) - 1,
+            )
+            writer.vocabulary(name, _names(name, len(counts)), counts)
+        for name, values in {"age": age[user], "hour": hour}.items():
+            writer.append(f"fields/{name}", (values[order] + 1).astype(np.uint8))
+            counts = np.bincount(values[trained], minlength=schema.rows(name) - 1)
+            writer.vocabulary(name, _names(name, len(counts)), counts)
+        writer.append("fields/user_id", (user[order] + 1).astype(smallest_unsigned(users)))
+        writer.vocabulary("user", _names("user", users), np.bincount(user[trained]))
+        writer.append("samples/label", label[order].astype(np.uint8))
+        writer.append("samples/user", user[order].astype(smallest_unsigned(users)))
+        offset_type = smallest_unsigned(len(history))
+        writer.append("sequences/history.start", begin[user[order]].astype(offset_type))
+        writer.append("sequences/history.end", begin[user[order] + 1].astype(offset_type))
+        writer.finish(
+            {
+                "train": (bounds[0], bounds[1]),
+                "validation": (bounds[1], bounds[2]),
+                "test": (bounds[2], bounds[3]),
+            },
+            origin,
+        )
+    return origin
+
+
+def _schema(goods: int, categories: int, shops: int, users: int) -> Schema:
+    names = ("item", "shop", "category")
+    return Schema(
+        tables=(
+            Table("item", goods),
+            Table("shop", shops),
+            Table("category", categories),
+            Table("age", AGES + 1),
+            Table("hour", HOURS + 1),
+            Table("user", users),
+        ),
+        fields=(
+            Field("age", "age", "user"),
+            Field("user_id", "user", "user", optional=True),
+            *(Field(name, name, "ad") for name in names),
+            Field("hour", "hour", "context"),
+        ),
+        sequences=(
+            Sequence("history", tuple(BehaviorField(name, name, ad=name) for name in names)),
+        ),
+    )
+
+
+class _GoodsOfBundles:
+    """Draws goods by popularity: from all, or from given bundles."""
+
+    def __init__(self, bundle_of_good: np.ndarray, popularity: np.ndarray):
+        self.order = np.argsort(bundle_of_good, kind="stable")
+        weight = np.exp(popularity)[self.order]
+        self.cumulative = np.concatenate([[0.0], np.cumsum(weight)])
+        counts = np.bincount(bundle_of_good)
+        self.first = np.concatenate([[0], np.cumsum(counts)])
+
+    def of(self, rng: np.random.Generator, bundle: np.ndarray) -> np.ndarray:
+        low = self.cumulative[self.first[bundle]]
+        high = self.cumulative[self.first[bundle + 1]]
+        return self._at(low + (high - low) * rng.random(len(bundle)))
+
+    def any(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        return self._at(self.cumulative[-1] * rng.random(size))
+
+    def _at(self, x: np.ndarray) -> np.ndarray:
+        at = np.searchsorted(self.cumulative, x, side="right") - 1
+        return self.order[np.minimum(at, len(self.order) - 1)]
+
+
+def _pick(
+    rng: np.random.Generator, interests: np.ndarray, count: np.ndarray, user: np.ndarray
+) -> np.ndarray:
+    """One of each user's interests, uniformly."""
+    return interests[user, (rng.random(len(user)) * count[user]).astype(np.int64)]
+
+
+def _names(what: str, count: int) -> pl.Series:
+    return pl.Series("id", [f"{what}{i}" for i in range(count)])

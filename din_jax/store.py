@@ -1,0 +1,332 @@
+"""A prepared data set on disk: memory-mapped columns, vocabularies with counts, a fingerprint.
+
+    STORE/
+      schema.json                       schema, splits, lengths, origin, fingerprint
+      samples/label.npy, user.npy       one entry a sample
+      fields/NAME.npy                   one id a sample; a multi-hot field's values, end to end,
+      fields/NAME.offsets.npy           and where each sample's values begin
+      sequences/NAME.start.npy, .end.npy   the sample's history is events[start:end]
+      events/NAME/FIELD.npy             every behaviour, once: users one after the other, in time
+      events/NAME/FIELD.offsets.npy     (multi-hot only) where each behaviour's values begin
+      vocab/TABLE.parquet               row, id, count
+
+A history is stored once: samples point into it, so that nothing is padded or repeated. The samples
+of a split lie together, train first, then validation, then test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from din_jax.errors import DinError
+from din_jax.schema import Field, Schema, Sequence
+
+FORMAT = "din_jax store"
+VERSION = 1
+SPLITS = ("train", "validation", "test")
+# What `data.fit` may be: the samples trained on. Never the test split.
+FITS = ("train", "train+validation")
+
+
+class Vocabulary(NamedTuple):
+    """Row r of a table stands for raw id `ids[r]`, seen `counts[r]` times in training.
+
+    `ids[0]` is None: row 0 is "unknown".
+    """
+
+    ids: pl.Series
+    counts: np.ndarray
+
+
+def smallest_unsigned(maximum: int) -> np.dtype:
+    """The smallest unsigned integer type that holds `maximum`."""
+    return np.min_scalar_type(int(maximum))
+
+
+class StoreWriter:
+    """Writes a store beside its final place and moves it there when it is whole.
+
+    Use it as a context manager: `append` to columns as often as there is data (nothing is held in
+    memory), add the `vocabulary` of each table, and call `finish` at the end. If the block is left
+    by an exception, or the process is killed, nothing stands under the final name.
+
+    Raises:
+      DinError: `path` exists already, or `finish` finds columns missing or of unequal length.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], schema: Schema):
+        self.path = Path(path)
+        self.schema = schema
+        if self.path.exists():
+            raise DinError(f"{self.path} exists already; delete it or choose another place")
+        self._partial = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
+        self._columns: dict[str, _Column] = {}
+        self._digests: dict[str, str] = {}
+
+    def __enter__(self) -> StoreWriter:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for column in self._columns.values():
+            column.file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Appends to the column `name` ("samples/label", "events/history/item", …).
+
+        The first call fixes the column's type.
+        """
+        if name not in self._columns:
+            self._columns[name] = _Column(self._partial / f"{name}.npy", values.dtype)
+        self._columns[name].append(values)
+
+    def vocabulary(self, table: str, ids: pl.Series, counts: np.ndarray) -> None:
+        """Sets the raw ids of rows 1, 2, … of a table, and how often training saw each.
+
+        Raises:
+          DinError: the table has another number of rows, or an id stands twice.
+        """
+        rows = self.schema.rows(table)
+        if len(ids) != rows - 1 or len(counts) != rows - 1:
+            raise DinError(
+                f"vocabulary of table {table!r}: {len(ids)} ids and {len(counts)} counts; "
+                f"the schema says {rows - 1} beside row 0"
+            )
+        if ids.n_unique() != len(ids):
+            raise DinError(f"vocabulary of table {table!r}: an id stands twice")
+        path = self._partial / "vocab" / f"{table}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        frame = pl.DataFrame(
+            {
+                "id": pl.concat([pl.Series([None], dtype=ids.dtype), ids]),
+                "count": np.concatenate([[0], counts]).astype(np.int64),
+            }
+        )
+        frame.with_row_index("row").write_parquet(path)
+        digest = hashlib.sha256(counts.astype("<i8").tobytes())
+        digest.update("\0".join(ids.cast(pl.String)).encode())
+        self._digests[f"vocab/{table}"] = digest.hexdigest()
+
+    def finish(self, splits: Mapping[str, tuple[int, int]], origin: Mapping[str, Any]) -> None:
+        """Checks the columns, writes `schema.json` and moves the store to its final place.
+
+        Args:
+          splits: the samples [start, stop) of "train", "validation" and "test".
+          origin: how the store was made, for readers; any JSON value.
+        """
+        for column in self._columns.values():
+            column.close()
+        lengths = {name: column.length for name, column in sorted(self._columns.items())}
+        self._check(lengths, splits)
+        self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
+        described: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "schema": self.schema.to_json(),
+            "splits": {name: list(splits[name]) for name in SPLITS},
+            "lengths": lengths,
+        }
+        whole = json.dumps([described, sorted(self._digests.items())], sort_keys=True)
+        described["fingerprint"] = hashlib.sha256(whole.encode()).hexdigest()
+        described["origin"] = dict(origin)
+        (self._partial / "schema.json").write_text(json.dumps(described, indent=2) + "\n")
+        try:
+            os.rename(self._partial, self.path)
+        except OSError as error:
+            raise DinError(
+                f"{self.path} appeared meanwhile; delete it and prepare again"
+            ) from error
+
+    def _check(self, lengths: dict[str, int], splits: Mapping[str, tuple[int, int]]) -> None:
+        expected = set(_columns(self.schema))
+        if set(lengths) != expected:
+            raise DinError(
+                "store: columns missing: "
+                + (", ".join(sorted(expected - set(lengths))) or "none")
+                + "; columns that the schema does not know: "
+                + (", ".join(sorted(set(lengths) - expected)) or "none")
+            )
+        missing = {t.name for t in self.schema.tables} - {
+            name.removeprefix("vocab/") for name in self._digests
+        }
+        if missing:
+            raise DinError(f"store: no vocabulary for: {', '.join(sorted(missing))}")
+        samples = lengths["samples/label"]
+        bounds = [bound for name in SPLITS for bound in splits[name]]
+        if bounds[::2] != [0, *bounds[1:-1:2]] or bounds[-1] != samples or sorted(bounds) != bounds:
+            raise DinError(
+                f"store: the splits {dict(splits)} do not follow one another from 0 to {samples}"
+            )
+        for name in lengths:
+            group, _, rest = name.partition("/")
+            offsets = f"{name}.offsets"
+            if group == "events":
+                sequence = _sequence(self.schema, rest.partition("/")[0])
+                one_hot = [f.name for f in sequence.fields if not f.multi_hot]
+                first = f"events/{sequence.name}/" + (
+                    one_hot[0] if one_hot else f"{sequence.fields[0].name}.offsets"
+                )
+                want = lengths[first] - first.endswith(".offsets")
+            else:
+                want = samples
+            if name.endswith(".offsets"):
+                want += 1
+            if offsets not in lengths and lengths[name] != want:
+                raise DinError(f"store: column {name} has {lengths[name]} entries, expected {want}")
+
+
+class Store:
+    """A store opened for reading. Columns are memory-mapped: opening reads next to nothing.
+
+    Attributes:
+      path, schema: where it is and what a sample is.
+      fingerprint: hexadecimal digest of all that training reads.
+      origin: how it was made.
+
+    Raises:
+      DinError: `path` is no store, is of another version, or a column is missing or cut short.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        described = _read_description(self.path)
+        self.schema = Schema.from_json(described["schema"])
+        self.fingerprint: str = described["fingerprint"]
+        self.origin: dict[str, Any] = described["origin"]
+        self._splits: dict[str, list[int]] = described["splits"]
+        self._columns = {name: self._map(name, n) for name, n in described["lengths"].items()}
+
+    def __len__(self) -> int:
+        """Samples of all splits together."""
+        return len(self._columns["samples/label"])
+
+    def _map(self, name: str, length: int) -> np.ndarray:
+        path = self.path / f"{name}.npy"
+        try:
+            column = np.load(path, mmap_mode="r") if length else np.load(path)
+        except (OSError, ValueError) as error:
+            raise DinError(
+                f"{path}: missing or cut short ({error}); prepare the store again"
+            ) from error
+        if len(column) != length:
+            raise DinError(
+                f"{path}: {len(column)} entries, but schema.json says {length}; "
+                "prepare the store again"
+            )
+        return np.asarray(column)  # a plain view: indexing np.memmap itself is slow
+
+    def column(self, name: str) -> np.ndarray:
+        """A column by its path in the store without ".npy", read-only."""
+        return self._columns[name]
+
+    def split(self, name: str) -> range:
+        """The samples of a split, or of several joined by "+" ("train+validation").
+
+        Raises:
+          DinError: there is no such split.
+        """
+        parts = name.split("+")
+        if any(part not in self._splits for part in parts):
+            raise DinError(f"no split {name!r}; {self.path} has: {', '.join(self._splits)}")
+        bounds = [self._splits[part] for part in parts]
+        if any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False)):
+            raise DinError(f"split {name!r}: join splits in their order: {'+'.join(self._splits)}")
+        return range(bounds[0][0], bounds[-1][1])
+
+    def vocabulary(self, table: str) -> Vocabulary:
+        """The raw ids of a table's rows and their counts in training."""
+        frame = pl.read_parquet(self.path / "vocab" / f"{table}.parquet")
+        return Vocabulary(frame["id"], frame["count"].to_numpy())
+
+
+def field_columns(field: Field) -> tuple[str, ...]:
+    """Names of the columns of a field: its ids, and its offsets if it is multi-hot."""
+    name = f"fields/{field.name}"
+    return (name, f"{name}.offsets") if field.multi_hot else (name,)
+
+
+def _columns(schema: Schema) -> Iterator[str]:
+    yield from ("samples/label", "samples/user")
+    for field in schema.fields:
+        yield from field_columns(field)
+    for sequence in schema.sequences:
+        yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
+        for behavior in sequence.fields:
+            name = f"events/{sequence.name}/{behavior.name}"
+            yield from (name, f"{name}.offsets") if behavior.multi_hot else (name,)
+
+
+def _sequence(schema: Schema, name: str) -> Sequence:
+    return next(s for s in schema.sequences if s.name == name)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / "schema.json"
+    if not path.exists():
+        raise DinError(
+            f"no store at {path}; make one with `python -m din_jax.prepare NAME --out {path}`"
+        )
+    try:
+        described = json.loads(file.read_text())
+        if described["format"] != FORMAT:
+            raise KeyError("format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DinError(f"{path} is not a din_jax store: {file} can't be read ({error})") from error
+    if described["version"] != VERSION:
+        raise DinError(
+            f"{path} is a store of version {described['version']}, this din_jax reads version "
+            f"{VERSION}; prepare it again with `python -m din_jax.prepare`"
+        )
+    return described
+
+
+class _Column:
+    """One .npy file that grows: its header is written again, with the length, at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.dtype = dtype
+        self.length = 0
+        self.digest = hashlib.sha256()
+        self.file = path.open("wb")
+        self._header()
+
+    def _header(self) -> None:
+        # NumPy leaves room in the header for the first axis to grow.
+        np.lib.format.write_array_header_1_0(
+            self.file,
+            {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": (self.length,),
+            },
+        )
+
+    def append(self, values: np.ndarray) -> None:
+        data = values.astype(self.dtype)
+        if values.ndim != 1 or not np.array_equal(data, values):
+            raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
+        data = data.tobytes()
+        self.digest.update(data)
+        self.file.write(data)
+        self.length += len(values)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(self.file.fileno())
+        self.file.close()
