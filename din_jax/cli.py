@@ -29,8 +29,15 @@ def guarded(main: Callable[[], int | None], *, traceback: bool) -> int:
         return 1
 
 
-def parse_flags(argv: Sequence[str]) -> None:
+def parse_flags(
+    argv: Sequence[str], *, required: Sequence[str] = (), requires_config: bool = False
+) -> None:
     """Parses absl flags, those of a config among them.
+
+    Args:
+      argv: the command line, the program's name first.
+      required: flags that must be given.
+      requires_config: whether --config must be given.
 
     Raises:
       DinError: a flag or a config key is unknown or of another type, or a config can't be read.
@@ -44,6 +51,9 @@ def parse_flags(argv: Sequence[str]) -> None:
         raise DinError(f"the config has no such key: {_unquoted(error)}") from error
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         raise DinError(f"{type(error).__name__}: {_unquoted(error)}") from error
+    for name in (*required, *["config"] * requires_config):
+        if not any(a.split("=")[0] in (f"--{name}", f"-{name}") for a in argv[1:]):
+            raise DinError(f"--{name}=… is required (--help lists the flags)")
     if len(rest) > 1:
         raise DinError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
 

@@ -128,6 +128,17 @@ class Schema:
                 )
         return tuple(f for f in self.fields if not f.optional or f.name in extra)
 
+    def ad_field(self, name: str) -> Field:
+        """The one-hot ad field of this name.
+
+        Raises:
+          DinError: there is none.
+        """
+        ads = {f.name: f for f in self.fields if f.group == "ad" and not f.multi_hot}
+        if name not in ads:
+            raise DinError(f"no one-hot ad field {name!r}; the data set has: {', '.join(ads)}")
+        return ads[name]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value that `from_json` turns back into an equal schema."""
         return dataclasses.asdict(self)

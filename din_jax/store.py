@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -241,7 +242,7 @@ class Store:
         if any(part not in self._splits for part in parts):
             raise DinError(f"no split {name!r}; {self.path} has: {', '.join(self._splits)}")
         bounds = [self._splits[part] for part in parts]
-        if any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False)):
+        if any(a[1] != b[0] for a, b in itertools.pairwise(bounds)):
             raise DinError(f"split {name!r}: join splits in their order: {'+'.join(self._splits)}")
         return range(bounds[0][0], bounds[-1][1])
 

@@ -1,0 +1,21 @@
+"""DIN with Dice on the embedded, planted data set.
+
+    python train.py --config configs/quickstart.py
+
+Takes under a minute on 2 cores, the making of the data set included.
+"""
+
+from ml_collections import ConfigDict
+
+from din_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The config of this experiment."""
+    c = default_config()
+    c.data.store = "data/planted"
+    c.data.prepare = "planted"
+    c.model.embedding_dim = 8
+    c.optimizer.decay_samples = 1_000_000
+    c.train.epochs = 4
+    return c

@@ -1,0 +1,208 @@
+"""The best and the last state of a run, on disk through Orbax, with checks.
+
+A checkpoint carries what it needs to be trusted: the config, the schema, the fingerprint of the
+batches it was trained on, the versions of the libraries, and a checksum of every array, since a
+damaged array is restored without a word otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from din_jax.errors import DinError
+from din_jax.pipeline import BatchSource
+from din_jax.schema import Schema
+from din_jax.step import TrainState
+
+Kind = Literal["best", "last"]
+_LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
+_MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
+
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class Checkpoints:
+    """The checkpoints of one run, WORKDIR/checkpoints/best and …/last; one of each is kept.
+
+    A new one is whole on disk before the one it replaces goes.
+
+    Args:
+      workdir: the run's folder; made on the first save.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self.folder = Path(workdir).absolute() / "checkpoints"
+
+    def _manager(self, kind: Kind, *, create: bool) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self.folder / kind,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1, create=create, enable_async_checkpointing=False
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def latest(self, kind: Kind) -> int | None:
+        """The step of the checkpoint, or None if there is none."""
+        if not (self.folder / kind).is_dir():
+            return None
+        with self._manager(kind, create=False) as manager:
+            return manager.latest_step()
+
+    def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves a state with `meta` (any JSON object) beside it."""
+        step = int(state.step)
+        with self._manager(kind, create=True) as manager:
+            if manager.latest_step() == step:
+                return
+            meta = {**meta, "step": step, "checksums": _checksums(state)}
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+
+    def meta(self, kind: Kind) -> dict[str, Any]:
+        """What was saved beside the state.
+
+        Raises:
+          DinError: there is no such checkpoint, or it can't be read.
+        """
+        return self._restored(kind, None)["meta"]
+
+    def restore(self, kind: Kind, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and what was saved beside it.
+
+        Args:
+          kind: which.
+          like: a state with the shapes and types to expect.
+
+        Raises:
+          DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
+            is not what was saved.
+        """
+        restored = self._restored(kind, like)
+        state, meta = restored["state"], restored["meta"]
+        saved = meta["checksums"]
+        for name, checksum in _checksums(state).items():
+            if saved.get(name) != checksum:
+                raise DinError(
+                    f"{self.folder / kind}: the array {name} is damaged (its checksum differs "
+                    "from the saved one); restore the folder from a copy or train again"
+                )
+        return state, meta
+
+    def _restored(self, kind: Kind, like: TrainState | None) -> Any:
+        step = self.latest(kind)
+        if step is None:
+            raise DinError(
+                f"no {kind} checkpoint in {self.folder}; train first with "
+                f"`python train.py --config … --workdir {self.folder.parent}`"
+            )
+        items = {"meta": ocp.args.JsonRestore()}
+        if like is not None:
+            items["state"] = ocp.args.StandardRestore(
+                jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            )
+        with self._manager(kind, create=False) as manager:
+            try:
+                return manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # Orbax lets those of several libraries through
+                raise DinError(
+                    f"{self.folder / kind}: the checkpoint of step {step} can't be read or does "
+                    f"not fit ({type(error).__name__}: {str(error).splitlines()[0]})"
+                ) from error
+
+
+def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:
+    """What is saved beside every state of a run."""
+    return {
+        "config": as_json(config),
+        "schema": schema.to_json(),
+        "batches": source.fingerprint,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def check_same_run(meta: dict[str, Any], now: dict[str, Any], workdir: str | Path) -> None:
+    """Raises `DinError` if a run in `workdir` can't go on with another config or other data."""
+    before, after = _flat(meta["config"]), _flat(now["config"])
+    changed = [
+        f"config.{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in _MAY_CHANGE
+    ]
+    if changed:
+        raise DinError(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\ngive the same flags to go on, or another --workdir to begin anew"
+        )
+    check_same_schema(meta, Schema.from_json(now["schema"]), workdir)
+    if meta["batches"] != now["batches"]:
+        raise DinError(
+            f"{workdir} holds a run on other data (the store's content has changed); "
+            "give the same store to go on, or another --workdir to begin anew"
+        )
+
+
+def check_same_schema(meta: dict[str, Any], schema: Schema, workdir: str | Path) -> None:
+    """Raises `DinError` if a checkpoint was trained under another schema than the store's."""
+    before = Schema.from_json(meta["schema"])
+    if before == schema:
+        return
+    parts = [
+        f"{kind}: {', '.join(map(str, a))} in the checkpoint, {', '.join(map(str, b))} in the store"
+        for kind, a, b in (
+            ("tables", _names_of(before.tables), _names_of(schema.tables)),
+            ("fields", _names_of(before.fields), _names_of(schema.fields)),
+            ("sequences", _names_of(before.sequences), _names_of(schema.sequences)),
+        )
+        if a != b
+    ]
+    raise DinError(
+        f"{workdir}: the checkpoint is of another schema than the store:\n  "
+        + "\n  ".join(parts or ["same names, other attributes"])
+        + "\ngive the store that it was trained on"
+    )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as a JSON object (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def _names_of(parts: Any) -> list[str]:
+    return [f"{p.name}[{p.rows}]" if hasattr(p, "rows") else p.name for p in parts]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _checksums(state: TrainState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path): f"{zlib.crc32(np.ascontiguousarray(leaf)):08x}"
+        for path, leaf in leaves
+    }

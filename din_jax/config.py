@@ -1,0 +1,144 @@
+"""Every config key, its default and what it means. A file of `configs/` changes what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from din_jax.errors import DinError
+
+
+def default_config() -> ConfigDict:
+    """A new config with every key; `configs/*.py` start from it."""
+    c = ConfigDict()
+    c.seed = 0  # of the initial weights, the order of the samples and the dropout
+    c.devices = 1  # how many devices train together
+
+    c.data = ConfigDict()
+    c.data.store = ""  # folder of the store (required)
+    c.data.prepare = ""  # "planted": make that embedded data set where the store is missing
+    c.data.fit = "train"  # the split trained on: "train", or "train+validation" for the final fit
+    c.data.max_history = 0  # the most recent behaviours kept of a history; 0 keeps all
+
+    c.model = ConfigDict()
+    c.model.name = "din"  # "base" or "din"
+    c.model.preset = "paper"  # "paper", or "released_code" for the structure of the authors' code
+    c.model.activation = "dice"  # "dice", "prelu", "sigmoid" or "relu"
+    c.model.embedding_dim = 12  # D of every table
+    c.model.table_dims = ConfigDict()  # D of single tables, by name
+    c.model.embedding_stddev = 0.01  # of the initial embeddings, normal; row 0 begins at zero
+    c.model.hidden = (200, 80)  # widths of the hidden layers
+    c.model.pooling = "sum"  # "sum" or "mean": base's history, and any multi-hot field
+    c.model.extra_fields = ()  # optional fields taken as inputs, "user_id" for instance
+    c.model.item_bias = ""  # an ad field: adds one scalar an id to the logit (not in the paper)
+    c.model.interest_product = False  # also concatenate interest ∘ ad (not in the paper)
+    c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
+    c.model.attention.hidden = (36,)  # widths of its hidden layers
+    c.model.attention.activation = ""  # of its hidden layers; "" is the model's
+    c.model.attention.difference = False  # also feed ad − behaviour
+    c.model.attention.outer = False  # feed the literal outer product in place of ad ∘ behaviour
+    c.model.dice = ConfigDict()  # Eq. 9
+    c.model.dice.momentum = 0.99  # of the moving averages used in evaluation
+    c.model.dice.epsilon = 1e-8  # beside the standard deviation, as the paper sets it
+    c.model.dice.mean_init = 0.0  # the moving averages before the first step
+    c.model.dice.variance_init = 1.0
+    c.model.dice.alpha_init = 0.0  # slope of a unit's closed side; the paper leaves it open
+    c.model.prelu = ConfigDict()  # Eq. 8
+    c.model.prelu.alpha_init = 0.25  # He et al. 2015, who brought PReLU
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adam"  # "adam" or "sgd"
+    c.optimizer.learning_rate = 0.001  # lr₀; the paper: Adam 0.001, SGD 1.0
+    c.optimizer.decay_rate = 0.9  # the paper: 0.9 with Adam, 0.1 with SGD
+    # Samples after which the rate has fallen by decay_rate (required: the paper does not say).
+    c.optimizer.decay_samples = config_dict.placeholder(int)
+    c.optimizer.staircase = False  # fall at once every decay_samples, not smoothly
+    c.optimizer.end_value = 0.0  # the rate never falls below
+    c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: don't
+
+    c.regularizer = ConfigDict()
+    c.regularizer.name = "none"
+
+    c.train = ConfigDict()
+    c.train.batch_size = 256  # B, over all devices
+    c.train.epochs = 3
+    c.train.evaluations_per_epoch = 1  # on validation; the best one's weights are kept
+    c.train.select = "user_weighted_auc"  # the validation metric that the best one is chosen by
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 1024
+    return c
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.prepare": ("", "planted"),
+    "data.fit": ("train", "train+validation"),
+    "model.name": ("base", "din"),
+    "model.preset": ("paper", "released_code"),
+    "model.activation": ("dice", "prelu", "sigmoid", "relu"),
+    "model.attention.activation": ("", "dice", "prelu", "sigmoid", "relu"),
+    "model.pooling": ("sum", "mean"),
+    "optimizer.name": ("adam", "sgd"),
+    "regularizer.name": ("none",),
+    "devices": (1,),
+    "train.select": ("user_weighted_auc", "auc", "log_loss"),
+}
+_AT_LEAST: dict[str, float] = {
+    "data.max_history": 0,
+    "model.embedding_dim": 1,
+    "model.embedding_stddev": 0,
+    "model.dice.epsilon": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.decay_samples": 1,
+    "optimizer.end_value": 0,
+    "optimizer.clip_norm": 0,
+    "train.batch_size": 1,
+    "train.epochs": 1,
+    "train.evaluations_per_epoch": 1,
+    "eval.batch_size": 1,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `DinError` at the first key whose value can't be used, naming what can."""
+    for key, accepted in _CHOICES.items():
+        value = _get(config, key)
+        if value not in accepted:
+            raise DinError(
+                f"config.{key}={value!r}: expected "
+                + (" or ".join(map(repr, accepted)))
+                + _suggestion(value, accepted)
+            )
+    if not config.data.store:
+        raise DinError("config.data.store is required: the folder of a prepared store")
+    if config.optimizer.decay_samples is None:
+        raise DinError(
+            "config.optimizer.decay_samples is required: the learning rate falls by decay_rate "
+            "every so many samples, and the paper does not give the period"
+        )
+    for key, least in _AT_LEAST.items():
+        if not _get(config, key) >= least:
+            raise DinError(f"config.{key}={_get(config, key)!r}: expected at least {least}")
+    if not 0 < config.optimizer.decay_rate <= 1:
+        raise DinError(
+            f"config.optimizer.decay_rate={config.optimizer.decay_rate!r}: expected over 0, up to 1"
+        )
+    if not 0 <= config.model.dice.momentum < 1:
+        raise DinError(
+            f"config.model.dice.momentum={config.model.dice.momentum!r}: expected 0 up to below 1"
+        )
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _suggestion(value: Any, accepted: Iterable[Any]) -> str:
+    close = get_close_matches(str(value), [str(a) for a in accepted], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

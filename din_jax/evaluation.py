@@ -1,0 +1,59 @@
+"""Scoring a split, and its metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from din_jax.metrics import all_metrics
+from din_jax.pipeline import BatchSource, batches
+from din_jax.step import ScoreStep, TrainState
+from din_jax.store import Store
+
+# Whole numbers among the metrics: printed as such.
+_COUNTS = ("samples", "users", "users_skipped")
+
+
+class Evaluator:
+    """Scores one split of a store, as often as asked, in the store's order.
+
+    Args:
+      score: the score step.
+      store, split: what to score.
+      batch_size: samples scored together; it changes no result.
+      max_history: see `Packer`.
+    """
+
+    def __init__(
+        self, score: ScoreStep, store: Store, split: str, *, batch_size: int, max_history: int
+    ):
+        self.score = score
+        self.source = BatchSource(
+            store, split, batch_size, max_history=max_history, shuffle=False
+        )
+        samples = self.source.samples
+        self.users = store.column("samples/user")[samples.start : samples.stop]
+        self.labels = store.column("samples/label")[samples.start : samples.stop]
+
+    def probabilities(self, state: TrainState) -> np.ndarray:
+        """Click probabilities, float32 [samples of the split]."""
+        parts, waiting = [], None
+        for batch in batches(self.source):
+            scored = self.score(state, batch)
+            if waiting is not None:  # fetched while the next one is computed
+                parts.append(np.asarray(waiting))
+            waiting = scored
+        parts.append(np.asarray(waiting))
+        return np.concatenate(parts)[: len(self.labels)]
+
+    def metrics(self, state: TrainState) -> dict[str, float]:
+        """All metrics of the split, by name."""
+        return all_metrics(self.users, self.labels, self.probabilities(state))
+
+
+def table(title: str, metrics: dict[str, float]) -> str:
+    """The metrics as lines of text, a name and a value each."""
+    lines = [title]
+    for name, value in metrics.items():
+        shown = f"{int(value):>12,}" if name in _COUNTS else f"{value:>12.6f}"
+        lines.append(f"  {name:<28}{shown}")
+    return "\n".join(lines)

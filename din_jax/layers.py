@@ -1,0 +1,269 @@
+"""The paper's layers: Dice, PReLU, the activation unit, pooling, and the MLP they stand in.
+
+All work on packed axes. A `mask` says which entries are real; what the others hold changes
+neither a real entry's result, nor a statistic, nor a gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Makes an activation: a module called as `module(x[N, F], mask[N], train=...)`.
+ActivationFactory = Callable[..., nn.Module]
+
+
+class Dice(nn.Module):
+    """Dice (Eq. 9): f(s) = p(s)·s + (1 − p(s))·α·s, p(s) = sigmoid((s − E[s]) / (√Var[s] + ε)).
+
+    E[s] and Var[s] are of the real entries of the mini-batch in training, over all devices of
+    `axis_name`, and moving averages of these in evaluation. α is learned, one a unit. ε stands
+    outside the root: where all entries are equal, p is ½ and the slope of p is up to ¼·10⁸, so the
+    gradient is finite and bounded, as large as that may be.
+
+    The variance is the corrected two-pass one (Chan, Golub & LeVeque 1983, eq. 1.7), with the shift
+    kept out of the gradient, where it cancels: E[s²] − E[s]² would lose all digits for |E[s]| ≫ σ.
+
+    Attributes:
+      momentum: of the moving averages, new = momentum · old + (1 − momentum) · batch. A batch
+        without real entries leaves them as they are.
+      epsilon: ε.
+      mean_init, variance_init: the moving averages before the first step.
+      alpha_init: initial α.
+      axis_name: mapped axis over which the statistics are summed, or None.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-8
+    mean_init: float = 0.0
+    variance_init: float = 1.0
+    alpha_init: float = 0.0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps s [N, F] to [N, F]; mask [N] says which rows are real."""
+        units = s.shape[-1:]
+        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
+        mean = self.variable("batch_stats", "mean", jnp.full, units, self.mean_init)
+        variance = self.variable("batch_stats", "variance", jnp.full, units, self.variance_init)
+        if train:
+            axis_name = None if self.is_initializing() else self.axis_name
+            centred, batch_mean, batch_variance, count = _moments(s, mask, axis_name)
+            if not self.is_initializing():
+                keep = jnp.where(count > 0, self.momentum, 1.0)
+                mean.value = keep * mean.value + (1 - keep) * batch_mean
+                variance.value = keep * variance.value + (1 - keep) * batch_variance
+        else:
+            centred, batch_variance = s - mean.value, variance.value
+        p = nn.sigmoid(centred / (_safe_sqrt(batch_variance) + self.epsilon))
+        return p * s + (1 - p) * alpha * s
+
+
+def _moments(
+    s: jax.Array, mask: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(s − E[s], E[s], Var[s], count) of the real rows; Var divides by the count."""
+
+    def over_devices(sums: Any) -> Any:
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    real = mask[:, None]
+    count, total = over_devices((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)))
+    n = jnp.maximum(count, 1)
+    shift = jax.lax.stop_gradient(total / n)
+    shifted = jnp.where(real, s - shift, 0)
+    first, second = over_devices((shifted.sum(0), jnp.square(shifted).sum(0)))
+    rest = first / n  # what rounding left in the shift
+    variance = jnp.maximum(second / n - jnp.square(rest), 0)
+    return s - shift - rest, shift + rest, variance, count
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    """√x, with gradient 0 in place of infinity at x = 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+class PReLU(nn.Module):
+    """PReLU (Eq. 8): s where s > 0, else α·s, with a learned α a unit."""
+
+    alpha_init: float = 0.25
+
+    @nn.compact
+    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps s [N, F] to [N, F]."""
+        del mask, train
+        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), s.shape[-1:])
+        return jnp.where(s > 0, s, alpha * s)
+
+
+class Sigmoid(nn.Module):
+    """The logistic function, 1 / (1 + exp(−s))."""
+
+    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps s [N, F] to [N, F]."""
+        del mask, train
+        return nn.sigmoid(s)
+
+
+class ReLU(nn.Module):
+    """max(s, 0)."""
+
+    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps s [N, F] to [N, F]."""
+        del mask, train
+        return nn.relu(s)
+
+
+def activation_factory(name: str, config: Any, axis_name: str | None = None) -> ActivationFactory:
+    """The activation that `name` stands for: "dice", "prelu", "sigmoid" or "relu".
+
+    Args:
+      name: which.
+      config: `config.model`, for the options of Dice and PReLU.
+      axis_name: mapped axis of the devices, or None.
+    """
+    if name == "dice":
+        return functools.partial(Dice, **config.dice, axis_name=axis_name)
+    if name == "prelu":
+        return functools.partial(PReLU, **config.prelu)
+    return {"sigmoid": Sigmoid, "relu": ReLU}[name]
+
+
+class MLP(nn.Module):
+    """Hidden layers with an activation after each, then a linear output layer.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      outputs: width of the output layer.
+      activation: what follows each hidden layer.
+    """
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: ActivationFactory
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps x [N, F] to [N, outputs]; mask [N] says which rows are real."""
+        for i, width in enumerate(self.hidden):
+            x = _dense(width, f"hidden_{i}")(x)
+            x = self.activation(name=f"activation_{i}")(x, mask, train=train)
+        return _dense(self.outputs, "output")(x)
+
+
+def _dense(width: int, name: str) -> nn.Dense:
+    return nn.Dense(width, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+
+class ActivationUnit(nn.Module):
+    """The local activation unit a(e_j, v_A) of Eq. 3: one raw weight a behaviour, no softmax.
+
+    Its input is [v_A, e_j, v_A − e_j if `difference`, v_A ∘ e_j (or v_A ⊗ e_j if `outer`)]. The
+    paper's figure 2 calls the last "out product"; the first author says that the element-wise
+    product is meant (issue 18 of the authors' repository).
+
+    The first layer is not computed on the concatenation. With kernel blocks W_q, W_k, W_d, W_p
+
+        W·[q, k, q − k, q ∘ k] = (W_q + W_d)·q + (W_k − W_d)·k + W_p·(q ∘ k),
+
+    whose first term is the same for all behaviours of a sample.
+
+    Attributes:
+      hidden: widths of the hidden layers; the paper has one of 36.
+      activation: what follows each hidden layer.
+      difference, outer: see above.
+    """
+
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    difference: bool = False
+    outer: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        behaviors: jax.Array,
+        ad: jax.Array,
+        segment_ids: jax.Array,
+        mask: jax.Array,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Weights of behaviours.
+
+        Args:
+          behaviors: e_j, [T, E].
+          ad: v_A, [B, E].
+          segment_ids: [T], which ad each behaviour is compared with.
+          mask: [T], which behaviours are real.
+          train: whether Dice takes the mini-batch's statistics.
+
+        Returns:
+          [T]; 0 for padding.
+        """
+        width = behaviors.shape[-1]
+        blocks = [width, width] + [width] * self.difference + [width**2 if self.outer else width]
+        kernel = self.param(
+            "kernel", nn.initializers.glorot_uniform(), (sum(blocks), self.hidden[0])
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.hidden[0],))
+        w_ad, w_behavior = kernel[:width], kernel[width : 2 * width]
+        if self.difference:
+            w_difference = kernel[2 * width : 3 * width]
+            w_ad, w_behavior = w_ad + w_difference, w_behavior - w_difference
+        w_product = kernel[sum(blocks[:-1]) :]
+
+        own_ad = _rows_of(ad, segment_ids)
+        if self.outer:
+            product = (own_ad[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
+        else:
+            product = own_ad * behaviors
+        x = behaviors @ w_behavior + product @ w_product + _rows_of(ad @ w_ad + bias, segment_ids)
+        for i, units in enumerate(self.hidden):
+            if i:
+                x = _dense(units, f"hidden_{i}")(x)
+            x = self.activation(name=f"activation_{i}")(x, mask, train=train)
+        weights = _dense(1, "output")(x)[:, 0]
+        return jnp.where(mask, weights, 0)
+
+
+def _rows_of(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """[T, F] of [B, F]: each entry's sample's row; padding gets some row, which the mask undoes."""
+    return per_sample.at[segment_ids].get(mode="clip", indices_are_sorted=True)
+
+
+def segment_pool(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
+    """Sum pooling (section 4.2): [S, E], the sums of values [N, E] of each segment.
+
+    An empty segment gives zero. Padding (segment id S) is left out.
+    """
+    return jax.ops.segment_sum(values, segment_ids, segments, indices_are_sorted=True)
+
+
+def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
+    """Average pooling (section 4.2): [S, E], the means of values [N, E] of each segment.
+
+    An empty segment gives zero. Padding (segment id S) is left out.
+    """
+    counts = segment_pool(jnp.ones((len(values), 1), values.dtype), segment_ids, segments)
+    return segment_pool(values, segment_ids, segments) / jnp.maximum(counts, 1)
+
+
+def segment_softmax(
+    x: jax.Array, segment_ids: jax.Array, segments: int, mask: jax.Array
+) -> jax.Array:
+    """Softmax of x [N] within each segment; 0 for padding. Only `released_code` uses it."""
+    top = jax.ops.segment_max(
+        jnp.where(mask, x, -jnp.inf), segment_ids, segments, indices_are_sorted=True
+    )
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+    raised = jnp.where(mask, jnp.exp(x - _rows_of(top, segment_ids)), 0)
+    total = segment_pool(raised, segment_ids, segments)
+    return raised / _rows_of(jnp.where(total > 0, total, 1), segment_ids)

@@ -1,0 +1,30 @@
+"""The paper's loss."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def negative_log_likelihood(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Eq. 2 before its mean: −(y·log p + (1 − y)·log(1 − p)), p the softmax's second output.
+
+    Args:
+      logits: [B, 2], of "no click" and "click".
+      label: [B], 0 or 1.
+
+    Returns:
+      [B], in nats.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    return -(label * log_p[:, 1] + (1 - label) * log_p[:, 0])
+
+
+def click_probability(logits: jax.Array) -> jax.Array:
+    """p [B]: the softmax's second output of logits [B, 2]."""
+    return jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Σ weight·values / Σ weight; 0 where the weights are all 0."""
+    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)

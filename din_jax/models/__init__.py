@@ -1,0 +1,48 @@
+"""The models, one a file, behind one interface: `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from din_jax.embedding import Lookup, TableSpec
+from din_jax.models import base, din, released_code
+from din_jax.pipeline import Batch
+from din_jax.schema import Schema
+
+
+class Model(NamedTuple):
+    """A model as the train and score steps take it.
+
+    `module.apply({"params": …, "batch_stats": …}, tables, lookups(batch), batch, train=…)` returns
+    logits [B, 2] and a dict of what a reader may want to see. Tables live another life than the
+    network's weights, so they are an argument of their own; the module does not know whether it
+    sees whole tables or the rows of one batch with the lookups' ids renumbered.
+    """
+
+    module: nn.Module
+    tables: dict[str, TableSpec]
+    lookups: Callable[[Batch], dict[str, dict[str, Lookup]]]
+
+
+def build(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
+    """The model that `config.model` describes, for a data set.
+
+    Args:
+      schema: the data set's.
+      config: `config.model`.
+      axis_name: mapped axis of the devices, or None.
+
+    Raises:
+      DinError: the config does not fit the schema.
+    """
+    file: Any = {"base": base, "din": din}[config.name]
+    if config.preset == "released_code":
+        file = released_code
+    return Model(
+        module=file.module(schema, config, axis_name),
+        tables=file.tables(schema, config),
+        lookups=lambda batch: file.lookups(batch, schema, config),
+    )

@@ -1,0 +1,222 @@
+"""Embedding&MLP, the paper's base model (section 4.2), and the parts that other models share.
+
+Each one-hot or multi-hot field becomes a vector, each behaviour sequence becomes one vector by
+pooling; all are concatenated and fed to an MLP with a 2-unit output layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.layers import MLP, ActivationFactory, activation_factory, segment_mean, segment_pool
+from din_jax.pipeline import Batch, Packed
+from din_jax.schema import Schema
+
+ITEM_BIAS = "item_bias"  # table of one scalar an id of the ad field `config.item_bias`
+
+
+def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
+    """The tables that the model reads: {name: (K, D, initializer)}.
+
+    Args:
+      schema: the data set's.
+      config: `config.model`.
+    """
+    initializer = nn.initializers.normal(config.embedding_stddev)
+    used = {f.table for f in schema.inputs(config.extra_fields)} | {
+        behavior.table for sequence in schema.sequences for behavior in sequence.fields
+    }
+    specs = {
+        name: TableSpec(
+            schema.rows(name), config.table_dims.get(name, config.embedding_dim), initializer
+        )
+        for name in sorted(used)
+    }
+    if config.item_bias:
+        rows = schema.rows(schema.ad_field(config.item_bias).table)
+        specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros)
+    return specs
+
+
+def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
+    """What the model looks up for a batch: {table: {name: (ids, mask)}}.
+
+    A field's lookup has the field's name, a behaviour field's is "SEQUENCE.FIELD".
+    """
+    samples = len(batch.label)
+    real = batch.weight > 0
+    found: dict[str, dict[str, Lookup]] = {}
+    for field in schema.inputs(config.extra_fields):
+        ids = batch.fields[field.name]
+        found.setdefault(field.table, {})[field.name] = _lookup_of(ids, real, samples)
+    for sequence in schema.sequences:
+        behaviors = batch.sequences[sequence.name]
+        mask = behaviors.segment_ids < samples
+        for behavior in sequence.fields:
+            name = f"{sequence.name}.{behavior.name}"
+            found.setdefault(behavior.table, {})[name] = _lookup_of(
+                behaviors.fields[behavior.name], mask, len(mask)
+            )
+    if config.item_bias:
+        ids = batch.fields[schema.ad_field(config.item_bias).name]
+        found[ITEM_BIAS] = {ITEM_BIAS: Lookup(ids, real)}
+    return found
+
+
+def _lookup_of(ids: Any, mask: jax.Array, segments: int) -> Lookup:
+    if isinstance(ids, Packed):
+        return Lookup(ids.values, ids.segment_ids < segments)
+    return Lookup(ids, mask)
+
+
+class Sequence(NamedTuple):
+    """The vectors of one behaviour sequence, and of the ad that it is compared with."""
+
+    behaviors: jax.Array  # e_j, [T, E]
+    ad: jax.Array  # v_A, [B, E]
+    segment_ids: jax.Array  # [T]
+    mask: jax.Array  # [T]
+
+
+class Features(NamedTuple):
+    """Vectors of the groups of Table 1."""
+
+    profile: list[jax.Array]  # [B, D] each
+    sequences: dict[str, Sequence]
+    ad: list[jax.Array]
+    context: list[jax.Array]
+
+
+def embed(
+    tables: Tables,
+    lookups: Lookups,
+    batch: Batch,
+    schema: Schema,
+    *,
+    extra_fields: tuple[str, ...],
+    mean: bool,
+) -> Features:
+    """Looks up and pools every feature of a batch; multi-hot ones by `mean` or sum."""
+    samples = len(batch.label)
+    pool = segment_mean if mean else segment_pool
+
+    def vectors(table: str, name: str, ids: Any, segments: int) -> jax.Array:
+        found = lookup(tables[table], lookups[table][name])
+        return pool(found, ids.segment_ids, segments) if isinstance(ids, Packed) else found
+
+    by_name: dict[str, jax.Array] = {}
+    groups: dict[str, list[jax.Array]] = {"user": [], "ad": [], "context": []}
+    for field in schema.inputs(extra_fields):
+        vector = vectors(field.table, field.name, batch.fields[field.name], samples)
+        by_name[field.name] = vector
+        groups[field.group].append(vector)
+    sequences = {}
+    for sequence in schema.sequences:
+        values, segment_ids = batch.sequences[sequence.name]
+        fields = [
+            vectors(b.table, f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
+            for b in sequence.fields
+        ]
+        sequences[sequence.name] = Sequence(
+            behaviors=jnp.concatenate(fields, axis=1),
+            ad=jnp.concatenate([by_name[b.ad] for b in sequence.fields], axis=1),
+            segment_ids=segment_ids,
+            mask=segment_ids < samples,
+        )
+    return Features(groups["user"], sequences, groups["ad"], groups["context"])
+
+
+class Head(nn.Module):
+    """Concatenation and MLP: from the features and one interest vector a sequence to logits.
+
+    Attributes:
+      hidden, activation: of the MLP.
+      interest_product: also concatenate interest ∘ ad, for each sequence (not in the paper).
+      item_bias: add one scalar an id to the logit of a click (not in the paper).
+    """
+
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    interest_product: bool = False
+    item_bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Features,
+        interests: dict[str, jax.Array],
+        tables: Tables,
+        lookups: Lookups,
+        batch: Batch,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Logits [B, 2] of "no click" and "click"."""
+        parts = [*features.profile, *interests.values(), *features.ad, *features.context]
+        if self.interest_product:
+            parts += [interests[name] * s.ad for name, s in features.sequences.items()]
+        x = jnp.concatenate(parts, axis=1)
+        logits = MLP(self.hidden, 2, self.activation, name="mlp")(x, batch.weight > 0, train=train)
+        if self.item_bias:
+            bias = lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
+            logits = logits.at[:, 1].add(bias)
+        return logits
+
+
+class Base(nn.Module):
+    """Embedding&MLP: a history is pooled the same whatever the ad.
+
+    Attributes:
+      schema: the data set's.
+      hidden, activation, interest_product, item_bias: see `Head`.
+      mean: pool by mean instead of sum.
+      extra_fields: optional fields taken as inputs.
+    """
+
+    schema: Schema
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    mean: bool = False
+    interest_product: bool = False
+    item_bias: bool = False
+    extra_fields: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        features = embed(
+            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
+        )
+        pool = segment_mean if self.mean else segment_pool
+        interests = {
+            name: pool(s.behaviors, s.segment_ids, len(batch.label))
+            for name, s in features.sequences.items()
+        }
+        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        logits = head(features, interests, tables, lookups, batch, train=train)
+        return logits, {"interest": interests}
+
+
+def options(schema: Schema, config: Any, axis_name: str | None) -> dict[str, Any]:
+    """The attributes that `Base` and `DIN` share, from `config.model`."""
+    return {
+        "schema": schema,
+        "hidden": tuple(config.hidden),
+        "activation": activation_factory(config.activation, config, axis_name),
+        "mean": config.pooling == "mean",
+        "interest_product": config.interest_product,
+        "item_bias": bool(config.item_bias),
+        "extra_fields": tuple(config.extra_fields),
+    }
+
+
+def module(schema: Schema, config: Any, axis_name: str | None = None) -> Base:
+    """The module that `config.model` describes."""
+    return Base(**options(schema, config, axis_name))

@@ -1,0 +1,86 @@
+"""The Deep Interest Network (section 4.3): the base model with a local activation unit.
+
+Eq. 3: the interest in an ad is the sum of the behaviours' vectors, each weighted by the unit's raw
+output. There is no softmax: the weights' sum tells how strong the interest is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from din_jax.embedding import Lookups, Tables
+from din_jax.layers import ActivationFactory, ActivationUnit, activation_factory, segment_pool
+from din_jax.models.base import Head, embed, lookups, options, tables
+from din_jax.pipeline import Batch
+from din_jax.schema import Schema
+
+__all__ = ["DIN", "lookups", "module", "tables"]
+
+
+class DIN(nn.Module):
+    """DIN: a history is pooled with weights that the ad decides.
+
+    Attributes:
+      attention_hidden: widths of the activation unit's hidden layers.
+      attention_activation: what follows each of them.
+      difference, outer: inputs of the unit, see `ActivationUnit`.
+      mean: pool multi-hot fields by mean instead of sum; the history is always a weighted sum.
+      The others: see `Base`.
+    """
+
+    schema: Schema
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    attention_hidden: tuple[int, ...]
+    attention_activation: ActivationFactory
+    difference: bool = False
+    outer: bool = False
+    mean: bool = False
+    interest_product: bool = False
+    item_bias: bool = False
+    extra_fields: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, 2], and in the second place, both by sequence,
+
+        `activation_weights` [T] and `interest` [B, E].
+        """
+        features = embed(
+            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
+        )
+        weights, interests = {}, {}
+        for name, s in features.sequences.items():
+            unit = ActivationUnit(
+                self.attention_hidden,
+                self.attention_activation,
+                difference=self.difference,
+                outer=self.outer,
+                name=f"activation_unit_{name}",
+            )
+            weights[name] = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
+            interests[name] = segment_pool(
+                weights[name][:, None] * s.behaviors, s.segment_ids, len(batch.label)
+            )
+        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        logits = head(features, interests, tables, lookups, batch, train=train)
+        return logits, {"activation_weights": weights, "interest": interests}
+
+
+def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
+    """The module that `config.model` describes."""
+    unit = config.attention
+    return DIN(
+        **options(schema, config, axis_name),
+        attention_hidden=tuple(unit.hidden),
+        attention_activation=activation_factory(
+            unit.activation or config.activation, config, axis_name
+        ),
+        difference=unit.difference,
+        outer=unit.outer,
+    )

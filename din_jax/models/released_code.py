@@ -1,0 +1,161 @@
+"""The network of the authors' repository (zhougr1993/DeepInterestNetwork at 9765f96).
+
+It differs from the paper's text in every part; `docs/released-code.md` lists how. It stands apart
+so that the paper's models need no options that only this one has.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.errors import DinError
+from din_jax.layers import (
+    MLP,
+    ActivationFactory,
+    ActivationUnit,
+    Sigmoid,
+    segment_mean,
+    segment_pool,
+    segment_softmax,
+)
+from din_jax.models import base
+from din_jax.pipeline import Batch
+from din_jax.schema import Schema
+
+_BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors left
+
+
+class ReleasedDice(nn.Module):
+    """The repository's Dice: p = sigmoid(β·s / √(1 + 10⁻³)), with β and α zero at first.
+
+    Its normalisation runs in inference mode from the first step on, so that E[s] stays 0 and
+    Var[s] stays 1: there are no batch statistics in it.
+    """
+
+    @nn.compact
+    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Maps s [N, F] to [N, F]."""
+        del mask, train
+        alpha = self.param("alpha", nn.initializers.zeros, s.shape[-1:])
+        beta = self.param("beta", nn.initializers.zeros, s.shape[-1:])
+        p = nn.sigmoid(beta * s / math.sqrt(1 + _BATCH_NORM_EPSILON))
+        return alpha * (1 - p) * s + p * s
+
+
+class IdleBatchNorm(nn.Module):
+    """Batch normalisation that never leaves inference mode: γ·x / √(1 + 10⁻³) + β."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [N, F] to [N, F]."""
+        gamma = self.param("gamma", nn.initializers.ones, x.shape[-1:])
+        beta = self.param("beta", nn.initializers.zeros, x.shape[-1:])
+        return gamma * x / math.sqrt(1 + _BATCH_NORM_EPSILON) + beta
+
+
+class ReleasedCode(nn.Module):
+    """The repository's DIN, or with `attention` off its base model (mean pooling).
+
+    Attributes:
+      schema: has one behaviour sequence.
+      attention: DIN, whose weights are a softmax over the history of scores divided by √E; and
+        u ∘ i is concatenated.
+      hidden: widths of the MLP (the repository: 80, 40).
+      attention_hidden: widths of the attention's hidden layers, sigmoid (the repository: 80, 40).
+      activation: of the MLP, `Sigmoid` or `ReleasedDice`.
+    """
+
+    schema: Schema
+    attention: bool
+    hidden: tuple[int, ...]
+    attention_hidden: tuple[int, ...]
+    activation: ActivationFactory
+
+    @nn.compact
+    def __call__(
+        self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, 2], the first 0: the repository has one logit, and p = sigmoid of it."""
+        samples = len(batch.label)
+        features = base.embed(tables, lookups, batch, self.schema, extra_fields=(), mean=True)
+        ((name, s),) = features.sequences.items()
+        aux: dict[str, Any] = {}
+        if self.attention:
+            unit = ActivationUnit(
+                self.attention_hidden, Sigmoid, difference=True, name="activation_unit"
+            )
+            scores = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
+            scores = scores / math.sqrt(s.behaviors.shape[1])
+            weights = segment_softmax(scores, s.segment_ids, samples, s.mask)
+            history = segment_pool(weights[:, None] * s.behaviors, s.segment_ids, samples)
+            aux["activation_weights"] = {name: weights}
+        else:
+            history = segment_mean(s.behaviors, s.segment_ids, samples)
+        aux["interest"] = {name: history}
+
+        user = IdleBatchNorm(name="history_norm")(history)
+        user = nn.Dense(
+            s.ad.shape[1], kernel_init=nn.initializers.glorot_uniform(), name="history_dense"
+        )(user)
+        parts = [user, s.ad] + [user * s.ad] * self.attention
+        x = IdleBatchNorm(name="input_norm")(jnp.concatenate(parts, axis=1))
+        mlp = MLP(self.hidden, 1, self.activation, name="mlp")
+        logit = mlp(x, batch.weight > 0, train=train)[:, 0]
+        logit += lookup(tables[base.ITEM_BIAS], lookups[base.ITEM_BIAS][base.ITEM_BIAS])[:, 0]
+        return jnp.stack([jnp.zeros_like(logit), logit], axis=1), aux
+
+
+def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
+    """As `base.tables`, with an item bias and TensorFlow's default initial values."""
+    specs = base.tables(schema, _with_item_bias(schema, config))
+    glorot = nn.initializers.glorot_uniform()
+    return {
+        name: spec if name == base.ITEM_BIAS else spec._replace(initializer=glorot)
+        for name, spec in specs.items()
+    }
+
+
+def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
+    """As `base.lookups`, with an item bias."""
+    return base.lookups(batch, schema, _with_item_bias(schema, config))
+
+
+def module(schema: Schema, config: Any, axis_name: str | None = None) -> ReleasedCode:
+    """The module that `config.model` describes.
+
+    Raises:
+      DinError: the schema or a key asks for what the repository's network doesn't have.
+    """
+    del axis_name  # nothing here has statistics over the batch
+    if len(schema.sequences) != 1 or {f.name for f in schema.inputs() if f.group != "ad"}:
+        raise DinError(
+            "config.model.preset='released_code' takes one behaviour sequence and ad fields only; "
+            "use preset='paper' for this data set"
+        )
+    activations: dict[str, ActivationFactory] = {"sigmoid": Sigmoid, "dice": ReleasedDice}
+    if config.activation not in activations:
+        raise DinError(
+            f"config.model.activation={config.activation!r}: preset='released_code' has "
+            "'sigmoid' or 'dice'"
+        )
+    return ReleasedCode(
+        schema=schema,
+        attention=config.name == "din",
+        hidden=tuple(config.hidden),
+        attention_hidden=tuple(config.attention.hidden),
+        activation=functools.partial(activations[config.activation]),
+    )
+
+
+def _with_item_bias(schema: Schema, config: Any) -> Any:
+    config = config.copy_and_resolve_references()
+    config.item_bias = schema.sequences[0].fields[0].ad
+    config.extra_fields = ()
+    return config

@@ -1,0 +1,318 @@
+"""Store to packed batches through Grain: shuffled, whole batches, resumable.
+
+A batch holds behaviours end to end (`values[T]`, `segment_ids[T]`), not `[B, longest]`. Each
+packed axis is padded up to the capacity of a rung of a `Ladder`, so that a compiled step meets few
+shapes. Padding carries the segment id that is one past the last, and its content means nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from din_jax.errors import DinError
+from din_jax.store import Store
+
+_ROUND_TO = 8  # capacities are multiples of this
+_RUNGS_AT = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # quantiles of batches' totals: the common rungs
+_TRIAL_BATCHES = 512  # drawn to find the quantiles
+_CLOSE = 1.05  # a common rung that is closer than this to the next is left out
+_FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
+
+
+class Packed(NamedTuple):
+    """Ids of S segments end to end; padding carries segment id S."""
+
+    values: np.ndarray  # int32[N]
+    segment_ids: np.ndarray  # int32[N], ascending
+
+
+class Behaviors(NamedTuple):
+    """One behaviour sequence of the whole batch, end to end; padding carries segment id B."""
+
+    fields: dict[str, np.ndarray | Packed]  # int32[T]; multi-hot: segments are positions in T
+    segment_ids: np.ndarray  # int32[T], ascending: which sample
+
+
+class Batch(NamedTuple):
+    """B samples. `weight` is 1 for a sample and 0 for padding that fills the last batch up."""
+
+    label: np.ndarray  # float32[B]
+    weight: np.ndarray  # float32[B]
+    user: np.ndarray  # int32[B], groups Eq. 10; no model reads it
+    fields: dict[str, np.ndarray | Packed]  # int32[B]; multi-hot: segments are samples
+    sequences: dict[str, Behaviors]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """Rung i fixes a capacity for each packed axis; the last rung holds any batch.
+
+    Axes are "SEQUENCE" (T), "SEQUENCE.FIELD" (a behaviour's multi-hot field) and "FIELD" (a
+    sample's).
+    """
+
+    axes: tuple[str, ...]
+    rungs: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def fit(axes: Sequence[str], totals: np.ndarray, worst: Sequence[int]) -> Ladder:
+        """A ladder of few rungs for batches like those given.
+
+        Args:
+          axes: names of the packed axes.
+          totals: [batches, axes] what batches like the expected ones hold.
+          worst: [axes] what a batch can hold at most.
+        """
+        if not axes:
+            return Ladder((), ((),))
+        top = _round_up(np.asarray(worst))
+        common = [_round_up(np.quantile(totals, q, axis=0)) for q in _RUNGS_AT]
+        rungs = [np.minimum(common.pop(), top)]
+        while common:
+            rung = np.minimum(common.pop(), rungs[0])
+            if (rungs[0] > rung * _CLOSE).any():
+                rungs.insert(0, rung)
+        while (rungs[-1] < top).any():
+            rungs.append(np.minimum(_round_up(rungs[-1] * _FAR), top))
+        return Ladder(tuple(axes), tuple(tuple(int(c) for c in rung) for rung in rungs))
+
+    def lowest(self, lengths: Sequence[int]) -> dict[str, int]:
+        """The capacities of the lowest rung that holds `lengths` (one an axis)."""
+        for rung in self.rungs:
+            if all(n <= capacity for n, capacity in zip(lengths, rung, strict=True)):
+                return dict(zip(self.axes, rung, strict=True))
+        raise ValueError(f"lengths {tuple(lengths)} of {self.axes} exceed {self.rungs[-1]}")
+
+
+class Packer:
+    """Slices samples out of a store into packed batches.
+
+    Args:
+      store: where the samples are.
+      max_history: the most recent behaviours kept of each history; 0 keeps all.
+    """
+
+    def __init__(self, store: Store, max_history: int = 0):
+        self.store = store
+        self.max_history = max_history
+        self._multi_hot = [f.name for f in store.schema.fields if f.multi_hot]
+        self._nested = [
+            (s.name, f.name) for s in store.schema.sequences for f in s.fields if f.multi_hot
+        ]
+        self.axes = (
+            *self._multi_hot,
+            *(s.name for s in store.schema.sequences),
+            *(f"{s}.{f}" for s, f in self._nested),
+        )
+
+    def _history(self, name: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        start = self.store.column(f"sequences/{name}.start")[samples].astype(np.int64)
+        end = self.store.column(f"sequences/{name}.end")[samples].astype(np.int64)
+        if self.max_history:
+            start = np.maximum(start, end - self.max_history)
+        return start, end
+
+    def lengths(self, samples: np.ndarray) -> np.ndarray:
+        """[N, axes] how much of each packed axis each sample takes."""
+        columns = []
+        for name in self._multi_hot:
+            offsets = self.store.column(f"fields/{name}.offsets")
+            columns.append(offsets[samples + 1].astype(np.int64) - offsets[samples])
+        histories = {
+            s.name: self._history(s.name, samples) for s in self.store.schema.sequences
+        }
+        columns += [end - start for start, end in histories.values()]
+        for sequence, field in self._nested:
+            start, end = histories[sequence]
+            offsets = self.store.column(f"events/{sequence}/{field}.offsets")
+            columns.append(offsets[end].astype(np.int64) - offsets[start])
+        return np.stack(columns, axis=1) if columns else np.empty((len(samples), 0), np.int64)
+
+    def pack(self, samples: np.ndarray, batch_size: int, ladder: Ladder) -> Batch:
+        """The batch of these samples, at most `batch_size`, filled up with weight 0."""
+        store, schema = self.store, self.store.schema
+        capacity = ladder.lowest(self.lengths(samples).sum(axis=0))
+
+        def column(name: str, dtype: Any) -> np.ndarray:
+            out = np.zeros(batch_size, dtype)
+            out[: len(samples)] = store.column(name)[samples]
+            return out
+
+        fields: dict[str, np.ndarray | Packed] = {}
+        for field in schema.fields:
+            if field.multi_hot:
+                offsets = store.column(f"fields/{field.name}.offsets")
+                fields[field.name] = _packed(
+                    store.column(f"fields/{field.name}"),
+                    offsets[samples].astype(np.int64),
+                    offsets[samples + 1].astype(np.int64),
+                    capacity[field.name],
+                    batch_size,
+                )
+            else:
+                fields[field.name] = column(f"fields/{field.name}", np.int32)
+
+        sequences = {}
+        for sequence in schema.sequences:
+            start, end = self._history(sequence.name, samples)
+            at, segment_ids = _ranges(start, end, capacity[sequence.name], batch_size)
+            values: dict[str, np.ndarray | Packed] = {}
+            for behavior in sequence.fields:
+                name = f"events/{sequence.name}/{behavior.name}"
+                if behavior.multi_hot:
+                    offsets = store.column(f"{name}.offsets")
+                    values[behavior.name] = _packed(
+                        store.column(name),
+                        offsets[at].astype(np.int64),
+                        offsets[at + 1].astype(np.int64),
+                        capacity[f"{sequence.name}.{behavior.name}"],
+                        len(segment_ids),
+                    )
+                else:
+                    values[behavior.name] = _take(store.column(name), at, len(segment_ids))
+            sequences[sequence.name] = Behaviors(values, segment_ids)
+
+        weight = np.zeros(batch_size, np.float32)
+        weight[: len(samples)] = 1
+        return Batch(
+            label=column("samples/label", np.float32),
+            weight=weight,
+            user=column("samples/user", np.int32),
+            fields=fields,
+            sequences=sequences,
+        )
+
+
+class BatchSource:
+    """Random access to the packed batches of a run, for Grain.
+
+    Batch i of a shuffled source is batch i mod `batches_per_epoch` of epoch i div
+    `batches_per_epoch`; every epoch has a permutation of its own, made of seed and epoch. An epoch
+    has each sample once: its last batch may hold fewer, filled up with weight 0.
+
+    Args:
+      store, split: what to read.
+      batch_size: B.
+      max_history: see `Packer`.
+      seed: of the order.
+      shuffle: if not, batches follow the store's order.
+      epochs: how many.
+
+    Raises:
+      DinError: there is no such split, or it has no samples.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        batch_size: int,
+        *,
+        max_history: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int = 1,
+    ):
+        self.samples = store.split(split)
+        if not self.samples:
+            raise DinError(f"{store.path}: the split {split!r} has no samples")
+        self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
+        self.batches_per_epoch = -(-len(self.samples) // batch_size)
+        self.packer = Packer(store, max_history)
+        self.ladder = self._ladder()
+        # All that the order and the content of the batches depend on.
+        self.fingerprint = {
+            "store": store.fingerprint,
+            "split": split,
+            "batch_size": batch_size,
+            "max_history": max_history,
+            "seed": seed,
+            "shuffle": shuffle,
+        }
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+
+    def __len__(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, place = divmod(int(index), self.batches_per_epoch)
+        chosen = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        if self.shuffle:
+            samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
+        else:
+            samples = np.arange(len(self.samples))[chosen] + self.samples.start
+        return self.packer.pack(samples, self.batch_size, self.ladder)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        count = len(self.samples)
+        order = np.arange(count, dtype=np.uint32 if count < 1 << 32 else np.uint64)
+        np.random.default_rng([self.seed, epoch]).shuffle(order)
+        return order
+
+    def _ladder(self) -> Ladder:
+        # Without shuffling the batches are known, and neighbours are alike: look at them all.
+        # Shuffled ones are like any others drawn at random.
+        samples = np.arange(self.samples.start, self.samples.stop)
+        lengths = self.packer.lengths(samples)
+        worst = [
+            int(np.sort(column)[-min(self.batch_size, len(column)) :].sum())
+            for column in lengths.T
+        ]
+        size = min(self.batch_size, len(lengths))
+        if self.shuffle:
+            drawn = np.random.default_rng(0).integers(len(lengths), size=(_TRIAL_BATCHES, size))
+            totals = np.stack([lengths[batch].sum(axis=0) for batch in drawn])
+        else:
+            totals = np.add.reduceat(lengths, np.arange(0, len(lengths), self.batch_size), axis=0)
+            worst = totals.max(axis=0).tolist()
+        return Ladder.fit(self.packer.axes, totals, worst)
+
+
+def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> grain.DatasetIterator:
+    """Iterates over a source's batches from position `start`, read ahead in a thread of its own.
+
+    The iterator's `get_state()` is Grain's: a position. `source.fingerprint` says of what.
+    """
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    if start:
+        state: Mapping[str, Any] = iterator.get_state()
+        iterator.set_state({**state, "next_index": start})
+    return iterator
+
+
+def _round_up(lengths: np.ndarray) -> np.ndarray:
+    up = np.ceil(np.asarray(lengths) / _ROUND_TO).astype(np.int64) * _ROUND_TO
+    return np.maximum(up, _ROUND_TO)
+
+
+def _ranges(
+    start: np.ndarray, end: np.ndarray, capacity: int, segments: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions start[i] … end[i] − 1 of all ranges end to end, and segment ids with padding."""
+    length = end - start
+    segment = np.repeat(np.arange(len(start), dtype=np.int32), length)
+    shift = start - (np.cumsum(length) - length)
+    at = np.arange(len(segment)) + np.repeat(shift, length)
+    segment_ids = np.full(capacity, segments, np.int32)
+    segment_ids[: len(segment)] = segment
+    return at, segment_ids
+
+
+def _take(values: np.ndarray, at: np.ndarray, capacity: int) -> np.ndarray:
+    out = np.zeros(capacity, np.int32)
+    out[: len(at)] = values[at]
+    return out
+
+
+def _packed(
+    values: np.ndarray, start: np.ndarray, end: np.ndarray, capacity: int, segments: int
+) -> Packed:
+    at, segment_ids = _ranges(start, end, capacity, segments)
+    return Packed(_take(values, at, capacity), segment_ids)

@@ -1,0 +1,326 @@
+"""The training loop: batches, steps, evaluation, checkpoints, logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tensorboardX
+import tqdm
+from ml_collections import ConfigDict
+
+from din_jax import checkpoint, evaluation, models, optim
+from din_jax.checkpoint import Checkpoints, Kind
+from din_jax.config import check
+from din_jax.errors import DinError
+from din_jax.pipeline import BatchSource, batches
+from din_jax.prepare import planted
+from din_jax.step import TrainState, init_state, score_step, train_step
+from din_jax.store import Store
+
+_LOG_EVERY_S = 2.0  # between two lines of training metrics
+_LOWER_IS_BETTER = ("log_loss",)
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The run was asked to stop and has saved; `signum` is the signal."""
+
+    def __init__(self, signum: int, step: int, workdir: Path):
+        super().__init__(
+            f"stopped and saved at step {step:,}; run the same command again to go on ({workdir})"
+        )
+        self.signum = signum
+
+
+class Run(NamedTuple):
+    """What training and evaluation of one config have in common."""
+
+    config: ConfigDict
+    store: Store
+    source: BatchSource
+    model: models.Model
+    optimizer: optax.GradientTransformation
+    state: TrainState  # before the first step
+
+    def evaluator(self, split: str) -> evaluation.Evaluator:
+        """Scores a split of the run's store."""
+        return evaluation.Evaluator(
+            score_step(self.model),
+            self.store,
+            split,
+            batch_size=self.config.eval.batch_size,
+            max_history=self.config.data.max_history,
+        )
+
+
+def open_run(config: ConfigDict) -> Run:
+    """Checks a config, opens its store and builds its model.
+
+    Raises:
+      DinError: the config can't be used, or the store can't be opened.
+    """
+    check(config)
+    path = Path(config.data.store)
+    if config.data.prepare and not path.exists():
+        origin = planted.prepare(path)
+        print(f"made the embedded data set {path}: {origin['samples']:,} samples")
+    store = Store(path)
+    source = BatchSource(
+        store,
+        config.data.fit,
+        config.train.batch_size,
+        max_history=config.data.max_history,
+        seed=config.seed,
+        epochs=config.train.epochs,
+    )
+    model = models.build(store.schema, config.model)
+    optimizer = optim.build(config.optimizer, config.train.batch_size)
+    state = init_state(model, optimizer, source[0], config.seed)
+    return Run(config, store, source, model, optimizer, state)
+
+
+def reopen(workdir: str | Path, store: str = "") -> Run:
+    """The run that was trained in `workdir`, from its checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      store: where its store is now, if it has moved.
+
+    Raises:
+      DinError: there is no checkpoint, or the store is of another schema.
+    """
+    meta = Checkpoints(workdir).meta("last")
+    config = ConfigDict(meta["config"])
+    config.data.store = store or config.data.store
+    config.data.prepare = ""
+    checkpoint.check_same_schema(meta, Store(config.data.store).schema, workdir)
+    return open_run(config)
+
+
+def final_kind(run: Run, workdir: str | Path) -> Kind:
+    """The checkpoint that a run is judged by: the best on validation, if any was chosen."""
+    if run.config.data.fit == "train" and Checkpoints(workdir).latest("best") is not None:
+        return "best"
+    return "last"
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains, or goes on training, and evaluates the test split once at the end.
+
+    Args:
+      config: see `din_jax.config`.
+      workdir: the run's folder. If it holds a run of the same config, that goes on.
+
+    Returns:
+      The test metrics by name: of the weights that were best on validation, or with
+      `data.fit=train+validation` of the last ones.
+
+    Raises:
+      DinError: the config or the data can't be used, or `workdir` holds another run.
+      Interrupted: a signal asked to stop; the state is saved.
+    """
+    run = open_run(config)
+    workdir = Path(workdir)
+    checkpoints = Checkpoints(workdir)
+    meta = checkpoint.describe(config, run.store.schema, run.source)
+    state, best = run.state, None
+    if checkpoints.latest("last") is not None:
+        checkpoint.check_same_run(checkpoints.meta("last"), meta, workdir)
+        state, saved = checkpoints.restore("last", run.state)
+        best = saved["best"]
+        what = "is complete" if int(state.step) >= len(run.source) else "goes on"
+        print(f"{workdir}: the run {what} at step {int(state.step):,} of {len(run.source):,}")
+
+    with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
+        state = _loop(run, state, best, checkpoints, meta, log, stop, workdir)
+        state, _ = checkpoints.restore(final_kind(run, workdir), run.state)
+        metrics = run.evaluator("test").metrics(state)
+        log.write(int(state.step), "test", metrics)
+    print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
+    return metrics
+
+
+def _loop(
+    run: Run,
+    state: TrainState,
+    best: float | None,
+    checkpoints: Checkpoints,
+    meta: dict[str, Any],
+    log: Log,
+    stop: _Stop,
+    workdir: Path,
+) -> TrainState:
+    config, source = run.config, run.source
+    step = train_step(run.model, run.optimizer)
+    learning_rate = optim.decayed_learning_rate(config.optimizer, config.train.batch_size)
+    evaluator = run.evaluator("validation") if config.data.fit == "train" else None
+    evaluate_at = _evaluation_steps(source, config.train.evaluations_per_epoch)
+    done, total = int(state.step), len(source)
+
+    bar = tqdm.tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
+    meter = _Meter(config.train.batch_size)
+    iterator = batches(source, start=done) if done < total else iter(())
+    loss = None
+    with contextlib.closing(bar):
+        while done < total:
+            begin = time.perf_counter()
+            batch = next(iterator)
+            meter.waited += time.perf_counter() - begin
+            if loss is not None:
+                # One step in flight: reading the next batch overlaps with it.
+                meter.add(float(loss))
+            state, loss = step(state, batch)
+            done += 1
+            bar.update()
+            ends = done in evaluate_at or done == total
+            if ends or stop.signum:
+                meter.add(float(loss))
+                loss = None
+            if ends or (meter.losses and meter.seconds > _LOG_EVERY_S):
+                figures = meter.read()
+                figures["learning_rate"] = float(learning_rate(done - 1))
+                figures["epoch"] = done / source.batches_per_epoch
+                log.write(done, "train", figures)
+                bar.set_postfix_str(
+                    f"loss {figures['loss']:.4f}, {figures['samples_per_s']:,.0f} samples/s, "
+                    f"input wait {figures['input_wait']:.1%}"
+                )
+                if ends and not np.isfinite(figures["loss"]):
+                    raise DinError(
+                        f"the loss is {figures['loss']} at step {done:,}: training has diverged; "
+                        "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+                    )
+            if ends:
+                if evaluator is not None:
+                    metrics = evaluator.metrics(state)
+                    log.write(done, "validation", metrics)
+                    chosen = metrics[config.train.select]
+                    bar.write(
+                        f"step {done:,} of {total:,} (epoch {done / source.batches_per_epoch:.2f})"
+                        f"  train loss {figures['loss']:.4f}  validation "
+                        + "  ".join(
+                            f"{name} {metrics[name]:.4f}"
+                            for name in ("user_weighted_auc", "auc", "log_loss")
+                        )
+                        + f"  {figures['samples_per_s']:,.0f} samples/s"
+                    )
+                    if best is None or _better(chosen, best, config.train.select):
+                        best = chosen
+                        checkpoints.save("best", state, meta | {"best": best})
+                checkpoints.save("last", state, meta | {"best": best})
+                meter.start()
+            elif stop.signum:
+                checkpoints.save("last", state, meta | {"best": best})
+            if stop.signum and done < total:
+                raise Interrupted(stop.signum, done, workdir)
+    return state
+
+
+def _evaluation_steps(source: BatchSource, per_epoch: int) -> set[int]:
+    """Steps after which validation is scored; the last of an epoch is always one."""
+    n = source.batches_per_epoch
+    places = [-(-n * (i + 1) // per_epoch) for i in range(per_epoch)]
+    return {epoch * n + place for epoch in range(source.epochs) for place in places}
+
+
+def _better(value: float, best: float, metric: str) -> bool:
+    return value < best if metric in _LOWER_IS_BETTER else value > best
+
+
+class _Meter:
+    """Loss, speed and share of time waiting for input since it was last read.
+
+    The first step after a start is not timed: it may compile.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.start()
+
+    def start(self) -> None:
+        self.waited = 0.0
+        self.losses: list[float] = []
+        self.begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def add(self, loss: float) -> None:
+        self.losses.append(loss)
+
+    def read(self) -> dict[str, float]:
+        seconds = self.seconds
+        figures = {
+            "loss": float(np.mean(self.losses)),
+            "samples_per_s": len(self.losses) * self.batch_size / seconds,
+            "input_wait": self.waited / seconds,
+        }
+        self.start()
+        return figures
+
+
+class Log:
+    """Metrics as JSON lines (WORKDIR/metrics.jsonl) and as TensorBoard events.
+
+    Lines of steps after `from_step` are dropped: a run that goes on takes those steps again.
+    """
+
+    def __init__(self, workdir: Path, from_step: int):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= from_step]
+            self._path.write_text("".join(kept))
+        self._file = self._path.open("a")
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds a line and the events of one split's metrics."""
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+
+class _Stop:
+    signum = 0
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[_Stop]:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends at once."""
+    stop = _Stop()
+    before = {}
+
+    def ask(signum: int, _: Any) -> None:
+        stop.signum = signum
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, ask)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        pass
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,32 @@
+"""Evaluates a trained model: `python eval.py --workdir runs/amazon --split test`."""
+
+import sys
+
+from absl import flags
+
+from din_jax import cli, evaluation, training
+from din_jax.checkpoint import Checkpoints
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_SPLIT = flags.DEFINE_string("split", "test", "Which split of the store to score.")
+_STORE = flags.DEFINE_string("store", "", "Where the store is, if it has moved.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", None, ["best", "last"], "Which weights (default: those that training reported)."
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+
+
+def main() -> int:
+    """Evaluates as the flags say; returns the exit status."""
+    cli.parse_flags(sys.argv, required=("workdir",))
+    run = training.reopen(_WORKDIR.value, _STORE.value)
+    evaluator = run.evaluator(_SPLIT.value)
+    kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
+    state, _ = Checkpoints(_WORKDIR.value).restore(kind, run.state)
+    metrics = evaluator.metrics(state)
+    print(evaluation.table(f"{_SPLIT.value} metrics, weights of step {int(state.step):,}", metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main, traceback="--traceback" in sys.argv))

@@ -1,0 +1,35 @@
+"""Trains a model: `python train.py --config configs/quickstart.py`.
+
+Any config key is a flag: --config.model.name=base. Running the same command again goes on where it
+was stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from din_jax import cli, training
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A file of configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/CONFIG).")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+
+
+def main() -> int:
+    """Trains as the flags say; returns the exit status."""
+    cli.parse_flags(sys.argv, requires_config=True)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    try:
+        training.train(_CONFIG.value, _WORKDIR.value or f"runs/{name}")
+    except training.Interrupted as stop:
+        print(stop)
+        return 128 + stop.signum
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main, traceback="--traceback" in sys.argv))
