@@ -203,6 +203,6 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _checksums(state: TrainState) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path): f"{zlib.crc32(np.ascontiguousarray(leaf)):08x}"
+        jax.tree_util.keystr(path): f"{zlib.crc32(np.asarray(leaf).tobytes()):08x}"
         for path, leaf in leaves
     }

@@ -36,7 +36,9 @@ def init_tables(specs: Mapping[str, TableSpec], key: jax.Array) -> dict[str, jax
     vector, which adds nothing to a pool.
     """
     tables = {}
-    for (name, spec), k in zip(sorted(specs.items()), jax.random.split(key, len(specs)), strict=True):
+    for (name, spec), k in zip(
+        sorted(specs.items()), jax.random.split(key, len(specs)), strict=True
+    ):
         tables[name] = spec.initializer(k, (spec.rows, spec.dim), jnp.float32).at[0].set(0.0)
     return tables
 

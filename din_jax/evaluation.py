@@ -27,9 +27,7 @@ class Evaluator:
         self, score: ScoreStep, store: Store, split: str, *, batch_size: int, max_history: int
     ):
         self.score = score
-        self.source = BatchSource(
-            store, split, batch_size, max_history=max_history, shuffle=False
-        )
+        self.source = BatchSource(store, split, batch_size, max_history=max_history, shuffle=False)
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]
         self.labels = store.column("samples/label")[samples.start : samples.stop]

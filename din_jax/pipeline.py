@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import grain
 import numpy as np
@@ -25,27 +25,30 @@ _CLOSE = 1.05  # a common rung that is closer than this to the next is left out
 _FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
 
 
+Array: TypeAlias = Any  # NumPy's on the host, JAX's inside a step
+
+
 class Packed(NamedTuple):
     """Ids of S segments end to end; padding carries segment id S."""
 
-    values: np.ndarray  # int32[N]
-    segment_ids: np.ndarray  # int32[N], ascending
+    values: Array  # int32[N]
+    segment_ids: Array  # int32[N], ascending
 
 
 class Behaviors(NamedTuple):
     """One behaviour sequence of the whole batch, end to end; padding carries segment id B."""
 
-    fields: dict[str, np.ndarray | Packed]  # int32[T]; multi-hot: segments are positions in T
-    segment_ids: np.ndarray  # int32[T], ascending: which sample
+    fields: dict[str, Array | Packed]  # int32[T]; multi-hot: segments are positions in T
+    segment_ids: Array  # int32[T], ascending: which sample
 
 
 class Batch(NamedTuple):
     """B samples. `weight` is 1 for a sample and 0 for padding that fills the last batch up."""
 
-    label: np.ndarray  # float32[B]
-    weight: np.ndarray  # float32[B]
-    user: np.ndarray  # int32[B], groups Eq. 10; no model reads it
-    fields: dict[str, np.ndarray | Packed]  # int32[B]; multi-hot: segments are samples
+    label: Array  # float32[B]
+    weight: Array  # float32[B]
+    user: Array  # int32[B], groups Eq. 10; no model reads it
+    fields: dict[str, Array | Packed]  # int32[B]; multi-hot: segments are samples
     sequences: dict[str, Behaviors]
 
 
@@ -124,9 +127,7 @@ class Packer:
         for name in self._multi_hot:
             offsets = self.store.column(f"fields/{name}.offsets")
             columns.append(offsets[samples + 1].astype(np.int64) - offsets[samples])
-        histories = {
-            s.name: self._history(s.name, samples) for s in self.store.schema.sequences
-        }
+        histories = {s.name: self._history(s.name, samples) for s in self.store.schema.sequences}
         columns += [end - start for start, end in histories.values()]
         for sequence, field in self._nested:
             start, end = histories[sequence]
@@ -144,7 +145,7 @@ class Packer:
             out[: len(samples)] = store.column(name)[samples]
             return out
 
-        fields: dict[str, np.ndarray | Packed] = {}
+        fields: dict[str, Array | Packed] = {}
         for field in schema.fields:
             if field.multi_hot:
                 offsets = store.column(f"fields/{field.name}.offsets")
@@ -162,7 +163,7 @@ class Packer:
         for sequence in schema.sequences:
             start, end = self._history(sequence.name, samples)
             at, segment_ids = _ranges(start, end, capacity[sequence.name], batch_size)
-            values: dict[str, np.ndarray | Packed] = {}
+            values: dict[str, Array | Packed] = {}
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
                 if behavior.multi_hot:
@@ -261,8 +262,7 @@ class BatchSource:
         samples = np.arange(self.samples.start, self.samples.stop)
         lengths = self.packer.lengths(samples)
         worst = [
-            int(np.sort(column)[-min(self.batch_size, len(column)) :].sum())
-            for column in lengths.T
+            int(np.sort(column)[-min(self.batch_size, len(column)) :].sum()) for column in lengths.T
         ]
         size = min(self.batch_size, len(lengths))
         if self.shuffle:
@@ -295,7 +295,7 @@ def _round_up(lengths: np.ndarray) -> np.ndarray:
 def _ranges(
     start: np.ndarray, end: np.ndarray, capacity: int, segments: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The positions start[i] … end[i] − 1 of all ranges end to end, and segment ids with padding."""
+    """The positions start[i] … end[i] − 1 of all ranges, and padded segment ids."""
     length = end - start
     segment = np.repeat(np.arange(len(start), dtype=np.int32), length)
     shift = start - (np.cumsum(length) - length)

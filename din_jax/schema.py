@@ -76,7 +76,8 @@ class Schema:
 
     def __post_init__(self) -> None:
         _distinct("table", (t.name for t in self.tables))
-        _distinct("field or sequence", (x.name for x in (*self.fields, *self.sequences)))
+        inputs = [f.name for f in self.fields] + [s.name for s in self.sequences]
+        _distinct("field or sequence", inputs)
         for table in self.tables:
             if table.rows < 1:
                 raise DinError(

@@ -39,7 +39,8 @@ def init_state(
     """A state before the first step; only the shapes of `batch` matter."""
     params_key, tables_key = jax.random.split(jax.random.key(seed))
     tables = init_tables(model.tables, tables_key)
-    variables = model.module.init(params_key, tables, model.lookups(batch), batch, train=False)
+    init = jax.jit(model.module.init, static_argnames="train")  # much faster than op by op
+    variables = init(params_key, tables, model.lookups(batch), batch, train=False)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

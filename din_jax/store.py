@@ -316,10 +316,10 @@ class _Column:
         )
 
     def append(self, values: np.ndarray) -> None:
-        data = values.astype(self.dtype)
-        if values.ndim != 1 or not np.array_equal(data, values):
+        stored = values.astype(self.dtype)
+        if values.ndim != 1 or not np.array_equal(stored, values):
             raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
-        data = data.tobytes()
+        data = stored.tobytes()
         self.digest.update(data)
         self.file.write(data)
         self.length += len(values)

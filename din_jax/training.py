@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 import tensorboardX
@@ -30,7 +29,7 @@ _LOG_EVERY_S = 2.0  # between two lines of training metrics
 _LOWER_IS_BETTER = ("log_loss",)
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
+class Interrupted(Exception):
     """The run was asked to stop and has saved; `signum` is the signal."""
 
     def __init__(self, signum: int, step: int, workdir: Path):
@@ -307,7 +306,7 @@ class _Stop:
 def _stop_signal() -> Iterator[_Stop]:
     """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends at once."""
     stop = _Stop()
-    before = {}
+    before: dict[int, Any] = {}
 
     def ask(signum: int, _: Any) -> None:
         stop.signum = signum
@@ -315,8 +314,8 @@ def _stop_signal() -> Iterator[_Stop]:
             signal.signal(known, handler)
 
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, ask)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals
         pass
     try:

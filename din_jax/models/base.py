@@ -63,8 +63,8 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
                 behaviors.fields[behavior.name], mask, len(mask)
             )
     if config.item_bias:
-        ids = batch.fields[schema.ad_field(config.item_bias).name]
-        found[ITEM_BIAS] = {ITEM_BIAS: Lookup(ids, real)}
+        name = schema.ad_field(config.item_bias).name
+        found[ITEM_BIAS] = {ITEM_BIAS: _lookup_of(batch.fields[name], real, samples)}
     return found
 
 

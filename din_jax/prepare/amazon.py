@@ -255,7 +255,7 @@ def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
         for number, line in enumerate(block.splitlines(), start=first_line):
             asin = _ASIN.search(line)
             if asin and (asin[1] or asin[2] or b"").decode("utf-8", "replace") not in wanted:
-                continue  # parsing a line costs 50 times this look, and most goods are not asked for
+                continue  # most goods are not asked for, and to parse a line costs 50 times this
             try:
                 good = ast.literal_eval(line.decode())
                 if good["asin"] in wanted and good.get("categories"):
