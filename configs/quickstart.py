@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     c.data.store = "data/planted"
     c.data.prepare = "planted"
     c.model.embedding_dim = 8
+    c.optimizer.learning_rate = 0.004
     c.optimizer.decay_samples = 1_000_000
+    c.train.batch_size = 512
     c.train.epochs = 4
     return c

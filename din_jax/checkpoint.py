@@ -165,18 +165,18 @@ def check_same_schema(meta: dict[str, Any], schema: Schema, workdir: str | Path)
     before = Schema.from_json(meta["schema"])
     if before == schema:
         return
-    parts = [
-        f"{kind}: {', '.join(map(str, a))} in the checkpoint, {', '.join(map(str, b))} in the store"
-        for kind, a, b in (
-            ("tables", _names_of(before.tables), _names_of(schema.tables)),
-            ("fields", _names_of(before.fields), _names_of(schema.fields)),
-            ("sequences", _names_of(before.sequences), _names_of(schema.sequences)),
-        )
-        if a != b
-    ]
+    parts = []
+    for kind in ("tables", "fields", "sequences"):
+        a, b = _names_of(getattr(before, kind)), _names_of(getattr(schema, kind))
+        ours, theirs = ([n for n in a if n not in b], [n for n in b if n not in a])
+        if ours or theirs:
+            parts.append(
+                f"{kind}: {', '.join(ours) or 'nothing'} in the checkpoint, "
+                f"{', '.join(theirs) or 'nothing'} in the store"
+            )
     raise DinError(
         f"{workdir}: the checkpoint is of another schema than the store:\n  "
-        + "\n  ".join(parts or ["same names, other attributes"])
+        + "\n  ".join(parts or ["the same names, in another order or with other attributes"])
         + "\ngive the store that it was trained on"
     )
 

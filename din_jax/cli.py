@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -42,21 +43,36 @@ def parse_flags(
     Raises:
       DinError: a flag or a config key is unknown or of another type, or a config can't be read.
     """
+    given = {a.lstrip("-").partition("=")[0]: i for i, a in enumerate(argv) if a.startswith("-")}
+    if requires_config and "config" in given:
+        _check_config_file(argv, given["config"])
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        raise DinError(f"{error} (--help lists the flags)") from error
+        raise DinError(f"{_plain(error)} (--help lists the flags)") from error
     except AttributeError as error:
         # What ml_collections raises for a key that the config lacks, with its suggestion.
-        raise DinError(f"the config has no such key: {_unquoted(error)}") from error
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise DinError(f"{type(error).__name__}: {_unquoted(error)}") from error
+        raise DinError(f"the config has no such key: {_plain(error)}") from error
+    except (OSError, ImportError, NameError, SyntaxError, TypeError, ValueError) as error:
+        raise DinError(f"the config: {type(error).__name__}: {_plain(error)}") from error
     for name in (*required, *["config"] * requires_config):
-        if not any(a.split("=")[0] in (f"--{name}", f"-{name}") for a in argv[1:]):
+        if name not in given:
             raise DinError(f"--{name}=… is required (--help lists the flags)")
     if len(rest) > 1:
         raise DinError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
 
 
-def _unquoted(error: Exception) -> str:
-    return str(error).strip("\"'").replace("\\n", ". ").replace("\n", ". ").replace("\\'", "'")
+def _check_config_file(argv: Sequence[str], at: int) -> None:
+    # ml_collections logs a traceback for a missing file and fails only later.
+    _, equals, path = argv[at].partition("=")
+    if not equals:
+        path = argv[at + 1] if at + 1 < len(argv) else ""
+    if not Path(path.split(":")[0]).is_file():
+        raise DinError(f"no config file {path.split(':')[0]!r}; configs/ has some to start from")
+
+
+def _plain(error: Exception) -> str:
+    # Some of these carry a whole traceback, or a quoted message, in their text.
+    text = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'").strip()
+    lines = text.split("\n")
+    return lines[-1] if any("Traceback" in line for line in lines) else ". ".join(lines)

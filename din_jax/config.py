@@ -12,7 +12,10 @@ from din_jax.errors import DinError
 
 
 def default_config() -> ConfigDict:
-    """A new config with every key; `configs/*.py` start from it."""
+    """A new config with every key; `configs/*.py` start from it.
+
+    It is locked: to set a key that is not there raises, with a suggestion.
+    """
     c = ConfigDict()
     c.seed = 0  # of the initial weights, the order of the samples and the dropout
     c.devices = 1  # how many devices train together
@@ -70,6 +73,8 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.batch_size = 1024
+    c.lock()
+    c.model.table_dims.unlock()  # its keys are the data set's tables
     return c
 
 

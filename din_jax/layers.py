@@ -60,9 +60,9 @@ class Dice(nn.Module):
                 mean.value = keep * mean.value + (1 - keep) * batch_mean
                 variance.value = keep * variance.value + (1 - keep) * batch_variance
         else:
-            centred, batch_variance = s - mean.value, variance.value
-        p = nn.sigmoid(centred / (_safe_sqrt(batch_variance) + self.epsilon))
-        return p * s + (1 - p) * alpha * s
+            centred, batch_variance = s - mean.value[None], variance.value
+        p = nn.sigmoid(centred / (_safe_sqrt(batch_variance) + self.epsilon)[None])
+        return p * s + (1 - p) * alpha[None] * s
 
 
 def _moments(
@@ -77,11 +77,11 @@ def _moments(
     count, total = over_devices((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)))
     n = jnp.maximum(count, 1)
     shift = jax.lax.stop_gradient(total / n)
-    shifted = jnp.where(real, s - shift, 0)
+    shifted = jnp.where(real, s - shift[None], 0)
     first, second = over_devices((shifted.sum(0), jnp.square(shifted).sum(0)))
     rest = first / n  # what rounding left in the shift
     variance = jnp.maximum(second / n - jnp.square(rest), 0)
-    return s - shift - rest, shift + rest, variance, count
+    return s - shift[None] - rest[None], shift + rest, variance, count
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ class PReLU(nn.Module):
         """Maps s [N, F] to [N, F]."""
         del mask, train
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), s.shape[-1:])
-        return jnp.where(s > 0, s, alpha * s)
+        return jnp.where(s > 0, s, alpha[None] * s)
 
 
 class Sigmoid(nn.Module):
@@ -225,7 +225,11 @@ class ActivationUnit(nn.Module):
             product = (own_ad[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
         else:
             product = own_ad * behaviors
-        x = behaviors @ w_behavior + product @ w_product + _rows_of(ad @ w_ad + bias, segment_ids)
+        x = (
+            behaviors @ w_behavior
+            + product @ w_product
+            + _rows_of(ad @ w_ad + bias[None], segment_ids)
+        )
         for i, units in enumerate(self.hidden):
             if i:
                 x = _dense(units, f"hidden_{i}")(x)

@@ -132,7 +132,7 @@ def _config_of(path: str, assignments: list[str]) -> ConfigDict:
         raise DinError(f"{path}: no such config file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config().lock()
+    config = module.get_config()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:

@@ -45,8 +45,8 @@ class ReleasedDice(nn.Module):
         del mask, train
         alpha = self.param("alpha", nn.initializers.zeros, s.shape[-1:])
         beta = self.param("beta", nn.initializers.zeros, s.shape[-1:])
-        p = nn.sigmoid(beta * s / math.sqrt(1 + _BATCH_NORM_EPSILON))
-        return alpha * (1 - p) * s + p * s
+        p = nn.sigmoid(beta[None] * s / math.sqrt(1 + _BATCH_NORM_EPSILON))
+        return alpha[None] * (1 - p) * s + p * s
 
 
 class IdleBatchNorm(nn.Module):
@@ -57,7 +57,7 @@ class IdleBatchNorm(nn.Module):
         """Maps x [N, F] to [N, F]."""
         gamma = self.param("gamma", nn.initializers.ones, x.shape[-1:])
         beta = self.param("beta", nn.initializers.zeros, x.shape[-1:])
-        return gamma * x / math.sqrt(1 + _BATCH_NORM_EPSILON) + beta
+        return gamma[None] * x / math.sqrt(1 + _BATCH_NORM_EPSILON) + beta[None]
 
 
 class ReleasedCode(nn.Module):

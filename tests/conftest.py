@@ -1,0 +1,119 @@
+import os
+import tempfile
+
+# JAX on CPU can abort with several host devices and few threads.
+os.environ.setdefault("NPROC", "32")
+# Many tests, and the commands that they start, compile the same programs.
+_CACHE = tempfile.TemporaryDirectory(prefix="din_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from din_jax.prepare import planted
+from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.store import Store, StoreWriter
+
+jax.config.update("jax_num_cpu_devices", 4)
+# A missing axis is a bug, not a broadcast.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def planted_store(tmp_path_factory):
+    """A small planted data set."""
+    path = tmp_path_factory.mktemp("planted") / "store"
+    planted.prepare(path, users=300)
+    return path
+
+
+RICH_SCHEMA = Schema(
+    tables=(Table("film", 50), Table("genre", 8), Table("age", 4), Table("hour", 5)),
+    fields=(
+        Field("age", "age", "user"),
+        Field("film", "film", "ad"),
+        Field("genres", "genre", "ad", multi_hot=True),
+        Field("hour", "hour", "context"),
+    ),
+    sequences=(
+        Sequence(
+            "views",
+            (
+                BehaviorField("film", "film", ad="film"),
+                BehaviorField("genres", "genre", ad="genres", multi_hot=True),
+            ),
+        ),
+        Sequence("likes", (BehaviorField("film", "film", ad="film"),)),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory):
+    """A store with every kind of column, and the same data as plain Python lists.
+
+    Returns (store, samples): each sample is a dict of its label, user and fields, and of its
+    sequences as lists of behaviours.
+    """
+    rng = np.random.default_rng(5)
+    users, count = 17, 90
+    events, begin = {}, {}
+    for name in ("views", "likes"):
+        length = rng.integers(0, 9, users)
+        begin[name] = np.concatenate([[0], np.cumsum(length)])
+        events[name] = [
+            {
+                "film": int(rng.integers(1, 50)),
+                "genres": rng.integers(1, 8, rng.integers(4)).tolist(),
+            }
+            for _ in range(int(length.sum()))
+        ]
+    samples = []
+    for _ in range(count):
+        user = int(rng.integers(users))
+        sample = {
+            "label": int(rng.integers(2)),
+            "user": user,
+            "age": int(rng.integers(4)),
+            "film": int(rng.integers(50)),
+            "genres": rng.integers(1, 8, rng.integers(4)).tolist(),
+            "hour": int(rng.integers(5)),
+        }
+        for name in events:
+            first, last = begin[name][user], begin[name][user + 1]
+            stop = int(rng.integers(first, last + 1))
+            sample[name] = events[name][first:stop]
+            sample[f"{name}.range"] = (int(first), stop)
+        samples.append(sample)
+
+    def ragged(lists):
+        values = np.array([v for one in lists for v in one], np.uint8)
+        return values, np.cumsum([0, *map(len, lists)]).astype(np.uint16)
+
+    path = tmp_path_factory.mktemp("rich") / "store"
+    with StoreWriter(path, RICH_SCHEMA) as writer:
+        for name in ("label", "user"):
+            writer.append(f"samples/{name}", np.array([s[name] for s in samples], np.uint8))
+        for name in ("age", "film", "hour"):
+            writer.append(f"fields/{name}", np.array([s[name] for s in samples], np.uint8))
+        values, offsets = ragged([s["genres"] for s in samples])
+        writer.append("fields/genres", values)
+        writer.append("fields/genres.offsets", offsets)
+        for name, all_events in events.items():
+            for i, end in enumerate(("start", "end")):
+                at = np.array([s[f"{name}.range"][i] for s in samples], np.uint16)
+                writer.append(f"sequences/{name}.{end}", at)
+            writer.append(
+                f"events/{name}/film", np.array([e["film"] for e in all_events], np.uint8)
+            )
+        values, offsets = ragged([e["genres"] for e in events["views"]])
+        writer.append("events/views/genres", values)
+        writer.append("events/views/genres.offsets", offsets)
+        for table in RICH_SCHEMA.tables:
+            ids = pl.Series("id", range(100, 99 + table.rows))
+            writer.vocabulary(table.name, ids, np.arange(table.rows - 1))
+        writer.finish({"train": (0, 60), "validation": (60, 75), "test": (75, 90)}, {})
+    return Store(path), samples

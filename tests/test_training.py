@@ -1,0 +1,376 @@
+"""The loop, checkpoints and commands, end to end on a small planted data set."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import quickstart
+from din_jax import checkpoint, models, optim, training
+from din_jax.checkpoint import Checkpoints
+from din_jax.errors import DinError
+from din_jax.pipeline import BatchSource
+from din_jax.prepare import planted
+from din_jax.step import init_state, score_step, train_step
+from din_jax.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+def small_config(store, **keys):
+    config = quickstart.get_config()
+    config.data.store = str(store)
+    config.data.prepare = ""
+    config.train.batch_size = 64
+    config.train.epochs = 2
+    config.update_from_flattened_dict(keys)
+    return config
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def last_state(config, workdir):
+    run = training.open_run(config)
+    return Checkpoints(workdir).restore("last", run.state)[0]
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("staircase", [False, True])
+@pytest.mark.parametrize(("rate", "end_value"), [(0.9, 0.0), (0.1, 0.02), (1.0, 0.0)])
+def test_the_learning_rate_follows_the_formula(staircase, rate, end_value):
+    config = quickstart.get_config().optimizer
+    config.learning_rate, config.decay_rate, config.end_value = 0.5, rate, end_value
+    config.decay_samples, config.staircase = 1000, staircase
+    schedule = optim.decayed_learning_rate(config, batch_size=50)
+    for step in (0, 1, 19, 20, 21, 39, 40, 399):
+        periods = step * 50 / 1000
+        expected = 0.5 * rate ** (np.floor(periods) if staircase else periods)
+        assert float(schedule(step)) == pytest.approx(max(expected, end_value), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_step_follows_the_gradient_of_the_mean_loss_of_the_real_samples(planted_store, name):
+    config = small_config(planted_store, **{"model.activation": "prelu"})
+    config.optimizer.name, config.optimizer.clip_norm = name, 0.01
+    store = Store(planted_store)
+    model = models.build(store.schema, config.model)
+    batch = BatchSource(store, "train", 64)[0]
+    batch = batch._replace(weight=np.float32([1] * 50 + [0] * 14))
+    optimizer = optim.build(config.optimizer, 64)
+    state = init_state(model, optimizer, batch, seed=0)
+
+    def loss_of(trained):
+        logits, _ = model.module.apply(
+            {"params": trained["params"]},
+            trained["tables"],
+            model.lookups(batch),
+            batch,
+            train=True,
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits[:50], batch.label[:50].astype(np.int32)
+        ).mean()
+
+    before = {"params": state.params, "tables": state.tables}
+    loss, gradient = jax.value_and_grad(loss_of)(before)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in leaves(gradient)))
+    assert norm > 0.01, "clipping must bite"
+    rate = config.optimizer.learning_rate
+    if name == "sgd":
+        want = jax.tree.map(lambda w, g: w - rate * g * (0.01 / norm), before, gradient)
+    else:  # Adam's first step: m̂ = g, v̂ = g²
+        want = jax.tree.map(
+            lambda w, g: w - rate * g * (0.01 / norm) / (abs(g * (0.01 / norm)) + 1e-8),
+            before,
+            gradient,
+        )
+    want = leaves(want)
+    after, reported = train_step(model, optimizer)(state, batch)
+    assert float(reported) == pytest.approx(float(loss), rel=1e-5)
+    assert int(after.step) == 1
+    for a, b in zip(leaves({"params": after.params, "tables": after.tables}), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6)
+
+
+def test_compilations_are_no_more_than_rungs(planted_store):
+    config = small_config(planted_store, **{"train.batch_size": 128})
+    run = training.open_run(config)
+    step, state = train_step(run.model, run.optimizer), run.state
+    for i in range(len(run.source)):
+        state, _ = step(state, run.source[i])
+    assert 1 < step._cache_size() <= len(run.source.ladder.rungs)
+
+
+def test_batch_size_changes_no_score(planted_store):
+    config = small_config(planted_store)
+    run = training.open_run(config)
+    state, _ = train_step(run.model, run.optimizer)(run.state, run.source[0])
+    scores = []
+    for batch_size in (1000, 7):
+        config.eval.batch_size = batch_size
+        scores.append(run.evaluator("test").probabilities(state))
+    assert scores[0].shape == (300 * planted.TEST_IMPRESSIONS,)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_path, monkeypatch):
+    config = small_config(planted_store)
+    training.train(config, tmp_path / "whole")
+
+    steps = {"taken": 0}
+    original = training.train_step
+
+    def stopping(model, optimizer):
+        step = original(model, optimizer)
+
+        def counted(state, batch):
+            steps["taken"] += 1
+            if steps["taken"] == 130:  # in the second epoch, after an evaluation
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(state, batch)
+
+        return counted
+
+    monkeypatch.setattr(training, "train_step", stopping)
+    with pytest.raises(training.Interrupted, match="saved at step 130; run the same command again"):
+        training.train(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    training.train(config, tmp_path / "stopped")
+
+    assert same(last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "stopped"))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "stopped")
+    ]
+    whole, stopped = (
+        [(m["step"], m["user_weighted_auc"]) for m in log if m["split"] != "train"] for log in logs
+    )
+    assert whole == stopped
+    assert len(whole) == 3  # two epochs on validation, then test
+
+
+def test_a_complete_run_is_only_evaluated_again(planted_store, tmp_path, capsys):
+    config = small_config(planted_store, **{"train.epochs": 1})
+    first = training.train(config, tmp_path)
+    second = training.train(config, tmp_path)
+    assert "the run is complete at step 94 of 94" in capsys.readouterr().out
+    assert first == second
+
+
+def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
+    training.train(small_config(planted_store, **{"train.epochs": 1}), tmp_path)
+    training.train(small_config(planted_store, **{"train.epochs": 2}), tmp_path)
+    assert Checkpoints(tmp_path).latest("last") == 188
+    with pytest.raises(DinError, match=r"config.model.name: 'din' then, 'base' now"):
+        training.train(small_config(planted_store, **{"model.name": "base"}), tmp_path)
+
+
+def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp_path):
+    # A learning rate that soon does harm: the last weights are not the best.
+    config = small_config(
+        planted_store, **{"train.epochs": 6, "optimizer.learning_rate": 0.02, "model.name": "base"}
+    )
+    metrics = training.train(config, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    by_step = {m["step"]: m["user_weighted_auc"] for m in log if m["split"] == "validation"}
+    best = max(by_step, key=by_step.__getitem__)
+    assert best != max(by_step), "else this test shows nothing"
+    assert Checkpoints(tmp_path).latest("best") == best
+    assert log[-1]["split"] == "test"
+    assert (log[-1]["step"], log[-1]["auc"]) == (best, metrics["auc"])
+
+
+def test_the_final_fit_takes_validation_in_and_chooses_nothing(planted_store, tmp_path):
+    config = small_config(planted_store, **{"data.fit": "train+validation", "train.epochs": 1})
+    training.train(config, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {m["split"] for m in log} == {"train", "test"}
+    assert Checkpoints(tmp_path).latest("best") is None
+    # 24 of a user's 30 impressions.
+    assert Checkpoints(tmp_path).latest("last") == -(-300 * 24 // 64)
+
+
+def test_training_that_diverges_stops_with_advice(planted_store, tmp_path):
+    config = small_config(
+        planted_store,
+        **{"optimizer.name": "sgd", "optimizer.learning_rate": 1e9, "model.activation": "prelu"},
+    )
+    with pytest.raises(DinError, match=r"diverged; lower config\.optimizer\.learning_rate"):
+        training.train(config, tmp_path)
+
+
+def test_a_damaged_array_is_noticed(planted_store, tmp_path):
+    config = small_config(planted_store, **{"train.epochs": 1})
+    run = training.open_run(config)
+    meta = checkpoint.describe(config, run.store.schema, run.source)
+    Checkpoints(tmp_path).save("last", run.state, meta)
+    assert same(Checkpoints(tmp_path).restore("last", run.state)[0], run.state)
+    honest = checkpoint._checksums
+    other = run.state.replace(
+        tables=run.state.tables | {"item": run.state.tables["item"].at[7, 3].add(1e-6)}
+    )
+    Checkpoints(tmp_path / "b").save("last", run.state, meta)
+    try:
+        # The checksums of one state beside the arrays of another: what a flipped bit looks like.
+        checkpoint._checksums = lambda _: honest(run.state)
+        Checkpoints(tmp_path / "c").save("last", other, meta)
+    finally:
+        checkpoint._checksums = honest
+    with pytest.raises(DinError, match=r"the array .*tables\['item'\] is damaged"):
+        Checkpoints(tmp_path / "c").restore("last", run.state)
+
+
+def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
+    planted.prepare(tmp_path / "store")
+    found = {}
+    for name in ("base", "din"):
+        config = small_config(
+            tmp_path / "store",
+            **{"model.name": name, "train.epochs": 3, "train.batch_size": 512},
+        )
+        found[name] = training.train(config, tmp_path / name)["user_weighted_auc"]
+    assert found["din"] > found["base"] + 0.02
+
+
+def test_eval_prints_what_training_printed(planted_store, tmp_path):
+    flags = [
+        f"--config.data.store={planted_store}",
+        "--config.data.prepare=",
+        "--config.train.epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    trained = command("train.py", "--config=configs/quickstart.py", *flags)
+    assert trained.returncode == 0, trained.stderr
+    evaluated = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=test")
+    assert evaluated.returncode == 0, evaluated.stderr
+    table = trained.stdout[trained.stdout.index("test metrics") :]
+    assert table == evaluated.stdout
+    for name in ("user_weighted_auc", "auc", "log_loss"):
+        assert re.search(rf"^  {name} +0\.\d+$", table, re.MULTILINE)
+    assert list((tmp_path / "run/tensorboard").iterdir())
+
+    for flag, message in (
+        ("--split=tset", "no split 'tset'; .* has: train, validation, test"),
+        (f"--workdir={tmp_path / 'none'}", "no last checkpoint .* train first"),
+        ("--store=/nowhere", "no store at /nowhere"),
+        ("--wrokdir=x", "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    ):
+        failed = command("eval.py", f"--workdir={tmp_path / 'run'}", flag)
+        assert failed.returncode == 1
+        assert re.search(f"^error: .*{message}", failed.stderr), failed.stderr
+        assert "Traceback" not in failed.stderr
+
+    planted.prepare(tmp_path / "other", users=301)
+    failed = command("eval.py", f"--workdir={tmp_path / 'run'}", f"--store={tmp_path / 'other'}")
+    assert failed.returncode == 1
+    assert "of another schema than the store" in failed.stderr
+    assert "tables: user[301] in the checkpoint, user[302] in the store" in failed.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(planted_store, tmp_path):
+    arguments = [
+        sys.executable,
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--config.data.store={planted_store}",
+        "--config.train.epochs=1000",
+        f"--workdir={tmp_path}",
+    ]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "metrics.jsonl"
+    give_up = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = re.search(r"stopped and saved at step ([\d,]+); run the same command again", out)
+    assert step, out
+    assert Checkpoints(tmp_path).latest("last") == int(step[1].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.model.nme=base"], 'Did you mean "name" instead of "nme"'),
+        (["--config.model.embedding_dim=many"], "invalid literal for int"),
+        (["--config.model.name=dni"], r"expected 'base' or 'din' \(did you mean 'din'\?\)"),
+        (["--config.devices=3"], "config.devices=3: expected 1"),
+        (["--config.data.store=/nowhere", "--config.data.prepare="], "no store at /nowhere"),
+        (["--config.train.epochs=0"], "config.train.epochs=0: expected at least 1"),
+        (["--config.model.extra_fields=('user',)"], "optional fields are: user_id"),
+        (["--config.model.preset=released_code"], "one behaviour sequence and ad fields only"),
+        (["--config.model.item_bias=itme"], "no one-hot ad field 'itme'"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistaken_flag_is_one_clear_error(planted_store, tmp_path, flags, message):
+    failed = command(
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--config.data.store={planted_store}",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+    )
+    assert failed.returncode == 1
+    assert re.search(f"^error: .*{message}", failed.stderr, re.MULTILINE), failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    for flags, message in (
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        ([], "--config=… is required"),
+    ):
+        failed = command("train.py", *flags)
+        assert failed.returncode == 1
+        assert message in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+def test_a_traceback_is_there_for_the_asking(tmp_path):
+    failed = command("train.py", "--config=configs/quickstart.py", "--traceback", "stray")
+    assert "Traceback" in failed.stderr
+
+
+def test_scores_are_probabilities_of_the_click_output(planted_store):
+    config = small_config(planted_store)
+    run = training.open_run(config)
+    batch = run.source[0]
+    logits, _ = run.model.module.apply(
+        {"params": run.state.params, "batch_stats": run.state.batch_stats},
+        run.state.tables,
+        run.model.lookups(batch),
+        batch,
+        train=False,
+    )
+    np.testing.assert_allclose(
+        score_step(run.model)(run.state, batch), jax.nn.softmax(logits)[:, 1], rtol=1e-5
+    )
