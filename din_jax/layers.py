@@ -24,7 +24,8 @@ class Dice(nn.Module):
     E[s] and Var[s] are of the real entries of the mini-batch in training, over all devices of
     `axis_name`, and moving averages of these in evaluation. α is learned, one a unit. ε stands
     outside the root: where all entries are equal, p is ½ and the slope of p is up to ¼·10⁸, so the
-    gradient is finite and bounded, as large as that may be.
+    gradient is finite and bounded, as large as that may be. There it also carries float32's
+    rounding of terms of that size, where they cancel.
 
     The variance is the corrected two-pass one (Chan, Golub & LeVeque 1983, eq. 1.7), with the shift
     kept out of the gradient, where it cancels: E[s²] − E[s]² would lose all digits for |E[s]| ≫ σ.
@@ -77,11 +78,13 @@ def _moments(
     count, total = over_devices((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)))
     n = jnp.maximum(count, 1)
     shift = jax.lax.stop_gradient(total / n)
-    shifted = jnp.where(real, s - shift[None], 0)
-    first, second = over_devices((shifted.sum(0), jnp.square(shifted).sum(0)))
+    shifted = s - shift[None]
+    first, second = over_devices(
+        (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0))
+    )
     rest = first / n  # what rounding left in the shift
     variance = jnp.maximum(second / n - jnp.square(rest), 0)
-    return s - shift[None] - rest[None], shift + rest, variance, count
+    return shifted - rest[None], shift + rest, variance, count
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
@@ -268,6 +271,8 @@ def segment_softmax(
         jnp.where(mask, x, -jnp.inf), segment_ids, segments, indices_are_sorted=True
     )
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    raised = jnp.where(mask, jnp.exp(x - _rows_of(top, segment_ids)), 0)
+    # Masked before exp too: an infinite value there would make the gradient NaN.
+    below_top = jnp.where(mask, x - _rows_of(top, segment_ids), 0)
+    raised = jnp.where(mask, jnp.exp(below_top), 0)
     total = segment_pool(raised, segment_ids, segments)
     return raised / _rows_of(jnp.where(total > 0, total, 1), segment_ids)
