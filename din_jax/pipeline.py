@@ -21,6 +21,7 @@ from din_jax.store import Store
 _ROUND_TO = 8  # capacities are multiples of this
 _RUNGS_AT = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # quantiles of batches' totals: the common rungs
 _TRIAL_BATCHES = 512  # drawn to find the quantiles
+_BATCHES_A_LOOK = 1024  # whose lengths are held in memory at once
 _CLOSE = 1.05  # a common rung that is closer than this to the next is left out
 _FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
 
@@ -257,21 +258,26 @@ class BatchSource:
         return order
 
     def _ladder(self) -> Ladder:
-        # Without shuffling the batches are known, and neighbours are alike: look at them all.
-        # Shuffled ones are like any others drawn at random.
-        samples = np.arange(self.samples.start, self.samples.stop)
-        lengths = self.packer.lengths(samples)
-        worst = [
-            int(np.sort(column)[-min(self.batch_size, len(column)) :].sum()) for column in lengths.T
-        ]
-        size = min(self.batch_size, len(lengths))
-        if self.shuffle:
-            drawn = np.random.default_rng(0).integers(len(lengths), size=(_TRIAL_BATCHES, size))
-            totals = np.stack([lengths[batch].sum(axis=0) for batch in drawn])
-        else:
-            totals = np.add.reduceat(lengths, np.arange(0, len(lengths), self.batch_size), axis=0)
-            worst = totals.max(axis=0).tolist()
-        return Ladder.fit(self.packer.axes, totals, worst)
+        # Shuffled batches are like any others drawn at random; the worst has the longest histories.
+        # Unshuffled ones are known, and neighbours are alike: look at them all.
+        size = self.batch_size
+        totals, longest = [], np.empty((0, len(self.packer.axes)), np.int64)
+        for start in range(self.samples.start, self.samples.stop, size * _BATCHES_A_LOOK):
+            stop = min(start + size * _BATCHES_A_LOOK, self.samples.stop)
+            lengths = self.packer.lengths(np.arange(start, stop))
+            if self.shuffle:
+                longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-size:]
+            else:
+                totals.append(np.add.reduceat(lengths, np.arange(0, len(lengths), size), axis=0))
+        if not self.shuffle:
+            known = np.concatenate(totals)
+            return Ladder.fit(self.packer.axes, known, known.max(axis=0).tolist())
+        count = min(size, len(self.samples))
+        drawn = np.random.default_rng(0).integers(
+            self.samples.start, self.samples.stop, size=(_TRIAL_BATCHES, count)
+        )
+        trials = np.stack([self.packer.lengths(batch).sum(axis=0) for batch in drawn])
+        return Ladder.fit(self.packer.axes, trials, longest.sum(axis=0).tolist())
 
 
 def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> grain.DatasetIterator:

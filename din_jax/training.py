@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 import tensorboardX
@@ -167,7 +168,7 @@ def _loop(
     bar = tqdm.tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
     meter = _Meter(config.train.batch_size)
     iterator = batches(source, start=done) if done < total else iter(())
-    loss = None
+    loss, compiled = None, set[Any]()
     with contextlib.closing(bar):
         while done < total:
             begin = time.perf_counter()
@@ -176,7 +177,10 @@ def _loop(
             if loss is not None:
                 # One step in flight: reading the next batch overlaps with it.
                 meter.add(float(loss))
-            state, loss = step(state, batch)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            with contextlib.nullcontext() if shapes in compiled else meter.paused():
+                state, loss = step(state, batch)
+            compiled.add(shapes)
             done += 1
             bar.update()
             ends = done in evaluate_at or done == total
@@ -235,10 +239,7 @@ def _better(value: float, best: float, metric: str) -> bool:
 
 
 class _Meter:
-    """Loss, speed and share of time waiting for input since it was last read.
-
-    The first step after a start is not timed: it may compile.
-    """
+    """Loss, speed and share of time waiting for input since it was last read or started."""
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
@@ -252,6 +253,13 @@ class _Meter:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time that its block takes: that of compiling a step."""
+        begin = time.perf_counter()
+        yield
+        self.begin += time.perf_counter() - begin
 
     def add(self, loss: float) -> None:
         self.losses.append(loss)
@@ -270,7 +278,8 @@ class _Meter:
 class Log:
     """Metrics as JSON lines (WORKDIR/metrics.jsonl) and as TensorBoard events.
 
-    Lines of steps after `from_step` are dropped: a run that goes on takes those steps again.
+    Lines of steps after `from_step` and of the test split are dropped: a run that goes on takes
+    those steps, and scores that split, again.
     """
 
     def __init__(self, workdir: Path, from_step: int):
@@ -278,10 +287,14 @@ class Log:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= from_step]
+            kept = [line for line in lines if self._stands(json.loads(line), from_step)]
             self._path.write_text("".join(kept))
         self._file = self._path.open("a")
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    @staticmethod
+    def _stands(line: dict[str, Any], from_step: int) -> bool:
+        return line["step"] <= from_step and line["split"] != "test"
 
     def __enter__(self) -> Log:
         return self

@@ -8,10 +8,10 @@ from din_jax import metrics
 
 
 @st.composite
-def scored(draw, users=st.integers(0, 6)):
+def scored(draw):
     """Samples with ties, users of one class, and users in no order."""
     n = draw(st.integers(1, 60))
-    user = draw(st.lists(users, min_size=n, max_size=n))
+    user = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))
     label = draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
     score = draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
     return np.array(user), np.array(label), np.array(score) / 4
