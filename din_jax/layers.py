@@ -243,7 +243,7 @@ class ActivationUnit(nn.Module):
 
 def _rows_of(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """[T, F] of [B, F]: each entry's sample's row; padding gets some row, which the mask undoes."""
-    return per_sample.at[segment_ids].get(mode="clip", indices_are_sorted=True)
+    return jnp.take(per_sample, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
 
 
 def segment_pool(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:

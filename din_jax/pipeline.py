@@ -44,7 +44,10 @@ class Behaviors(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B samples. `weight` is 1 for a sample and 0 for padding that fills the last batch up."""
+    """B samples. `weight` is 1 for a sample, and 0 for padding that fills the last batch up.
+
+    A sample of weight 0 has no behaviours.
+    """
 
     label: Array  # float32[B]
     weight: Array  # float32[B]

@@ -128,12 +128,15 @@ def padded(rng, values, capacity):
     return np.concatenate([np.int32(values), garbage(rng, capacity - len(values))])
 
 
-def packed(rng, segments, capacity, beyond):
-    """Packs lists of ids; padding has the segment id `beyond`."""
-    values = [i for segment in segments for i in segment]
+def segment_ids_of(segments, capacity, beyond):
+    """Which segment each entry is of; padding has the segment id `beyond`."""
     owners = [at for at, segment in enumerate(segments) for _ in segment]
-    fill = [beyond] * (capacity - len(owners))
-    return Packed(padded(rng, values, capacity), np.array(owners + fill, np.int32))
+    return np.array(owners + [beyond] * (capacity - len(owners)), np.int32)
+
+
+def packed(rng, segments, capacity, beyond):
+    values = [i for segment in segments for i in segment]
+    return Packed(padded(rng, values, capacity), segment_ids_of(segments, capacity, beyond))
 
 
 def make_batch(samples, schema, rng, sizes=SIZES):
@@ -158,7 +161,7 @@ def make_batch(samples, schema, rng, sizes=SIZES):
                 values[field.name] = packed(rng, column, sizes.nested, t)
             else:
                 values[field.name] = padded(rng, column, t)
-        sequences[sequence.name] = Behaviors(values, packed(rng, histories_of(histories), t, b)[1])
+        sequences[sequence.name] = Behaviors(values, segment_ids_of(histories, t, b))
     return Batch(
         label=np.float32([s["label"] for s in samples] + [1] * (b - len(samples))),
         weight=np.float32([1] * len(samples) + [0] * (b - len(samples))),
@@ -166,11 +169,6 @@ def make_batch(samples, schema, rng, sizes=SIZES):
         fields=fields,
         sequences=sequences,
     )
-
-
-def histories_of(histories):
-    """Zeros in place of the behaviours, where only their number counts."""
-    return [[0] * len(history) for history in histories]
 
 
 class Case(NamedTuple):
@@ -614,8 +612,10 @@ def test_score_of_a_sample_does_not_depend_on_the_others(name):
 def test_model_over_mapped_axis_is_the_model_over_all_samples():
     # Four samples and two, and in the second part no behaviour at all in one sequence.
     samples, _, variables = setup("din extras", 17)
-    for sample in samples[4:]:
-        sample["sequences"]["visits"] = []
+    samples = [
+        {**s, "sequences": {**s["sequences"], "visits": s["sequences"]["visits"] if i < 4 else []}}
+        for i, s in enumerate(samples)
+    ]
     rng = np.random.default_rng(18)
     together = learns("din extras", variables, make_batch(samples, SCHEMA, rng))
     parts = [make_batch(part, SCHEMA, rng) for part in (samples[:4], samples[4:])]

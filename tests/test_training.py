@@ -192,14 +192,20 @@ def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
 
 
 def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp_path):
-    # A learning rate that soon does harm: the last weights are not the best.
+    # A learning rate that soon overfits: the last weights are not the best.
     config = small_config(
-        planted_store, **{"train.epochs": 6, "optimizer.learning_rate": 0.02, "model.name": "base"}
+        planted_store,
+        **{
+            "train.epochs": 6,
+            "train.select": "log_loss",
+            "optimizer.learning_rate": 0.02,
+            "model.name": "base",
+        },
     )
     metrics = training.train(config, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    by_step = {m["step"]: m["user_weighted_auc"] for m in log if m["split"] == "validation"}
-    best = max(by_step, key=by_step.__getitem__)
+    by_step = {m["step"]: m["log_loss"] for m in log if m["split"] == "validation"}
+    best = min(by_step, key=by_step.__getitem__)
     assert best != max(by_step), "else this test shows nothing"
     assert Checkpoints(tmp_path).latest("best") == best
     assert log[-1]["split"] == "test"

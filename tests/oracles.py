@@ -1,0 +1,344 @@
+"""The paper's equations and the authors' networks in float64 NumPy, written out as loops.
+
+Nothing here is packed, masked or split: a batch is a list of samples, a history a list of
+behaviours, and a layer a sum over the rows of one matrix. Padding doesn't exist here, so whatever
+agrees with these functions has left it out.
+
+A sample is a plain dict. One-hot fields hold an id, multi-hot ones a list of ids:
+
+    {"fields": {"goods": 3, "tags": [1, 2]}, "sequences": {"clicks": [{"goods": 5, "tags": []}]}}
+
+A layer is {"kernel", "bias", "activation"}; an activation is {"kind", and its parameters}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Rows = list[np.ndarray]  # one vector an entry
+Layers = list[dict[str, Any]]
+
+BATCH_NORM = math.sqrt(1 + 1e-3)  # what TensorFlow's batch normalisation divides by at variance 1
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(−x)), for any x."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def mean_and_variance(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Each unit's mean and population variance, by their definitions."""
+    means, variances = [], []
+    for unit in range(len(rows[0])):
+        column = [float(row[unit]) for row in rows]
+        mean = math.fsum(column) / len(column)
+        means.append(mean)
+        variances.append(math.fsum((x - mean) ** 2 for x in column) / len(column))
+    return np.array(means), np.array(variances)
+
+
+def dice(
+    rows: Sequence[np.ndarray],
+    alpha: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    epsilon: float,
+) -> Rows:
+    """Eq. 9 with the statistics given."""
+    out = []
+    for row in rows:
+        f = []
+        for s, a, e, v in zip(row, alpha, mean, variance, strict=True):
+            p = sigmoid((s - e) / (math.sqrt(v) + epsilon))
+            f.append(p * s + (1 - p) * a * s)
+        out.append(np.array(f))
+    return out
+
+
+def dice_training(rows: Sequence[np.ndarray], alpha: np.ndarray, epsilon: float) -> Rows:
+    """Eq. 9 with the statistics of these rows."""
+    return dice(rows, alpha, *mean_and_variance(rows), epsilon) if len(rows) else []
+
+
+def prelu(rows: Sequence[np.ndarray], alpha: np.ndarray) -> Rows:
+    """Eq. 8."""
+    return [
+        np.array([s if s > 0 else a * s for s, a in zip(row, alpha, strict=True)]) for row in rows
+    ]
+
+
+def released_dice(rows: Sequence[np.ndarray], alpha: np.ndarray, beta: np.ndarray) -> Rows:
+    """The authors' Dice, whose normalisation never leaves inference mode."""
+    out = []
+    for row in rows:
+        f = []
+        for x, a, b in zip(row, alpha, beta, strict=True):
+            p = sigmoid(b * x / BATCH_NORM)
+            f.append(a * (1 - p) * x + p * x)
+        out.append(np.array(f))
+    return out
+
+
+def activate(rows: Sequence[np.ndarray], activation: dict[str, Any], train: bool) -> Rows:
+    """The activation that `activation["kind"]` names, on all rows of a mini-batch."""
+    kind = activation["kind"]
+    if kind == "dice" and train:
+        return dice_training(rows, activation["alpha"], activation["epsilon"])
+    if kind == "dice":
+        return dice(rows, **{k: v for k, v in activation.items() if k != "kind"})
+    if kind == "prelu":
+        return prelu(rows, activation["alpha"])
+    if kind == "released_dice":
+        return released_dice(rows, activation["alpha"], activation["beta"])
+    unit: Callable[[float], float] = {"sigmoid": sigmoid, "relu": lambda x: max(x, 0.0)}[kind]
+    return [np.array([unit(x) for x in row]) for row in rows]
+
+
+def mlp(rows: Sequence[np.ndarray], layers: Layers, train: bool) -> tuple[Rows, list[Rows]]:
+    """(outputs, what entered each activation), layer after layer over the whole mini-batch."""
+    entered = []
+    out = list(rows)
+    for layer in layers:
+        out = [row @ layer["kernel"] + layer["bias"] for row in out]
+        if layer["activation"] is not None:
+            entered.append(out)
+            out = activate(out, layer["activation"], train)
+    return out, entered
+
+
+def activation_unit(
+    histories: Sequence[Sequence[np.ndarray]],
+    ads: Sequence[np.ndarray],
+    layers: Layers,
+    *,
+    difference: bool,
+    outer: bool,
+    train: bool,
+) -> tuple[list[list[float]], list[Rows]]:
+    """Eq. 3's a(e_j, v_A): ([sample][behaviour], what entered each activation).
+
+    The first layer multiplies the concatenation [v_A, e_j, v_A − e_j, v_A ∘ e_j or v_A ⊗ e_j].
+    """
+    inputs = []
+    for history, ad in zip(histories, ads, strict=True):
+        for behavior in history:
+            parts = [ad, behavior]
+            if difference:
+                parts.append(ad - behavior)
+            if outer:
+                parts.append(np.array([a * e for a in ad for e in behavior]))
+            else:
+                parts.append(np.array([a * e for a, e in zip(ad, behavior, strict=True)]))
+            inputs.append(np.concatenate(parts))
+    out, entered = mlp(inputs, layers, train)
+    scores = iter([float(row[0]) for row in out])
+    return [[next(scores) for _ in history] for history in histories], entered
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(x_j) / Σ exp(x_i); of nothing, nothing."""
+    raised = [math.exp(x - max(scores)) for x in scores]
+    return [x / math.fsum(raised) for x in raised]
+
+
+def pool(vectors: Sequence[np.ndarray], width: int, mean: bool) -> np.ndarray:
+    """The vectors' sum or mean; zero where there are none."""
+    total = np.zeros(width)
+    for vector in vectors:
+        total = total + vector
+    return total / len(vectors) if mean and len(vectors) else total
+
+
+def embed(table: np.ndarray, ids: int | Sequence[int], mean: bool) -> np.ndarray:
+    """One id's row, or the pooled rows of several."""
+    if isinstance(ids, int):
+        return table[ids]
+    return pool([table[i] for i in ids], table.shape[1], mean)
+
+
+def weighted_sum(history: Rows, weights: Sequence[float], width: int) -> np.ndarray:
+    """Σ_j w_j e_j (Eq. 3); zero where there are no behaviours."""
+    return pool([w * e for w, e in zip(weights, history, strict=True)], width, mean=False)
+
+
+def _histories(
+    samples: Sequence[dict[str, Any]], sequence: Any, tables: dict[str, np.ndarray], mean: bool
+) -> tuple[list[Rows], Rows]:
+    """(e_j of each sample, v_A of each sample) of a sequence."""
+    histories, ads = [], []
+    for sample in samples:
+        histories.append(
+            [
+                np.concatenate(
+                    [embed(tables[f.table], behavior[f.name], mean) for f in sequence.fields]
+                )
+                for behavior in sample["sequences"][sequence.name]
+            ]
+        )
+        ads.append(
+            np.concatenate(
+                [embed(tables[f.table], sample["fields"][f.ad], mean) for f in sequence.fields]
+            )
+        )
+    return histories, ads
+
+
+def paper(
+    samples: Sequence[dict[str, Any]],
+    schema: Any,
+    tables: dict[str, np.ndarray],
+    network: dict[str, Any],
+    *,
+    attention: bool,
+    train: bool,
+    mean: bool = False,
+    difference: bool = False,
+    outer: bool = False,
+    interest_product: bool = False,
+    item_bias: str = "",
+    extra_fields: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The base model (section 4.2) or, with `attention`, DIN (section 4.3).
+
+    Args:
+      samples: the mini-batch, without padding.
+      schema: says which fields and sequences there are, and in which order.
+      tables: {name: [rows, D]}.
+      network: {"mlp": layers, "units": {sequence: layers of its activation unit}}.
+      attention, difference, outer, interest_product, item_bias, extra_fields: as in the config.
+      train: whether Dice takes the statistics of these samples.
+      mean: pool multi-hot fields, and in the base model the history, by mean.
+
+    Returns:
+      logits [samples, 2]; interest {sequence: [samples, E]}; weights
+      {sequence: [sample][behaviour]}; entered {part: what entered each activation}.
+    """
+    groups: dict[str, list[Rows]] = {"user": [], "ad": [], "context": []}
+    for field in schema.fields:
+        if not field.optional or field.name in extra_fields:
+            groups[field.group].append(
+                [embed(tables[field.table], s["fields"][field.name], mean) for s in samples]
+            )
+
+    interest: dict[str, Rows] = {}
+    products: list[Rows] = []
+    weights, entered = {}, {}
+    for sequence in schema.sequences:
+        histories, ads = _histories(samples, sequence, tables, mean)
+        if attention:
+            weights[sequence.name], entered[sequence.name] = activation_unit(
+                histories,
+                ads,
+                network["units"][sequence.name],
+                difference=difference,
+                outer=outer,
+                train=train,
+            )
+            interest[sequence.name] = [
+                weighted_sum(history, w, len(ad))
+                for history, w, ad in zip(histories, weights[sequence.name], ads, strict=True)
+            ]
+        else:
+            interest[sequence.name] = [
+                pool(history, len(ad), mean) for history, ad in zip(histories, ads, strict=True)
+            ]
+        if interest_product:
+            products.append(
+                [u * ad for u, ad in zip(interest[sequence.name], ads, strict=True)],
+            )
+
+    columns = [
+        *groups["user"],
+        *interest.values(),
+        *groups["ad"],
+        *groups["context"],
+        *products,
+    ]
+    inputs = [np.concatenate([column[i] for column in columns]) for i in range(len(samples))]
+    logits, entered["mlp"] = mlp(inputs, network["mlp"], train)
+    if item_bias:
+        for sample, logit in zip(samples, logits, strict=True):
+            logit[1] += tables["item_bias"][sample["fields"][item_bias]][0]
+    return {
+        "logits": np.array(logits),
+        "interest": {name: np.array(rows) for name, rows in interest.items()},
+        "weights": weights,
+        "entered": entered,
+    }
+
+
+def idle_batch_norm(row: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """Batch normalisation that stays in inference mode with mean 0 and variance 1."""
+    return gamma * row / BATCH_NORM + beta
+
+
+def released(
+    samples: Sequence[dict[str, Any]],
+    schema: Any,
+    tables: dict[str, np.ndarray],
+    network: dict[str, Any],
+    *,
+    attention: bool,
+) -> dict[str, Any]:
+    """The authors' DIN, or without `attention` their base model, one sample at a time.
+
+    Args:
+      samples, schema, tables: see `paper`; one sequence, one-hot ad fields.
+      network: "unit" and "mlp": layers; "history_norm" and "input_norm": {"gamma", "beta"};
+        "history_dense": {"kernel", "bias"}.
+      attention: which of the two.
+
+    Returns:
+      logit [samples]; interest [samples, E]; weights [sample][behaviour].
+    """
+    (sequence,) = schema.sequences
+    histories, ads = _histories(samples, sequence, tables, mean=True)
+    logits, interests, all_weights = [], [], []
+    for sample, history, item in zip(samples, histories, ads, strict=True):
+        if attention:
+            ((scores,), _) = activation_unit(
+                [history], [item], network["unit"], difference=True, outer=False, train=False
+            )
+            weights = softmax([score / math.sqrt(len(item)) for score in scores])
+            interest = weighted_sum(history, weights, len(item))
+        else:
+            weights = []
+            interest = pool(history, len(item), mean=True)
+        user = idle_batch_norm(interest, **network["history_norm"])
+        user = user @ network["history_dense"]["kernel"] + network["history_dense"]["bias"]
+        parts = [user, item, user * item] if attention else [user, item]
+        x = idle_batch_norm(np.concatenate(parts), **network["input_norm"])
+        ((out,), _) = mlp([x], network["mlp"], train=False)
+        bias = tables["item_bias"][sample["fields"][sequence.fields[0].ad]][0]
+        logits.append(float(out[0] + bias))
+        interests.append(interest)
+        all_weights.append(weights)
+    return {
+        "logit": np.array(logits),
+        "interest": np.array(interests),
+        "weights": all_weights,
+    }
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: Sequence[float]) -> float:
+    """Eq. 2: the mean over the samples, p from the softmax over two outputs."""
+    losses = []
+    for (no, yes), label in zip(logits, labels, strict=True):
+        p = sigmoid(yes - no)
+        losses.append(-(label * math.log(p) + (1 - label) * math.log(1 - p)))
+    return math.fsum(losses) / len(losses)
+
+
+def derivative(f: Callable[[np.ndarray], float], at: np.ndarray, step: float) -> np.ndarray:
+    """∂f/∂at by central differences, an entry at a time."""
+    slope = np.zeros(at.shape)
+    for index in np.ndindex(at.shape):
+        up, down = at.copy(), at.copy()
+        up[index] += step
+        down[index] -= step
+        slope[index] = (f(up) - f(down)) / (2 * step)
+    return slope
