@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c = default_config()
     c.data.store = "data/planted"
     c.data.prepare = "planted"
-    c.model.embedding_dim = 8
+    c.model.embedding_dim = 16
     c.optimizer.learning_rate = 0.004
     c.optimizer.decay_samples = 1_000_000
     c.train.batch_size = 512
