@@ -21,6 +21,7 @@ from din_jax import checkpoint, evaluation, models, optim
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check
 from din_jax.errors import DinError
+from din_jax.metrics import user_auc
 from din_jax.pipeline import BatchSource, batches
 from din_jax.prepare import planted
 from din_jax.step import TrainState, init_state, score_step, train_step
@@ -131,6 +132,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     workdir = Path(workdir)
     checkpoints = Checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
+    test = run.evaluator("test")  # now, so that a store without such a split is noticed now
     state, best = run.state, None
     if checkpoints.latest("last") is not None:
         checkpoint.check_same_run(checkpoints.meta("last"), meta, workdir)
@@ -140,91 +142,120 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         print(f"{workdir}: the run {what} at step {int(state.step):,} of {len(run.source):,}")
 
     with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
-        state = _loop(run, state, best, checkpoints, meta, log, stop, workdir)
+        if int(state.step) < len(run.source):
+            _Trainer(run, checkpoints, meta, best, log).fit(state, stop)
         state, _ = checkpoints.restore(final_kind(run, workdir), run.state)
-        metrics = run.evaluator("test").metrics(state)
+        metrics = test.metrics(state)
         log.write(int(state.step), "test", metrics)
     print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
     return metrics
 
 
-def _loop(
-    run: Run,
-    state: TrainState,
-    best: float | None,
-    checkpoints: Checkpoints,
-    meta: dict[str, Any],
-    log: Log,
-    stop: _Stop,
-    workdir: Path,
-) -> TrainState:
-    config, source = run.config, run.source
-    step = train_step(run.model, run.optimizer)
-    learning_rate = optim.decayed_learning_rate(config.optimizer, config.train.batch_size)
-    evaluator = run.evaluator("validation") if config.data.fit == "train" else None
-    evaluate_at = _evaluation_steps(source, config.train.evaluations_per_epoch)
-    done, total = int(state.step), len(source)
+class _Trainer:
+    """Takes a run's remaining steps; evaluates, saves and logs between them."""
 
-    bar = tqdm.tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
-    meter = _Meter(config.train.batch_size)
-    iterator = batches(source, start=done) if done < total else iter(())
-    loss, compiled = None, set[Any]()
-    with contextlib.closing(bar):
-        while done < total:
-            begin = time.perf_counter()
-            batch = next(iterator)
-            meter.waited += time.perf_counter() - begin
-            if loss is not None:
-                # One step in flight: reading the next batch overlaps with it.
-                meter.add(float(loss))
-            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-            with contextlib.nullcontext() if shapes in compiled else meter.paused():
-                state, loss = step(state, batch)
-            compiled.add(shapes)
-            done += 1
-            bar.update()
-            ends = done in evaluate_at or done == total
-            if ends or stop.signum:
-                meter.add(float(loss))
-                loss = None
-            if ends or (meter.losses and meter.seconds > _LOG_EVERY_S):
-                figures = meter.read()
-                figures["learning_rate"] = float(learning_rate(done - 1))
-                figures["epoch"] = done / source.batches_per_epoch
-                log.write(done, "train", figures)
-                bar.set_postfix_str(
-                    f"loss {figures['loss']:.4f}, {figures['samples_per_s']:,.0f} samples/s, "
-                    f"input wait {figures['input_wait']:.1%}"
-                )
-                if ends and not np.isfinite(figures["loss"]):
-                    raise DinError(
-                        f"the loss is {figures['loss']} at step {done:,}: training has diverged; "
-                        "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
-                    )
-            if ends:
-                if evaluator is not None:
-                    metrics = evaluator.metrics(state)
-                    log.write(done, "validation", metrics)
-                    chosen = metrics[config.train.select]
-                    bar.write(
-                        f"step {done:,} of {total:,} (epoch {done / source.batches_per_epoch:.2f})"
-                        f"  train loss {figures['loss']:.4f}  validation "
-                        + "  ".join(
-                            f"{name} {metrics[name]:.4f}"
-                            for name in ("user_weighted_auc", "auc", "log_loss")
-                        )
-                        + f"  {figures['samples_per_s']:,.0f} samples/s"
-                    )
-                    if best is None or _better(chosen, best, config.train.select):
-                        best = chosen
-                        checkpoints.save("best", state, meta | {"best": best})
-                checkpoints.save("last", state, meta | {"best": best})
-                meter.start()
-            elif stop.signum:
-                checkpoints.save("last", state, meta | {"best": best})
-            if stop.signum and done < total:
-                raise Interrupted(stop.signum, done, workdir)
-    return state
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        meta: dict[str, Any],
+        best: float | None,
+        log: Log,
+    ):
+        self.run, self.config, self.source = run, run.config, run.source
+        self.checkpoints, self.meta, self.best, self.log = checkpoints, meta, best, log
+        self.learning_rate = optim.decayed_learning_rate(
+            self.config.optimizer, self.config.train.batch_size
+        )
+        self.evaluator = run.evaluator("validation") if self.config.data.fit == "train" else None
+        if self.evaluator is not None and self.config.train.select == "user_weighted_auc":
+            _check_selectable(self.evaluator)
+        self.meter = _Meter(self.config.train.batch_size)
+
+    def fit(self, state: TrainState, stop: _Stop) -> None:
+        """Takes the steps from `state` to the last; the states to keep are saved."""
+        step = train_step(self.run.model, self.run.optimizer)
+        evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
+        done, total = int(state.step), len(self.source)
+        iterator = batches(self.source, start=done)
+        loss, compiled = None, set[Any]()
+        with tqdm.tqdm(
+            total=total, initial=done, unit="step", disable=None, dynamic_ncols=True
+        ) as bar:
+            self.meter.start()
+            while done < total:
+                with self.meter.waiting():
+                    batch = next(iterator)
+                if loss is not None:
+                    # One step in flight: reading the next batch overlaps with it.
+                    self.meter.add(float(loss))
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+                with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
+                    state, loss = step(state, batch)
+                compiled.add(shapes)
+                done += 1
+                bar.update()
+                ends = done in evaluate_at
+                if ends or stop.signum:
+                    self.meter.add(float(loss))
+                    loss = None
+                if ends or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
+                    figures = self._log_training(done, bar)
+                if ends:
+                    self._evaluate(state, done, figures, bar)
+                    self.meter.start()
+                if ends or stop.signum:
+                    self._save("last", state)
+                if stop.signum and done < total:
+                    raise Interrupted(stop.signum, done, self.checkpoints.folder.parent)
+
+    def _log_training(self, done: int, bar: tqdm.tqdm) -> dict[str, float]:
+        figures = self.meter.read()
+        figures["learning_rate"] = float(self.learning_rate(done - 1))
+        figures["epoch"] = done / self.source.batches_per_epoch
+        self.log.write(done, "train", figures)
+        bar.set_postfix_str(
+            f"loss {figures['loss']:.4f}, {figures['samples_per_s']:,.0f} samples/s, "
+            f"input wait {figures['input_wait']:.1%}"
+        )
+        if not np.isfinite(figures["loss"]):
+            raise DinError(
+                f"the loss is {figures['loss']} by step {done:,}: training has diverged; "
+                "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+            )
+        return figures
+
+    def _evaluate(
+        self, state: TrainState, done: int, figures: dict[str, float], bar: tqdm.tqdm
+    ) -> None:
+        line = (
+            f"step {done:,} of {len(self.source):,} (epoch {figures['epoch']:.2f})  "
+            f"train loss {figures['loss']:.4f}  {figures['samples_per_s']:,.0f} samples/s  "
+            f"input wait {figures['input_wait']:.1%}"
+        )
+        if self.evaluator is not None:
+            metrics = self.evaluator.metrics(state)
+            self.log.write(done, "validation", metrics)
+            line += "  validation " + "  ".join(
+                f"{name} {metrics[name]:.4f}" for name in ("user_weighted_auc", "auc", "log_loss")
+            )
+            value = metrics[self.config.train.select]
+            if self.best is None or _better(value, self.best, self.config.train.select):
+                self.best = value
+                self._save("best", state)
+        bar.write(line)
+
+    def _save(self, kind: Kind, state: TrainState) -> None:
+        self.checkpoints.save(kind, state, self.meta | {"best": self.best})
+
+
+def _check_selectable(validation: evaluation.Evaluator) -> None:
+    by_user = user_auc(validation.users, validation.labels, np.zeros(len(validation.labels)))
+    if not len(by_user.auc):
+        raise DinError(
+            "config.train.select='user_weighted_auc': no user of the validation split has both a "
+            "click and none; use 'auc' or 'log_loss'"
+        )
 
 
 def _evaluation_steps(source: BatchSource, per_epoch: int) -> set[int]:
@@ -253,6 +284,13 @@ class _Meter:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.begin
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time that its block takes as waiting for input."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
