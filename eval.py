@@ -16,17 +16,16 @@ _CHECKPOINT = flags.DEFINE_enum(
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 
-def main() -> int:
-    """Evaluates as the flags say; returns the exit status."""
+def main() -> None:
+    """Evaluates as the flags say."""
     cli.parse_flags(sys.argv, required=("workdir",))
     run = training.reopen(_WORKDIR.value, _STORE.value)
     evaluator = run.evaluator(_SPLIT.value)
     kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
     state, _ = Checkpoints(_WORKDIR.value).restore(kind, run.state)
-    metrics = evaluator.metrics(state)
+    metrics = evaluator.metrics(evaluator.probabilities(state))
     print(evaluation.table(f"{_SPLIT.value} metrics, weights of step {int(state.step):,}", metrics))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(main, traceback="--traceback" in sys.argv))
+    sys.exit(cli.guarded(main, sys.argv))

@@ -19,17 +19,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 
-def main() -> int:
-    """Trains as the flags say; returns the exit status."""
-    cli.parse_flags(sys.argv, requires_config=True)
+def main() -> None:
+    """Trains as the flags say."""
+    cli.parse_flags(sys.argv, required=("config",))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    try:
-        training.train(_CONFIG.value, _WORKDIR.value or f"runs/{name}")
-    except training.Interrupted as stop:
-        print(stop)
-        return 128 + stop.signum
-    return 0
+    training.train(_CONFIG.value, _WORKDIR.value or f"runs/{name}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(main, traceback="--traceback" in sys.argv))
+    sys.exit(cli.guarded(main, sys.argv))

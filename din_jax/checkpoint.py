@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,12 @@ from din_jax.errors import DinError
 from din_jax.pipeline import BatchSource
 from din_jax.schema import Schema
 from din_jax.step import TrainState
+from din_jax.store import Store
 
 Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Keys that may differ when a run goes on: they change neither the model nor the steps taken.
+_META_KEYS = {"config", "schema", "batches", "best", "checksums"}
 _MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
 
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -61,6 +64,10 @@ class Checkpoints:
         with self._manager(kind, create=False) as manager:
             return manager.latest_step()
 
+    def clear(self) -> None:
+        """Deletes all checkpoints."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves a state with `meta` (any JSON object) beside it."""
         step = int(state.step)
@@ -81,7 +88,13 @@ class Checkpoints:
         Raises:
           DinError: there is no such checkpoint, or it can't be read.
         """
-        return self._restored(kind, None)["meta"]
+        meta = self._restored(kind, None)["meta"]
+        if not isinstance(meta, dict) or not meta.keys() >= _META_KEYS:
+            raise DinError(
+                f"{self.folder / kind}: its description lacks keys that this din_jax writes; "
+                "it was made by something else, or is damaged"
+            )
+        return meta
 
     def restore(self, kind: Kind, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and what was saved beside it.
@@ -138,9 +151,11 @@ def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[st
     }
 
 
-def check_same_run(meta: dict[str, Any], now: dict[str, Any], workdir: str | Path) -> None:
-    """Raises `DinError` if a run in `workdir` can't go on with another config or other data."""
-    before, after = _flat(meta["config"]), _flat(now["config"])
+def check_same_run(
+    meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
+) -> None:
+    """Raises `DinError` if a run in `workdir` can't go on with this config or this store."""
+    before, after = _flat(meta["config"]), _flat(as_json(config))
     changed = [
         f"config.{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
@@ -152,19 +167,19 @@ def check_same_run(meta: dict[str, Any], now: dict[str, Any], workdir: str | Pat
             + "\n  ".join(changed)
             + "\ngive the same flags to go on, or another --workdir to begin anew"
         )
-    check_same_schema(meta, Schema.from_json(now["schema"]), workdir)
-    if meta["batches"] != now["batches"]:
-        raise DinError(
-            f"{workdir} holds a run on other data (the store's content has changed); "
-            "give the same store to go on, or another --workdir to begin anew"
-        )
+    check_same_data(meta, store, workdir)
 
 
-def check_same_schema(meta: dict[str, Any], schema: Schema, workdir: str | Path) -> None:
-    """Raises `DinError` if a checkpoint was trained under another schema than the store's."""
-    before = Schema.from_json(meta["schema"])
-    if before == schema:
+def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> None:
+    """Raises `DinError` if a checkpoint was trained on another store: its ids mean other things."""
+    before, schema = Schema.from_json(meta["schema"]), store.schema
+    if meta["batches"]["store"] == store.fingerprint:
         return
+    if before == schema:
+        raise DinError(
+            f"{workdir}: the checkpoint was trained on another store than {store.path} (the same "
+            "schema, other content); give the store that it was trained on"
+        )
     parts = []
     for kind in ("tables", "fields", "sequences"):
         a, b = _names_of(getattr(before, kind)), _names_of(getattr(schema, kind))

@@ -2,80 +2,112 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from din_jax.errors import DinError
+from din_jax.errors import DinError, Interrupted
 
 
-def guarded(main: Callable[[], int | None], *, traceback: bool) -> int:
-    """Runs `main` and returns the exit status; a `DinError` is printed alone and gives 1.
+def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:
+    """Runs `main` and returns the exit status: 0, 1 after an error, 128 + N after signal N.
 
-    Args:
-      main: the command; what it returns is the status, None is 0.
-      traceback: let the exception through instead, to see where it came from.
+    An error that a user can mend is printed alone, unless `argv` asks for its traceback.
     """
     try:
-        return main() or 0
-    except DinError as error:
-        if traceback:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        main()
+        return 0
+    except Interrupted as stop:
+        print(stop)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stderr.close()
         return 1
+    except (DinError, OSError) as error:
+        if any(a in ("--traceback", "--traceback=true", "-traceback") for a in argv):
+            raise
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror}", file=sys.stderr)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def parse_flags(
-    argv: Sequence[str], *, required: Sequence[str] = (), requires_config: bool = False
-) -> None:
+    argv: Sequence[str], *, required: Sequence[str] = (), positional: int = 0
+) -> list[str]:
     """Parses absl flags, those of a config among them.
 
     Args:
       argv: the command line, the program's name first.
-      required: flags that must be given.
-      requires_config: whether --config must be given.
+      required: flags that must be given. If "config" is one, its file is checked first.
+      positional: how many other arguments are expected.
+
+    Returns:
+      The positional arguments.
 
     Raises:
-      DinError: a flag or a config key is unknown or of another type, or a config can't be read.
+      DinError: a flag or a config key is unknown, missing or of another type, or a config can't be
+        read.
     """
     given = {a.lstrip("-").partition("=")[0]: i for i, a in enumerate(argv) if a.startswith("-")}
-    if requires_config and "config" in given:
-        _check_config_file(argv, given["config"])
+    asks_for_help = not given.keys().isdisjoint(("help", "helpshort", "helpfull", "help-xml"))
+    if not asks_for_help:
+        for name in required:
+            if name not in given:
+                raise DinError(f"--{name}=… is required (--help lists the flags)")
+        if "config" in required:
+            _check_config_file(argv, given["config"])
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(list(argv))[1:]
     except flags.Error as error:
         raise DinError(f"{_plain(error)} (--help lists the flags)") from error
     except AttributeError as error:
         # What ml_collections raises for a key that the config lacks, with its suggestion.
         raise DinError(f"the config has no such key: {_plain(error)}") from error
-    except (OSError, ImportError, NameError, SyntaxError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DinError(f"the config: {type(error).__name__}: {_plain(error)}") from error
-    for name in (*required, *["config"] * requires_config):
-        if name not in given:
-            raise DinError(f"--{name}=… is required (--help lists the flags)")
-    if len(rest) > 1:
-        raise DinError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    if len(rest) > positional:
+        raise DinError(f"unexpected argument {rest[positional]!r}: flags are written --name=value")
+    return rest
 
 
 def _check_config_file(argv: Sequence[str], at: int) -> None:
-    # ml_collections logs a traceback for a missing file and fails only later.
-    _, equals, path = argv[at].partition("=")
+    """Loads the config once, for a clear error: ml_collections logs tracebacks and goes on."""
+    _, equals, value = argv[at].partition("=")
     if not equals:
-        path = argv[at + 1] if at + 1 < len(argv) else ""
-    if not Path(path.split(":")[0]).is_file():
-        raise DinError(f"no config file {path.split(':')[0]!r}; configs/ has some to start from")
+        value = argv[at + 1] if at + 1 < len(argv) else ""
+    path, colon, argument = value.partition(":")
+    if not Path(path).is_file():
+        raise DinError(f"no config file {path!r}; configs/ has some to start from")
+    spec = importlib.util.spec_from_file_location("_config", path)
+    if spec is None or spec.loader is None:
+        raise DinError(f"{path}: a config is a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*[argument] * bool(colon))
+    except Exception as error:
+        raise DinError(f"{path}: {type(error).__name__}: {_plain(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise DinError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
 
 
 def _plain(error: Exception) -> str:
-    # Some of these carry a whole traceback, or a quoted message, in their text.
-    text = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'").strip()
-    lines = text.split("\n")
-    return lines[-1] if any("Traceback" in line for line in lines) else ". ".join(lines)
+    # Some of these carry a whole traceback, a quoted message or the whole config in their text.
+    text = str(error).replace("\\n", "\n").replace("\\'", "'").strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    lines = text.splitlines() or [""]
+    if any("Traceback" in line for line in lines):
+        return lines[-1]
+    close = [line for line in lines if line.startswith("Did you mean")]
+    return ". ".join([lines[0], *close[:1]])

@@ -14,10 +14,10 @@ from din_jax.errors import DinError
 def default_config() -> ConfigDict:
     """A new config with every key; `configs/*.py` start from it.
 
-    It is locked: to set a key that is not there raises, with a suggestion.
+    It is locked: to set a key that is not there raises.
     """
     c = ConfigDict()
-    c.seed = 0  # of the initial weights, the order of the samples and the dropout
+    c.seed = 0  # of the initial weights and the order of the samples
     c.devices = 1  # how many devices train together
 
     c.data = ConfigDict()
@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     c.model.preset = "paper"  # "paper", or "released_code" for the structure of the authors' code
     c.model.activation = "dice"  # "dice", "prelu", "sigmoid" or "relu"
     c.model.embedding_dim = 12  # D of every table
-    c.model.table_dims = ConfigDict()  # D of single tables, by name
+    c.model.table_dims = ""  # D of single tables: "item=16,category=4"
     c.model.embedding_stddev = 0.01  # of the initial embeddings, normal; row 0 begins at zero
     c.model.hidden = (200, 80)  # widths of the hidden layers
     c.model.pooling = "sum"  # "sum" or "mean": base's history, and any multi-hot field
@@ -73,9 +73,7 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.batch_size = 1024
-    c.lock()
-    c.model.table_dims.unlock()  # its keys are the data set's tables
-    return c
+    return c.lock()
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -92,6 +90,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
 _AT_LEAST: dict[str, float] = {
+    "seed": 0,
     "data.max_history": 0,
     "model.embedding_dim": 1,
     "model.embedding_stddev": 0,
@@ -127,6 +126,10 @@ def check(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if not _get(config, key) >= least:
             raise DinError(f"config.{key}={_get(config, key)!r}: expected at least {least}")
+    for key in ("model.hidden", "model.attention.hidden"):
+        widths = _get(config, key)
+        if not widths or min(widths) < 1:
+            raise DinError(f"config.{key}={tuple(widths)!r}: expected widths of at least 1")
     if not 0 < config.optimizer.decay_rate <= 1:
         raise DinError(
             f"config.optimizer.decay_rate={config.optimizer.decay_rate!r}: expected over 0, up to 1"
@@ -135,6 +138,24 @@ def check(config: ConfigDict) -> None:
         raise DinError(
             f"config.model.dice.momentum={config.model.dice.momentum!r}: expected 0 up to below 1"
         )
+
+
+def table_dims(model: ConfigDict, tables: Iterable[str]) -> dict[str, int]:
+    """D of each table: `model.table_dims` where it names the table, else `model.embedding_dim`.
+
+    Raises:
+      DinError: `table_dims` can't be read, or names what is not one of `tables`.
+    """
+    dims = dict.fromkeys(tables, model.embedding_dim)
+    for part in filter(None, model.table_dims.split(",")):
+        name, _, width = (text.strip() for text in part.partition("="))
+        if name not in dims or not width.isdecimal() or int(width) < 1:
+            raise DinError(
+                f"config.model.table_dims has {part!r}: expected TABLE=WIDTH, with a table of the "
+                f"data set: {', '.join(dims)}"
+            )
+        dims[name] = int(width)
+    return dims
 
 
 def _get(config: ConfigDict, key: str) -> Any:

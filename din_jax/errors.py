@@ -1,4 +1,4 @@
-"""The one exception that a user of the commands is meant to read."""
+"""The exceptions that a user of the commands is meant to read."""
 
 
 class DinError(Exception):
@@ -7,3 +7,15 @@ class DinError(Exception):
     The message names what was found, what was expected and how to mend it. The commands print it
     alone, without a traceback; library callers may catch it.
     """
+
+
+class Interrupted(Exception):
+    """A signal asked to stop and the work is saved; the message says how to go on.
+
+    Attributes:
+      signum: the signal.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum

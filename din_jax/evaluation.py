@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from din_jax.errors import DinError
 from din_jax.metrics import all_metrics
 from din_jax.pipeline import BatchSource, batches
 from din_jax.step import ScoreStep, TrainState
@@ -33,7 +34,11 @@ class Evaluator:
         self.labels = store.column("samples/label")[samples.start : samples.stop]
 
     def probabilities(self, state: TrainState) -> np.ndarray:
-        """Click probabilities, float32 [samples of the split]."""
+        """Click probabilities, float64 [samples of the split].
+
+        Raises:
+          DinError: one is not a number.
+        """
         parts, waiting = [], None
         for batch in batches(self.source):
             scored = self.score(state, batch)
@@ -41,11 +46,18 @@ class Evaluator:
                 parts.append(np.asarray(waiting))
             waiting = scored
         parts.append(np.asarray(waiting))
-        return np.concatenate(parts)[: len(self.labels)]
+        logits = np.concatenate(parts)[: len(self.labels)].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise DinError(
+                f"the weights of step {int(state.step):,} give scores that are no numbers: "
+                "training has diverged; lower config.optimizer.learning_rate or set "
+                "config.optimizer.clip_norm"
+            )
+        return np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
 
-    def metrics(self, state: TrainState) -> dict[str, float]:
-        """All metrics of the split, by name."""
-        return all_metrics(self.users, self.labels, self.probabilities(state))
+    def metrics(self, probabilities: np.ndarray) -> dict[str, float]:
+        """All metrics of the split's probabilities, by name."""
+        return all_metrics(self.users, self.labels, probabilities)
 
 
 def table(title: str, metrics: dict[str, float]) -> str:

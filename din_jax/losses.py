@@ -20,9 +20,12 @@ def negative_log_likelihood(logits: jax.Array, label: jax.Array) -> jax.Array:
     return -(label * log_p[:, 1] + (1 - label) * log_p[:, 0])
 
 
-def click_probability(logits: jax.Array) -> jax.Array:
-    """p [B]: the softmax's second output of logits [B, 2]."""
-    return jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
+def click_logit(logits: jax.Array) -> jax.Array:
+    """z [B] of logits [B, 2], with sigmoid(z) the softmax's second output.
+
+    Scores leave the device as logits: float32's sigmoid is 1 from z = 17 on.
+    """
+    return logits[:, 1] - logits[:, 0]
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:

@@ -116,8 +116,11 @@ def expected_calibration_error(
 
 
 def rela_impr(measured: float, base: float) -> float:
-    """RelaImpr (Eq. 11), in per cent: how much farther from 0.5, the AUC of chance, than `base`."""
-    return ((measured - 0.5) / (base - 0.5) - 1) * 100
+    """RelaImpr (Eq. 11), in per cent: how much farther from 0.5, the AUC of chance, than `base`.
+
+    NaN if `base` is 0.5.
+    """
+    return ((measured - 0.5) / (base - 0.5) - 1) * 100 if base != 0.5 else float("nan")
 
 
 def all_metrics(
@@ -169,6 +172,8 @@ def paired_difference(ours: UserAUC, theirs: UserAUC) -> PairedDifference:
         raise ValueError("a paired difference needs both models scored on the same samples")
     difference = ours.auc - theirs.auc
     weight = ours.impressions
+    if not len(weight):
+        return PairedDifference(float("nan"), float("nan"), float("nan"), 0)
     mean = float(np.average(difference, weights=weight))
     error = float(np.sqrt(np.sum((weight * (difference - mean)) ** 2)) / weight.sum())
     return PairedDifference(mean, mean - 1.96 * error, mean + 1.96 * error, len(difference))

@@ -1,9 +1,10 @@
-"""Comparisons of models over seeds, from runs: `python -m din_jax.report compare …`."""
+"""Compares models over seeds: `python -m din_jax.report compare --config … --workdir …`.
+
+Config keys are flags as they are of train.py.
+"""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import itertools
 import json
 import sys
@@ -11,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from din_jax import cli, training
-from din_jax.checkpoint import Checkpoints
+from din_jax.config import check
 from din_jax.errors import DinError
-from din_jax.metrics import UserAUC, all_metrics, paired_difference, rela_impr, user_auc
+from din_jax.metrics import UserAUC, paired_difference, rela_impr, user_auc
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A file of configs/.", lock_config=True
+)
+_MODELS = flags.DEFINE_list("models", "base,din", "What to train; the first is compared with.")
+_ACTIVATIONS = flags.DEFINE_list("activations", "dice", "Each model with each of these.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 
 def compare(
     config: ConfigDict, models: list[str], activations: list[str], seeds: int, workdir: Path
 ) -> dict[str, Any]:
-    """Trains each model with each activation on each seed, and compares them on test.
+    """Trains each model with each activation on each seed, and compares their scores of test.
 
     Runs that are complete are not trained again, one that was stopped goes on. A difference
     between two lines is paired over users: the AUC of a user is the mean over seeds.
@@ -33,28 +44,33 @@ def compare(
       seeds: how many, from `config.seed` on.
       workdir: folder of the runs.
 
+    Raises:
+      DinError: a model or an activation is unknown or named twice.
+
     Returns:
       {"lines": one dict a model and activation, "differences": one dict a pair}.
     """
-    lines, by_user = [], {}
+    if len(set(models)) < len(models) or len(set(activations)) < len(activations):
+        raise DinError("compare: a model or an activation is named twice")
+    lines, planned = [], {}
     for activation, name in itertools.product(activations, models):
+        planned[name, activation] = [
+            _variant(config, name, activation, config.seed + i) for i in range(seeds)
+        ]
+    for variant in itertools.chain.from_iterable(planned.values()):
+        check(variant)  # all of them, before the first is trained
+    by_user = {}
+    for (name, activation), configs in planned.items():
         runs = []
-        for seed in range(config.seed, config.seed + seeds):
-            run_config = config.copy_and_resolve_references()
-            run_config.model.name, run_config.model.activation = name, activation
-            run_config.seed = seed
-            folder = workdir / f"{name}-{activation}-{seed}"
+        for variant in configs:
+            folder = workdir / f"{name}-{activation}-{variant.seed}"
             print(f"--- {folder}", flush=True)
-            training.train(run_config, folder)
-            runs.append(_scored(run_config, folder))
-        users, labels = runs[0][:2]
-        metrics = [all_metrics(users, labels, scores) for _, _, scores in runs]
-        of_runs = [user_auc(users, labels, scores) for _, _, scores in runs]
-        by_user[name, activation] = of_runs
+            runs.append(training.train(variant, folder))
+        by_user[name, activation] = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
         lines.append(
             {"model": name, "activation": activation, "seeds": seeds}
             | {
-                metric: [m[metric] for m in metrics]
+                metric: [run.metrics[metric] for run in runs]
                 for metric in ("user_weighted_auc", "auc", "log_loss")
             }
         )
@@ -109,11 +125,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _scored(config: ConfigDict, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    run = training.open_run(config)
-    state, _ = Checkpoints(folder).restore(training.final_kind(run, folder), run.state)
-    evaluator = run.evaluator("test")
-    return evaluator.users, evaluator.labels, evaluator.probabilities(state)
+def _variant(config: ConfigDict, name: str, activation: str, seed: int) -> ConfigDict:
+    variant = config.copy_and_resolve_references()
+    variant.model.name, variant.model.activation, variant.seed = name, activation, seed
+    return variant
 
 
 def _mean_over_seeds(runs: list[UserAUC]) -> UserAUC:
@@ -125,61 +140,18 @@ def _mean_std(values: list[float]) -> str:
     return f"{np.mean(values):.4f}{spread}"
 
 
-def _config_of(path: str, assignments: list[str]) -> ConfigDict:
-    """The config of a file, with KEY=VALUE assignments made."""
-    spec = importlib.util.spec_from_file_location("_config", path)
-    if spec is None or spec.loader is None or not Path(path).exists():
-        raise DinError(f"{path}: no such config file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise DinError(f"--set {assignment!r}: expected KEY=VALUE")
-        try:
-            value: Any = json.loads(text)
-        except ValueError:
-            value = text
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DinError(f"--set {assignment}: {error}") from error
-    return config
-
-
 def main() -> None:
-    """Parses the command line and runs the report that it names."""
-    parser = argparse.ArgumentParser(prog="python -m din_jax.report", description=__doc__)
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    command = commands.add_parser("compare", help="train models over seeds and compare them")
-    command.add_argument("--config", required=True, help="a file of configs/")
-    command.add_argument("--models", default="base,din", help="the first is compared with")
-    command.add_argument("--activations", default="dice")
-    command.add_argument("--seeds", type=int, default=5)
-    command.add_argument("--workdir", required=True, help="folder of the runs and of the report")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="sets a config key"
-    )
-    arguments = parser.parse_args()
-
-    def run() -> None:
-        workdir = Path(arguments.workdir)
-        result = compare(
-            _config_of(arguments.config, arguments.set),
-            arguments.models.split(","),
-            arguments.activations.split(","),
-            arguments.seeds,
-            workdir,
-        )
-        (workdir / "compare.json").write_text(json.dumps(result, indent=2) + "\n")
-        text = as_markdown(result)
-        (workdir / "compare.md").write_text(text + "\n")
-        print("\n" + text)
-
-    sys.exit(cli.guarded(run, traceback=arguments.traceback))
+    """Runs the report that the command line names."""
+    (name,) = cli.parse_flags(sys.argv, required=("config", "workdir"), positional=1) or [""]
+    if name != "compare":
+        raise DinError(f"report {name!r}: expected 'compare'")
+    workdir = Path(_WORKDIR.value)
+    result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
+    (workdir / "compare.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = as_markdown(result)
+    (workdir / "compare.md").write_text(text + "\n")
+    print("\n" + text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.guarded(main, sys.argv))

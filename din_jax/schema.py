@@ -102,10 +102,10 @@ class Schema:
                 if behavior.table not in names:
                     raise DinError(_no_table(who, behavior.table, names))
                 ad = ads.get(behavior.ad)
-                if ad is None or ad.table != behavior.table:
+                if ad is None or ad.table != behavior.table or ad.optional:
                     raise DinError(
                         f"schema: {who} is compared with {behavior.ad!r}, which is not an ad field "
-                        f"of table {behavior.table!r}; ad fields: "
+                        f"of table {behavior.table!r} that is always an input; ad fields: "
                         + (", ".join(f"{f.name} ({f.table})" for f in ads.values()) or "none")
                     )
 

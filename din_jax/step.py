@@ -11,7 +11,7 @@ import optax
 from flax import struct
 
 from din_jax.embedding import init_tables
-from din_jax.losses import click_probability, negative_log_likelihood, weighted_mean
+from din_jax.losses import click_logit, negative_log_likelihood, weighted_mean
 from din_jax.models import Model
 from din_jax.pipeline import Batch
 
@@ -92,7 +92,7 @@ ScoreStep = Callable[[TrainState, Batch], jax.Array]
 
 
 def score_step(model: Model) -> ScoreStep:
-    """(state, batch) → click probabilities [B], with Dice's moving averages."""
+    """(state, batch) → logits [B] of the click probabilities, with Dice's moving averages."""
 
     def score(state: TrainState, batch: Batch) -> jax.Array:
         logits, _ = model.module.apply(
@@ -102,6 +102,6 @@ def score_step(model: Model) -> ScoreStep:
             batch,
             train=False,
         )
-        return click_probability(logits)
+        return click_logit(logits)
 
     return jax.jit(score)

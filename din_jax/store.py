@@ -30,13 +30,12 @@ import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.schema import Field, Schema, Sequence
+from din_jax.schema import Schema, Sequence
 
 FORMAT = "din_jax store"
 VERSION = 1
 SPLITS = ("train", "validation", "test")
-# What `data.fit` may be: the samples trained on. Never the test split.
-FITS = ("train", "train+validation")
+_CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` looks at together
 
 
 class Vocabulary(NamedTuple):
@@ -62,14 +61,14 @@ class StoreWriter:
     by an exception, or the process is killed, nothing stands under the final name.
 
     Raises:
-      DinError: `path` exists already, or `finish` finds columns missing or of unequal length.
+      DinError: `path` exists already, or `finish` finds columns missing, of unequal length, or with
+        values that can't be: see `docs/store.md`.
     """
 
     def __init__(self, path: str | os.PathLike[str], schema: Schema):
+        check_free(path)
         self.path = Path(path)
         self.schema = schema
-        if self.path.exists():
-            raise DinError(f"{self.path} exists already; delete it or choose another place")
         self._partial = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
         self._columns: dict[str, _Column] = {}
         self._digests: dict[str, str] = {}
@@ -99,6 +98,8 @@ class StoreWriter:
         Raises:
           DinError: the table has another number of rows, or an id stands twice.
         """
+        if table not in {t.name for t in self.schema.tables}:
+            raise DinError(f"vocabulary of {table!r}: the schema has no such table")
         rows = self.schema.rows(table)
         if len(ids) != rows - 1 or len(counts) != rows - 1:
             raise DinError(
@@ -131,6 +132,7 @@ class StoreWriter:
             column.close()
         lengths = {name: column.length for name, column in sorted(self._columns.items())}
         self._check(lengths, splits)
+        self._check_values()
         self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
         described: dict[str, Any] = {
             "format": FORMAT,
@@ -187,13 +189,68 @@ class StoreWriter:
             if offsets not in lengths and lengths[name] != want:
                 raise DinError(f"store: column {name} has {lengths[name]} entries, expected {want}")
 
+    def _check_values(self) -> None:
+        """Reads what may not be trained on: an id past its table, a history past the events."""
+        self._check_range("samples/label", 0, 1)
+        self._check_range("samples/user", 0, np.iinfo(np.int32).max)
+        for field in self.schema.fields:
+            self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
+            if field.multi_hot:
+                self._check_offsets(f"fields/{field.name}")
+        for sequence in self.schema.sequences:
+            for behavior in sequence.fields:
+                name = f"events/{sequence.name}/{behavior.name}"
+                self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
+                if behavior.multi_hot:
+                    self._check_offsets(name)
+            events = self._columns[f"events/{sequence.name}/{sequence.fields[0].name}"].length
+            if sequence.fields[0].multi_hot:
+                events = self._columns[name + ".offsets"].length - 1
+            start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
+            self._check_range(start, 0, events)
+            self._check_range(end, 0, events)
+            begins, ends = self._written(start), self._written(end)
+            for at in range(0, len(begins), _CHECKED_AT_ONCE):
+                part = slice(at, at + _CHECKED_AT_ONCE)
+                if (begins[part] > ends[part]).any():
+                    row = at + int(np.argmax(begins[part] > ends[part]))
+                    raise DinError(
+                        f"store: {start}[{row}] is {begins[row]}, after {end}[{row}], {ends[row]}"
+                    )
+
+    def _check_range(self, name: str, low: int, high: int) -> None:
+        column = self._columns[name]
+        if column.dtype.kind not in "iu":
+            raise DinError(f"store: column {name} holds {column.dtype}, expected integers")
+        if column.length and not low <= column.low <= column.high <= high:
+            raise DinError(
+                f"store: column {name} holds values from {column.low} to {column.high}, "
+                f"expected {low} to {high}"
+            )
+
+    def _check_offsets(self, name: str) -> None:
+        values = self._columns[name].length
+        self._check_range(f"{name}.offsets", 0, values)
+        offsets = self._written(f"{name}.offsets")
+        ends_right = len(offsets) and offsets[0] == 0 and offsets[-1] == values
+        for at in range(0, len(offsets), _CHECKED_AT_ONCE):
+            part = offsets[at : at + _CHECKED_AT_ONCE + 1]
+            ends_right = ends_right and (part[1:] >= part[:-1]).all()
+        if not ends_right:
+            raise DinError(f"store: {name}.offsets must rise from 0 to {values}")
+
+    def _written(self, name: str) -> np.ndarray:
+        column = self._columns[name]
+        path = self._partial / f"{name}.npy"
+        return np.load(path, mmap_mode="r") if column.length else np.empty(0, column.dtype)
+
 
 class Store:
     """A store opened for reading. Columns are memory-mapped: opening reads next to nothing.
 
     Attributes:
       path, schema: where it is and what a sample is.
-      fingerprint: hexadecimal digest of all that training reads.
+      fingerprint: hexadecimal digest of all that training reads, taken when it was written.
       origin: how it was made.
 
     Raises:
@@ -203,11 +260,17 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         described = _read_description(self.path)
-        self.schema = Schema.from_json(described["schema"])
-        self.fingerprint: str = described["fingerprint"]
-        self.origin: dict[str, Any] = described["origin"]
-        self._splits: dict[str, list[int]] = described["splits"]
-        self._columns = {name: self._map(name, n) for name, n in described["lengths"].items()}
+        try:
+            self.schema = Schema.from_json(described["schema"])
+            self.fingerprint: str = described["fingerprint"]
+            self.origin: dict[str, Any] = described["origin"]
+            self._splits = {name: described["splits"][name] for name in SPLITS}
+            lengths = {name: described["lengths"][name] for name in _columns(self.schema)}
+        except (KeyError, TypeError) as error:
+            raise DinError(
+                f"{self.path}/schema.json lacks {error}: it is damaged; prepare the store again"
+            ) from error
+        self._columns = {name: self._map(name, n) for name, n in lengths.items()}
 
     def __len__(self) -> int:
         """Samples of all splits together."""
@@ -217,7 +280,7 @@ class Store:
         path = self.path / f"{name}.npy"
         try:
             column = np.load(path, mmap_mode="r") if length else np.load(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DinError(
                 f"{path}: missing or cut short ({error}); prepare the store again"
             ) from error
@@ -248,20 +311,31 @@ class Store:
 
     def vocabulary(self, table: str) -> Vocabulary:
         """The raw ids of a table's rows and their counts in training."""
-        frame = pl.read_parquet(self.path / "vocab" / f"{table}.parquet")
+        path = self.path / "vocab" / f"{table}.parquet"
+        try:
+            frame = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DinError(f"{path}: missing or damaged; prepare the store again") from error
         return Vocabulary(frame["id"], frame["count"].to_numpy())
 
 
-def field_columns(field: Field) -> tuple[str, ...]:
-    """Names of the columns of a field: its ids, and its offsets if it is multi-hot."""
-    name = f"fields/{field.name}"
-    return (name, f"{name}.offsets") if field.multi_hot else (name,)
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raises `DinError` if no store can be made at `path`: before any work for it is done."""
+    path = Path(path)
+    if path.exists():
+        raise DinError(f"{path} exists already; delete it or choose another place")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DinError(f"{path} can't be made: {parent} is no folder that may be written to")
 
 
 def _columns(schema: Schema) -> Iterator[str]:
     yield from ("samples/label", "samples/user")
     for field in schema.fields:
-        yield from field_columns(field)
+        name = f"fields/{field.name}"
+        yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
     for sequence in schema.sequences:
         yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
         for behavior in sequence.fields:
@@ -281,7 +355,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         )
     try:
         described = json.loads(file.read_text())
-        if described["format"] != FORMAT:
+        if described["format"] != FORMAT or not isinstance(described["version"], int):
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinError(f"{path} is not a din_jax store: {file} can't be read ({error})") from error
@@ -300,6 +374,7 @@ class _Column:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.dtype = dtype
         self.length = 0
+        self.low, self.high = 0, 0  # of the values, once there are any
         self.digest = hashlib.sha256()
         self.file = path.open("wb")
         self._header()
@@ -319,6 +394,10 @@ class _Column:
         stored = values.astype(self.dtype)
         if values.ndim != 1 or not np.array_equal(stored, values):
             raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
+        if len(stored) and stored.dtype.kind in "iu":
+            low, high = int(stored.min()), int(stored.max())
+            self.low = min(low, self.low) if self.length else low
+            self.high = max(high, self.high) if self.length else high
         data = stored.tobytes()
         self.digest.update(data)
         self.file.write(data)

@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from din_jax import checkpoint, evaluation, models, optim
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check
-from din_jax.errors import DinError
-from din_jax.metrics import user_auc
+from din_jax.errors import DinError, Interrupted
 from din_jax.pipeline import BatchSource, batches
 from din_jax.prepare import planted
 from din_jax.step import TrainState, init_state, score_step, train_step
@@ -29,16 +28,6 @@ from din_jax.store import Store
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
 _LOWER_IS_BETTER = ("log_loss",)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved; `signum` is the signal."""
-
-    def __init__(self, signum: int, step: int, workdir: Path):
-        super().__init__(
-            f"stopped and saved at step {step:,}; run the same command again to go on ({workdir})"
-        )
-        self.signum = signum
 
 
 class Run(NamedTuple):
@@ -96,13 +85,13 @@ def reopen(workdir: str | Path, store: str = "") -> Run:
       store: where its store is now, if it has moved.
 
     Raises:
-      DinError: there is no checkpoint, or the store is of another schema.
+      DinError: there is no checkpoint, or the store is not the one that it was trained on.
     """
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
     config.data.store = store or config.data.store
     config.data.prepare = ""
-    checkpoint.check_same_schema(meta, Store(config.data.store).schema, workdir)
+    checkpoint.check_same_data(meta, Store(config.data.store), workdir)
     return open_run(config)
 
 
@@ -113,7 +102,16 @@ def final_kind(run: Run, workdir: str | Path) -> Kind:
     return "last"
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+class Tested(NamedTuple):
+    """A trained run's scores of the test split."""
+
+    metrics: dict[str, float]
+    users: np.ndarray  # [N]
+    labels: np.ndarray  # [N]
+    probabilities: np.ndarray  # [N]
+
+
+def train(config: ConfigDict, workdir: str | Path) -> Tested:
     """Trains, or goes on training, and evaluates the test split once at the end.
 
     Args:
@@ -121,8 +119,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       workdir: the run's folder. If it holds a run of the same config, that goes on.
 
     Returns:
-      The test metrics by name: of the weights that were best on validation, or with
-      `data.fit=train+validation` of the last ones.
+      The test split scored with the weights that were best on validation, or with
+      `data.fit=train+validation` with the last ones.
 
     Raises:
       DinError: the config or the data can't be used, or `workdir` holds another run.
@@ -134,21 +132,30 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     meta = checkpoint.describe(config, run.store.schema, run.source)
     test = run.evaluator("test")  # now, so that a store without such a split is noticed now
     state, best = run.state, None
-    if checkpoints.latest("last") is not None:
-        checkpoint.check_same_run(checkpoints.meta("last"), meta, workdir)
+    if checkpoints.latest("last") is None:
+        checkpoints.clear()  # a "best" without a "last": of a run that ended before it could go on
+    else:
+        checkpoint.check_same_run(checkpoints.meta("last"), config, run.store, workdir)
         state, saved = checkpoints.restore("last", run.state)
         best = saved["best"]
-        what = "is complete" if int(state.step) >= len(run.source) else "goes on"
-        print(f"{workdir}: the run {what} at step {int(state.step):,} of {len(run.source):,}")
+        taken, total = int(state.step), len(run.source)
+        if taken > total:
+            raise DinError(
+                f"{workdir} holds a run of {taken:,} steps, and config.train.epochs="
+                f"{config.train.epochs} asks for {total:,}; give another --workdir"
+            )
+        what = "is complete" if taken == total else "goes on"
+        print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
+    trainer = _Trainer(run, checkpoints, meta, best)
 
     with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
-        if int(state.step) < len(run.source):
-            _Trainer(run, checkpoints, meta, best, log).fit(state, stop)
+        trainer.fit(state, log, stop)
         state, _ = checkpoints.restore(final_kind(run, workdir), run.state)
-        metrics = test.metrics(state)
+        probabilities = test.probabilities(state)
+        metrics = test.metrics(probabilities)
         log.write(int(state.step), "test", metrics)
     print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
-    return metrics
+    return Tested(metrics, test.users, test.labels, probabilities)
 
 
 class _Trainer:
@@ -160,25 +167,24 @@ class _Trainer:
         checkpoints: Checkpoints,
         meta: dict[str, Any],
         best: float | None,
-        log: Log,
     ):
         self.run, self.config, self.source = run, run.config, run.source
-        self.checkpoints, self.meta, self.best, self.log = checkpoints, meta, best, log
+        self.checkpoints, self.meta, self.best = checkpoints, meta, best
         self.learning_rate = optim.decayed_learning_rate(
             self.config.optimizer, self.config.train.batch_size
         )
         self.evaluator = run.evaluator("validation") if self.config.data.fit == "train" else None
-        if self.evaluator is not None and self.config.train.select == "user_weighted_auc":
-            _check_selectable(self.evaluator)
-        self.meter = _Meter(self.config.train.batch_size)
+        if self.evaluator is not None:
+            _check_selectable(self.evaluator, self.config.train.select)
+        self.meter = _Meter()
 
-    def fit(self, state: TrainState, stop: _Stop) -> None:
+    def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
         """Takes the steps from `state` to the last; the states to keep are saved."""
         step = train_step(self.run.model, self.run.optimizer)
         evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
-        loss, compiled = None, set[Any]()
+        loss, samples, compiled = None, 0, set[Any]()
         with tqdm.tqdm(
             total=total, initial=done, unit="step", disable=None, dynamic_ncols=True
         ) as bar:
@@ -188,7 +194,8 @@ class _Trainer:
                     batch = next(iterator)
                 if loss is not None:
                     # One step in flight: reading the next batch overlaps with it.
-                    self.meter.add(float(loss))
+                    self.meter.add(float(loss), samples)
+                samples = int(batch.weight.sum())
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
                 with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
                     state, loss = step(state, batch)
@@ -197,23 +204,26 @@ class _Trainer:
                 bar.update()
                 ends = done in evaluate_at
                 if ends or stop.signum:
-                    self.meter.add(float(loss))
+                    self.meter.add(float(loss), samples)
                     loss = None
                 if ends or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
-                    figures = self._log_training(done, bar)
+                    figures = self._log_training(done, log, bar)
                 if ends:
-                    self._evaluate(state, done, figures, bar)
+                    self._evaluate(state, done, figures, log, bar)
                     self.meter.start()
                 if ends or stop.signum:
                     self._save("last", state)
                 if stop.signum and done < total:
-                    raise Interrupted(stop.signum, done, self.checkpoints.folder.parent)
+                    raise Interrupted(
+                        f"stopped and saved at step {done:,}; run the same command again to go on",
+                        stop.signum,
+                    )
 
-    def _log_training(self, done: int, bar: tqdm.tqdm) -> dict[str, float]:
+    def _log_training(self, done: int, log: Log, bar: tqdm.tqdm) -> dict[str, float]:
         figures = self.meter.read()
         figures["learning_rate"] = float(self.learning_rate(done - 1))
         figures["epoch"] = done / self.source.batches_per_epoch
-        self.log.write(done, "train", figures)
+        log.write(done, "train", figures)
         bar.set_postfix_str(
             f"loss {figures['loss']:.4f}, {figures['samples_per_s']:,.0f} samples/s, "
             f"input wait {figures['input_wait']:.1%}"
@@ -226,16 +236,16 @@ class _Trainer:
         return figures
 
     def _evaluate(
-        self, state: TrainState, done: int, figures: dict[str, float], bar: tqdm.tqdm
+        self, state: TrainState, done: int, figures: dict[str, float], log: Log, bar: tqdm.tqdm
     ) -> None:
         line = (
             f"step {done:,} of {len(self.source):,} (epoch {figures['epoch']:.2f})  "
-            f"train loss {figures['loss']:.4f}  {figures['samples_per_s']:,.0f} samples/s  "
-            f"input wait {figures['input_wait']:.1%}"
+            f"train loss {self.meter.loss_since_start():.4f}  "
+            f"{figures['samples_per_s']:,.0f} samples/s  input wait {figures['input_wait']:.1%}"
         )
         if self.evaluator is not None:
-            metrics = self.evaluator.metrics(state)
-            self.log.write(done, "validation", metrics)
+            metrics = self.evaluator.metrics(self.evaluator.probabilities(state))
+            log.write(done, "validation", metrics)
             line += "  validation " + "  ".join(
                 f"{name} {metrics[name]:.4f}" for name in ("user_weighted_auc", "auc", "log_loss")
             )
@@ -249,12 +259,13 @@ class _Trainer:
         self.checkpoints.save(kind, state, self.meta | {"best": self.best})
 
 
-def _check_selectable(validation: evaluation.Evaluator) -> None:
-    by_user = user_auc(validation.users, validation.labels, np.zeros(len(validation.labels)))
-    if not len(by_user.auc):
+def _check_selectable(validation: evaluation.Evaluator, metric: str) -> None:
+    if not np.isfinite(validation.metrics(np.full(len(validation.labels), 0.5))[metric]):
         raise DinError(
-            "config.train.select='user_weighted_auc': no user of the validation split has both a "
-            "click and none; use 'auc' or 'log_loss'"
+            f"config.train.select={metric!r} can't be computed on the validation split: no "
+            + ("user of it has" if metric.startswith("user") else "sample pair of it has")
+            + " both a click and none; use "
+            + ("'auc' or 'log_loss'" if metric.startswith("user") else "'log_loss'")
         )
 
 
@@ -272,12 +283,16 @@ def _better(value: float, best: float, metric: str) -> bool:
 class _Meter:
     """Loss, speed and share of time waiting for input since it was last read or started."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
+        self.all_losses: list[float] = []
+        self._restart()
+
+    def _restart(self) -> None:
         self.waited = 0.0
+        self.samples = 0
         self.losses: list[float] = []
         self.begin = time.perf_counter()
 
@@ -299,22 +314,27 @@ class _Meter:
         yield
         self.begin += time.perf_counter() - begin
 
-    def add(self, loss: float) -> None:
+    def add(self, loss: float, samples: int) -> None:
         self.losses.append(loss)
+        self.samples += samples
+
+    def loss_since_start(self) -> float:
+        return float(np.mean(self.all_losses))
 
     def read(self) -> dict[str, float]:
         seconds = self.seconds
         figures = {
             "loss": float(np.mean(self.losses)),
-            "samples_per_s": len(self.losses) * self.batch_size / seconds,
+            "samples_per_s": self.samples / seconds,
             "input_wait": self.waited / seconds,
         }
-        self.start()
+        self.all_losses += self.losses
+        self._restart()
         return figures
 
 
 class Log:
-    """Metrics as JSON lines (WORKDIR/metrics.jsonl) and as TensorBoard events.
+    """Metrics as JSON lines (WORKDIR/metrics.jsonl; not a number: null) and TensorBoard events.
 
     Lines of steps after `from_step` and of the test split are dropped: a run that goes on takes
     those steps, and scores that split, again.
@@ -325,14 +345,21 @@ class Log:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if self._stands(json.loads(line), from_step)]
-            self._path.write_text("".join(kept))
+            kept = workdir / "metrics.jsonl.partial"
+            kept.write_text("".join(line for line in lines if self._stands(line, from_step)))
+            kept.replace(self._path)
         self._file = self._path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=from_step + 1
+        )
 
     @staticmethod
-    def _stands(line: dict[str, Any], from_step: int) -> bool:
-        return line["step"] <= from_step and line["split"] != "test"
+    def _stands(line: str, from_step: int) -> bool:
+        try:
+            metrics = json.loads(line)
+            return metrics["step"] <= from_step and metrics["split"] != "test"
+        except (ValueError, KeyError, TypeError):  # cut when the run was killed
+            return False
 
     def __enter__(self) -> Log:
         return self
@@ -343,10 +370,12 @@ class Log:
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Adds a line and the events of one split's metrics."""
-        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        known = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **known}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        for name, value in known.items():
+            if value is not None:
+                self._events.add_scalar(f"{split}/{name}", value, step)
 
 
 class _Stop:

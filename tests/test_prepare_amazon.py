@@ -220,9 +220,21 @@ def truncate(path):
             r"line 2: .*exit.* is not a good",
         ),
         (lambda f: write(f, meta=META[-1:]), r"a category for none of the 6 goods"),
-        (lambda f: write(f, reviews=[]), "no reviews in it"),
         (
-            lambda f: write(f, reviews=[("a", g, t) for t, g in enumerate(("g1", "g2", "g1"))]),
+            lambda f: spoil(f / "meta.json.gz", 1, "{'asin': 'g2', 'categories': 'cables'}"),
+            r"line 2: .*cables.* is not a good",
+        ),
+        (
+            lambda f: spoil(
+                f / "reviews.json.gz", 2, '{"reviewerID": "a", "asin": "b", "unixReviewTime": 1.5}'
+            ),
+            r"line 3: .* unixReviewTime \(whole seconds\)",
+        ),
+        (lambda f: write(f, reviews=[]), "no reviews in it"),
+        (lambda f: write(f, reviews=REVIEWS[1:3]), "no user has more than 1 reviews"),
+        (lambda f: (f / "store").mkdir(), "store exists already"),
+        (
+            lambda f: write(f, reviews=[("a", g, t) for t, g in enumerate(("g1", "g2") * 2)]),
             "reviewed all 2 goods",
         ),
     ],
@@ -232,7 +244,7 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(DinError, match=message):
         prepare(tmp_path)
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store/schema.json").exists()
 
 
 def test_lines_are_numbered_across_blocks(tmp_path, monkeypatch):
@@ -249,6 +261,19 @@ def test_lines_are_numbered_across_blocks(tmp_path, monkeypatch):
     spoil(tmp_path / "reviews.json.gz", 6, "oops")
     with pytest.raises(DinError, match="line 7: 'oops'"):
         amazon.prepare(tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz", tmp_path / "x")
+
+
+def test_blank_lines_are_passed_over(tmp_path):
+    write(tmp_path)
+    prepare(tmp_path)
+    for name, at in (("reviews", 3), ("meta", 1)):
+        with gzip.open(tmp_path / f"{name}.json.gz", "rt") as file:
+            lines = file.read().splitlines()
+        lines.insert(at, "")
+        with gzip.open(tmp_path / f"{name}.json.gz", "wt") as file:
+            file.write("\n".join([*lines, "", ""]))
+    amazon.prepare(tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz", tmp_path / "again")
+    assert Store(tmp_path / "again").fingerprint == Store(tmp_path / "store").fingerprint
 
 
 def test_plain_files_are_read_too(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from din_jax.errors import DinError
 from din_jax.prepare import planted
 from din_jax.store import Store
 
@@ -42,6 +43,13 @@ def test_bounds_stand_in_order(planted_store):
     bayes = origin["test_user_weighted_auc_bayes"]
     popularity = origin["test_user_weighted_auc_popularity"]
     assert 0.5 < popularity < bayes - 0.05 < 1
+
+
+@pytest.mark.parametrize("arguments", [{"users": 0}, {"seed": -1}, {"taste": float("nan")}])
+def test_arguments_out_of_range_are_refused(tmp_path, arguments):
+    with pytest.raises(DinError, match="expected a seed of 0 or more"):
+        planted.prepare(tmp_path / "s", **arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_user_is_in_every_split(planted_store):

@@ -96,6 +96,55 @@ def test_splits_must_cover_the_samples_without_overlap(tmp_path, splits):
             writer.finish(dict(zip(("train", "validation", "test"), splits, strict=True)), {})
 
 
+RAGGED = Schema(
+    (Table("item", 4), Table("tag", 3)),
+    (Field("item", "item", "ad"), Field("tags", "tag", "ad", multi_hot=True)),
+    (Sequence("history", (BehaviorField("item", "item", ad="item"),)),),
+)
+RAGGED_COLUMNS = {
+    "samples/label": [0, 1, 1],
+    "samples/user": [0, 1, 2],
+    "fields/item": [1, 2, 3],
+    "fields/tags": [1, 2],
+    "fields/tags.offsets": [0, 0, 1, 2],
+    "events/history/item": [1, 2, 3, 0],
+    "sequences/history.start": [0, 0, 2],
+    "sequences/history.end": [0, 2, 4],
+}
+
+
+def write_ragged(path, **columns):
+    with StoreWriter(path, RAGGED) as writer:
+        for name, values in (RAGGED_COLUMNS | columns).items():
+            writer.append(name, np.array(values))
+        writer.vocabulary("item", pl.Series(["a", "b", "c"]), np.array([5, 6, 7]))
+        writer.vocabulary("tag", pl.Series(["x", "y"]), np.array([5, 6]))
+        writer.finish({"train": (0, 1), "validation": (1, 2), "test": (2, 3)}, {})
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("samples/label", [0, 1, 2], "from 0 to 2, expected 0 to 1"),
+        ("samples/label", [0, 1, 0.5], "holds float64, expected integers"),
+        ("samples/user", [0, 1, 2**31], "expected 0 to 2147483647"),
+        ("fields/item", [1, 4, 0], "fields/item holds values from 0 to 4, expected 0 to 3"),
+        ("fields/item", [1, -3, 0], "from -3 to 1"),
+        ("fields/tags", [1, 3], "expected 0 to 2"),
+        ("fields/tags.offsets", [0, 1, 0, 2], "must rise from 0 to 2"),
+        ("fields/tags.offsets", [0, 0, 1, 1], "must rise from 0 to 2"),
+        ("events/history/item", [1, 2, 3, 9], "from 1 to 9, expected 0 to 3"),
+        ("sequences/history.end", [0, 2, 5], "from 0 to 5, expected 0 to 4"),
+        ("sequences/history.start", [0, 3, 2], r"start\[1\] is 3, after .*end\[1\], 2"),
+    ],
+)
+def test_values_that_cannot_be_trained_on_are_refused(tmp_path, column, values, message):
+    with pytest.raises(DinError, match=message):
+        write_ragged(tmp_path / "s", **{column: values})
+    assert list(tmp_path.iterdir()) == []
+    write_ragged(tmp_path / "s")
+
+
 def test_a_value_that_does_not_fit_its_column_is_not_wrapped(tmp_path):
     with StoreWriter(tmp_path / "s", SCHEMA) as writer:
         writer.append("fields/item", np.array([1], np.uint8))
@@ -126,6 +175,12 @@ def test_a_killed_preparation_leaves_nothing_under_the_final_name(tmp_path):
     assert len(Store(tmp_path / "s")) == 3
 
 
+def test_a_place_where_no_store_can_be_is_noticed_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DinError, match="can't be made"):
+        StoreWriter(tmp_path / "file/s", SCHEMA)
+
+
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     write(tmp_path / "s")
     with pytest.raises(DinError, match="exists already"):
@@ -150,6 +205,13 @@ def other_version(path):
         (other_version, r"version 99, this din_jax reads version 1"),
         (lambda p: (p / "schema.json").write_text("{"), "is not a din_jax store"),
         (lambda p: (p / "schema.json").unlink(), "is not a din_jax store"),
+        (lambda p: (p / "fields/item.npy").write_bytes(b""), "item.npy: missing or cut short"),
+        (
+            lambda p: (p / "schema.json").write_text(
+                (p / "schema.json").read_text().replace('"splits"', '"slpits"')
+            ),
+            r"schema.json lacks 'splits': it is damaged",
+        ),
         (shutil.rmtree, r"no store at .*; make one with `python -m din_jax.prepare"),
     ],
 )
@@ -192,7 +254,7 @@ ITEM = Field("item", "item", "ad")
                 (ITEM,),
                 (Sequence("h", (BehaviorField("shop", "shop", ad="item"),)),),
             ),
-            r"not an ad field of table 'shop'; ad fields: item \(item\)",
+            r"not an ad field of table 'shop' that is always an input; ad fields: item \(item\)",
         ),
         (lambda: Schema((Table("item", 2),), (ITEM,), (Sequence("h", ()),)), "no fields"),
         (lambda: Schema.from_json({"tables": []}), "missing or unknown key"),

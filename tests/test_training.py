@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import pytest
 from configs import quickstart
 from din_jax import checkpoint, models, optim, training
 from din_jax.checkpoint import Checkpoints
-from din_jax.errors import DinError
+from din_jax.errors import DinError, Interrupted
+from din_jax.metrics import log_loss
 from din_jax.pipeline import BatchSource
 from din_jax.prepare import planted
 from din_jax.step import init_state, score_step, train_step
@@ -158,7 +160,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_pa
         return counted
 
     monkeypatch.setattr(training, "train_step", stopping)
-    with pytest.raises(training.Interrupted, match="saved at step 130; run the same command again"):
+    with pytest.raises(Interrupted, match="saved at step 130; run the same command again"):
         training.train(config, tmp_path / "stopped")
     monkeypatch.undo()
     training.train(config, tmp_path / "stopped")
@@ -180,7 +182,8 @@ def test_a_complete_run_is_only_evaluated_again(planted_store, tmp_path, capsys)
     first = training.train(config, tmp_path)
     second = training.train(config, tmp_path)
     assert "the run is complete at step 94 of 94" in capsys.readouterr().out
-    assert first == second
+    assert first.metrics == second.metrics
+    assert (tmp_path / "metrics.jsonl").read_text().count('"split": "test"') == 1
 
 
 def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
@@ -189,6 +192,27 @@ def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
     assert Checkpoints(tmp_path).latest("last") == 188
     with pytest.raises(DinError, match=r"config.model.name: 'din' then, 'base' now"):
         training.train(small_config(planted_store, **{"model.name": "base"}), tmp_path)
+    with pytest.raises(DinError, match=r"holds a run of 188 steps, and .* asks for 94"):
+        training.train(small_config(planted_store, **{"train.epochs": 1}), tmp_path)
+
+
+def test_weights_of_another_run_are_never_reported(planted_store, tmp_path):
+    # A run that ended after its first "best" and before its first "last" leaves such a folder.
+    training.train(small_config(planted_store, **{"train.epochs": 1, "seed": 7}), tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/checkpoints/last")
+    config = small_config(planted_store, **{"train.epochs": 1})
+    after = training.train(config, tmp_path / "a")
+    assert after.metrics == training.train(config, tmp_path / "b").metrics
+
+
+def test_a_log_that_was_cut_is_mended(planted_store, tmp_path):
+    config = small_config(planted_store, **{"train.epochs": 1})
+    training.train(config, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 94, "spl')
+    training.train(config, tmp_path)
+    assert log.read_text() == whole
 
 
 def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp_path):
@@ -202,7 +226,7 @@ def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp
             "model.name": "base",
         },
     )
-    metrics = training.train(config, tmp_path)
+    metrics = training.train(config, tmp_path).metrics
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     by_step = {m["step"]: m["log_loss"] for m in log if m["split"] == "validation"}
     best = min(by_step, key=by_step.__getitem__)
@@ -229,6 +253,89 @@ def test_training_that_diverges_stops_with_advice(planted_store, tmp_path):
     )
     with pytest.raises(DinError, match=r"diverged; lower config\.optimizer\.learning_rate"):
         training.train(config, tmp_path)
+
+
+def one_class_a_user(planted_store, path):
+    """The planted store, but in validation every user has clicks only or none."""
+    shutil.copytree(planted_store, path)
+    store = Store(path)
+    label, user = store.column("samples/label").copy(), store.column("samples/user")
+    validation = slice(store.split("validation").start, store.split("validation").stop)
+    label[validation] = user[validation] % 2
+    np.save(path / "samples/label.npy", label)
+
+
+def test_a_metric_that_cannot_be_computed_selects_nothing(planted_store, tmp_path):
+    one_class_a_user(planted_store, tmp_path / "store")
+    with pytest.raises(DinError, match="no user of it has both a click and none; use 'auc'"):
+        training.train(small_config(tmp_path / "store"), tmp_path / "run")
+    config = small_config(tmp_path / "store", **{"train.select": "auc", "train.epochs": 1})
+    training.train(config, tmp_path / "run")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    validation = next(m for m in map(json.loads, lines) if m["split"] == "validation")
+    assert validation["user_weighted_auc"] is None
+    assert 0 < validation["auc"] < 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model.table_dims": "itme=4"}, "'itme=4': expected TABLE=WIDTH, .* category"),
+        ({"model.table_dims": "item=0"}, "'item=0': expected TABLE=WIDTH"),
+        ({"model.hidden": (8, 0)}, r"config.model.hidden=\(8, 0\): expected widths of at least 1"),
+        ({"model.attention.hidden": ()}, r"config.model.attention.hidden=\(\)"),
+        ({"seed": -1}, "config.seed=-1: expected at least 0"),
+        (
+            {"model.preset": "released_code", "model.pooling": "mean"},
+            "config.model.pooling='mean': preset='released_code' fixes this",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(planted_store, keys, message):
+    with pytest.raises(DinError, match=message):
+        training.open_run(small_config(planted_store, **keys))
+
+
+def test_tables_have_the_widths_that_the_config_gives_them(planted_store):
+    run = training.open_run(small_config(planted_store, **{"model.table_dims": "item=4, shop=2"}))
+    widths = {name: table.shape[1] for name, table in run.state.tables.items()}
+    assert widths == {"item": 4, "shop": 2, "category": 16, "age": 16, "hour": 16}
+
+
+def test_compare_agrees_with_its_runs(planted_store, tmp_path):
+    flags = [
+        "compare",
+        "--config=configs/quickstart.py",
+        f"--config.data.store={planted_store}",
+        "--config.train.epochs=1",
+        f"--workdir={tmp_path}",
+        "--seeds=2",
+    ]
+    done = command("-m", "din_jax.report", *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "compare.json").read_text())
+    found = {line["model"]: line["user_weighted_auc"] for line in result["lines"]}
+    for name, values in found.items():
+        for seed, value in enumerate(values):
+            lines = (tmp_path / f"{name}-dice-{seed}/metrics.jsonl").read_text().splitlines()
+            assert json.loads(lines[-1])["user_weighted_auc"] == value
+    (difference,) = result["differences"]
+    gains = [d - b for d, b in zip(found["din"], found["base"], strict=True)]
+    assert difference["by_seed"] == pytest.approx(gains)
+    assert difference["mean"] == pytest.approx(np.mean(gains))
+    assert difference["low"] < difference["mean"] < difference["high"]
+
+    for flag, message in (
+        ("--models=base,dinn", "expected 'base' or 'din' .did you mean 'din'"),
+        ("--models=din,din", "named twice"),
+        ("--seeds=0", "seeds"),
+        ("--config.model.nme=x", 'Did you mean "name"'),
+    ):
+        failed = command("-m", "din_jax.report", *flags, flag, f"--workdir={tmp_path / 'x'}")
+        assert failed.returncode == 1
+        assert re.search(f"^error: .*{message}", failed.stderr, re.MULTILINE), failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert not (tmp_path / "x").exists()
 
 
 def test_a_damaged_array_is_noticed(planted_store, tmp_path):
@@ -260,7 +367,7 @@ def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
             tmp_path / "store",
             **{"model.name": name, "train.epochs": 3, "train.batch_size": 512},
         )
-        found[name] = training.train(config, tmp_path / name)["user_weighted_auc"]
+        found[name] = training.train(config, tmp_path / name).metrics["user_weighted_auc"]
     assert found["din"] > found["base"] + 0.02
 
 
@@ -297,6 +404,10 @@ def test_eval_prints_what_training_printed(planted_store, tmp_path):
     assert failed.returncode == 1
     assert "of another schema than the store" in failed.stderr
     assert "tables: user[301] in the checkpoint, user[302] in the store" in failed.stderr
+    planted.prepare(tmp_path / "same", users=300, seed=1)
+    failed = command("eval.py", f"--workdir={tmp_path / 'run'}", f"--store={tmp_path / 'same'}")
+    assert failed.returncode == 1
+    assert "the same schema, other content" in failed.stderr
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(planted_store, tmp_path):
@@ -366,6 +477,28 @@ def test_a_traceback_is_there_for_the_asking(tmp_path):
     assert "Traceback" in failed.stderr
 
 
+def test_configs_and_workdirs_that_cannot_be_read_are_named(planted_store, tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    (tmp_path / "wrong.py").write_text(
+        "from din_jax.config import default_config\n"
+        "def get_config():\n    c = default_config()\n    c.modle = 3\n    return c\n"
+    )
+    (tmp_path / "nothing.py").write_text("def get_config():\n    pass\n")
+    (tmp_path / "file").write_text("")
+    good = ["--config=configs/quickstart.py", f"--config.data.store={planted_store}"]
+    for flags, message in (
+        ([f"--config={tmp_path / 'broken.py'}"], "broken.py: SyntaxError"),
+        ([f"--config={tmp_path / 'wrong.py'}"], "wrong.py: .*modle"),
+        ([f"--config={tmp_path / 'nothing.py'}"], "returned NoneType, not a ConfigDict"),
+        ([*good, f"--workdir={tmp_path / 'file'}"], "file.*(File exists|Not a directory)"),
+    ):
+        failed = command("train.py", *flags)
+        assert failed.returncode == 1
+        assert re.search(f"^error: .*{message}", failed.stderr, re.MULTILINE), failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert len(failed.stderr.strip().splitlines()[-1]) < 300
+
+
 def test_scores_are_probabilities_of_the_click_output(planted_store):
     config = small_config(planted_store)
     run = training.open_run(config)
@@ -377,6 +510,13 @@ def test_scores_are_probabilities_of_the_click_output(planted_store):
         batch,
         train=False,
     )
-    np.testing.assert_allclose(
-        score_step(run.model)(run.state, batch), jax.nn.softmax(logits)[:, 1], rtol=1e-5
-    )
+    z = score_step(run.model)(run.state, batch)
+    np.testing.assert_allclose(jax.nn.sigmoid(z), jax.nn.softmax(logits)[:, 1], rtol=1e-5)
+    evaluator = run.evaluator("train")
+    evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 40.0, np.float32)
+    p = evaluator.probabilities(run.state)
+    assert 1 - p[0] == pytest.approx(np.exp(-40), abs=1e-16)
+    evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 25.0, np.float32)
+    p = evaluator.probabilities(run.state)
+    negatives = evaluator.labels == 0
+    assert log_loss(evaluator.labels[negatives], p[negatives]) == pytest.approx(25, rel=1e-4)

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from din_jax.config import table_dims
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.layers import MLP, ActivationFactory, activation_factory, segment_mean, segment_pool
 from din_jax.pipeline import Batch, Packed
 from din_jax.schema import Schema
 
-ITEM_BIAS = "item_bias"  # table of one scalar an id of the ad field `config.item_bias`
+# Table of one scalar an id of the ad field `config.item_bias`; no schema's table has such a name.
+ITEM_BIAS = "item-bias"
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
@@ -31,12 +33,8 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     used = {f.table for f in schema.inputs(config.extra_fields)} | {
         behavior.table for sequence in schema.sequences for behavior in sequence.fields
     }
-    specs = {
-        name: TableSpec(
-            schema.rows(name), config.table_dims.get(name, config.embedding_dim), initializer
-        )
-        for name in sorted(used)
-    }
+    dims = table_dims(config, sorted(used))
+    specs = {name: TableSpec(schema.rows(name), dim, initializer) for name, dim in dims.items()}
     if config.item_bias:
         rows = schema.rows(schema.ad_field(config.item_bias).table)
         specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from din_jax.config import default_config
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.errors import DinError
 from din_jax.layers import (
@@ -29,6 +30,9 @@ from din_jax.models import base
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
 
+# Keys that choose what the repository's network has no choice of.
+_FIXED = ("pooling", "extra_fields", "item_bias", "interest_product", "embedding_stddev")
+_FIXED_ATTENTION = ("activation", "difference", "outer")
 _BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors left
 
 
@@ -134,6 +138,20 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> Release
       DinError: the schema or a key asks for what the repository's network doesn't have.
     """
     del axis_name  # nothing here has statistics over the batch
+    default = default_config().model
+    fixed = {
+        **{name: config[name] for name in _FIXED},
+        **{f"attention.{name}": config.attention[name] for name in _FIXED_ATTENTION},
+    }
+    for name, value in fixed.items():
+        usual: Any = default
+        for part in name.split("."):
+            usual = usual[part]
+        if value != usual:
+            raise DinError(
+                f"config.model.{name}={value!r}: preset='released_code' fixes this part of the "
+                f"network; leave it at {usual!r}"
+            )
     if len(schema.sequences) != 1 or {f.name for f in schema.inputs() if f.group != "ad"}:
         raise DinError(
             "config.model.preset='released_code' takes one behaviour sequence and ad fields only; "

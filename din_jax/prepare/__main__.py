@@ -20,7 +20,7 @@ def main() -> None:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args()
-    sys.exit(cli.guarded(lambda: arguments.run(arguments), traceback=arguments.traceback))
+    sys.exit(cli.guarded(lambda: arguments.run(arguments), sys.argv))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import StoreWriter, smallest_unsigned
+from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
 _BLOCK_BYTES = 1 << 26
 _ASIN = re.compile(rb"""['"]asin['"]: *(?:'([^'\\]*)'|"([^"\\]*)")""")
@@ -70,14 +70,23 @@ def prepare(
       Counts, kept in the store as its origin.
 
     Raises:
-      DinError: a file is missing, cut short or no gzip file; a line is malformed; no good of the
-        reviews is in the metadata; a user has reviewed every good.
+      DinError: `out` exists; a file is missing, cut short or no gzip file; a line is malformed; no
+        good of the reviews is in the metadata; a user has reviewed every good, or none has four
+        reviews.
     """
+    check_free(out)
+    if seed < 0:
+        raise DinError(f"--seed {seed}: expected 0 or more")
     events = _events(_read_reviews(Path(reviews)))
     goods = events.goods
     categories_of_goods, categories = _categories(goods, _read_meta(Path(meta), goods))
 
     n = np.bincount(events.user, minlength=len(events.users))
+    if n.max() < 4:
+        raise DinError(
+            f"{reviews}: no user has more than {n.max()} reviews; training needs four, since a "
+            "user's last two positions are for validation and test"
+        )
     begin = np.concatenate([[0], np.cumsum(n)])[:-1]
     # k of each event: how many behaviours of the same user come before it.
     k = np.arange(len(events.user)) - begin[events.user]
@@ -221,22 +230,26 @@ def _read_reviews(path: Path) -> pl.DataFrame:
         if not whole:
             _raise_first_bad_review(path, first_line, block)
         frames.append(frame)
-    if not frames:
+    if not sum(map(len, frames)):
         raise DinError(f"{path}: no reviews in it")
     return pl.concat(frames)
 
 
 def _raise_first_bad_review(path: Path, first_line: int, block: bytes) -> None:
-    for number, line in enumerate(block.splitlines(), start=first_line):
+    for number, line in enumerate(block.split(b"\n"), start=first_line):
+        if not line.strip():
+            continue
         try:
-            review = json.loads(line)
+            review = json.loads(line, parse_constant=_no_number)
+            time = review.get("unixReviewTime")
             good = (
-                isinstance(review, dict)
-                and isinstance(review.get("reviewerID"), str)
+                isinstance(review.get("reviewerID"), str)
                 and isinstance(review.get("asin"), str)
-                and isinstance(review.get("unixReviewTime"), int)
+                and isinstance(time, int)
+                and not isinstance(time, bool)
+                and -(2**63) <= time < 2**63
             )
-        except ValueError:
+        except (ValueError, AttributeError):
             good = False
         if not good:
             raise DinError(
@@ -244,22 +257,35 @@ def _raise_first_bad_review(path: Path, first_line: int, block: bytes) -> None:
                 "with reviewerID and asin (text) and unixReviewTime (whole seconds). "
                 "Mend or delete the line"
             )
-    raise DinError(f"{path}, lines from {first_line}: can't be read as JSON lines")
+    raise DinError(
+        f"{path}, a line from {first_line} on: can't be read as JSON lines; expected UTF-8 without "
+        "a byte order mark, and a line feed after each object"
+    )
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
     """The last category of the last path of each good that is in `goods`."""
     wanted = set(goods)
+    wanted_bytes = {good.encode() for good in wanted}
     category: dict[str, str] = {}
     for first_line, block in _blocks(path):
-        for number, line in enumerate(block.splitlines(), start=first_line):
-            asin = _ASIN.search(line)
-            if asin and (asin[1] or asin[2] or b"").decode("utf-8", "replace") not in wanted:
+        for number, line in enumerate(block.split(b"\n"), start=first_line):
+            asins = [a or b for a, b in _ASIN.findall(line)]
+            if not line.strip() or (asins and wanted_bytes.isdisjoint(asins)):
                 continue  # most goods are not asked for, and to parse a line costs 50 times this
             try:
-                good = ast.literal_eval(line.decode())
-                if good["asin"] in wanted and good.get("categories"):
-                    category[good["asin"]] = str(good["categories"][-1][-1])
+                good = ast.literal_eval(line.decode().strip())
+                paths = good.get("categories") or []
+                if not all(isinstance(name, str) for path in paths for name in [*path]) or any(
+                    isinstance(path, str) for path in paths
+                ):
+                    raise TypeError("categories")
+                if good["asin"] in wanted and paths and paths[-1]:
+                    category[good["asin"]] = paths[-1][-1]
             except (ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError,
                     MemoryError, RecursionError) as error:  # fmt: skip
                 raise DinError(

@@ -14,7 +14,7 @@ With `taste` 0 the ad activates nothing: clicks come of popularity, hour and noi
 
 The report gives two bounds. "Bayes" is the user-weighted AUC of the click probability given all
 that a model could know (everything but the noise): no model beats it on average. "Popularity" is
-that of the good's own effect: what a model reaches that ignores the history.
+that of the good's and the hour's own effects: what a model reaches that ignores the history.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import StoreWriter, smallest_unsigned
+from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
 BUNDLES = 60
 CATEGORIES_PER_BUNDLE = 4
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out, seed=arguments.seed, users=arguments.users, taste=arguments.taste
     )
     for name, value in origin.items():
-        print(f"{name:<28}{value}")
+        print(f"{name:<36}{value}")
     print(f"store written to {arguments.out}")
 
 
@@ -87,8 +88,14 @@ def prepare(
       Counts and bounds, kept in the store as its origin.
 
     Raises:
-      DinError: `out` exists.
+      DinError: `out` exists, or an argument is out of range.
     """
+    check_free(out)
+    if seed < 0 or users < 1 or not np.isfinite(taste):
+        raise DinError(
+            f"--seed {seed} --users {users} --taste {taste}: expected a seed of 0 or more, "
+            "at least 1 user, and a finite taste"
+        )
     rng = np.random.default_rng(seed)
     categories = BUNDLES * CATEGORIES_PER_BUNDLE
     goods = categories * GOODS_PER_CATEGORY
@@ -127,7 +134,8 @@ def prepare(
     visits = np.zeros((users, BUNDLES), np.int64)
     np.add.at(visits, (of_user, bundle_of_good[history]), 1)
     activated = np.log2(1 + visits[user, bundle_of_good[ad]])
-    known = BIAS + popularity[ad] + hour_effect[hour] + taste * activated
+    without_history = popularity[ad] + hour_effect[hour]
+    known = BIAS + without_history + taste * activated
     noise = NOISE_STDDEV * rng.standard_normal(len(user))
     label = rng.random(len(user)) < 1 / (1 + np.exp(-(known + noise)))
 
@@ -153,7 +161,7 @@ def prepare(
             user_auc(user[test], label[test], known[test]).weighted("impressions"), 4
         ),
         "test_user_weighted_auc_popularity": round(
-            user_auc(user[test], label[test], popularity[ad[test]]).weighted("impressions"), 4
+            user_auc(user[test], label[test], without_history[test]).weighted("impressions"), 4
         ),
         "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
     }
