@@ -63,7 +63,8 @@ def default_config() -> ConfigDict:
     c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: don't
 
     c.regularizer = ConfigDict()
-    c.regularizer.name = "none"
+    c.regularizer.name = "none"  # "none", "mba" (Eq. 7) or "difacto", of the embedding tables
+    c.regularizer.rate = 0.01  # λ
 
     c.train = ConfigDict()
     c.train.batch_size = 256  # B, over all devices
@@ -85,7 +86,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.attention.activation": ("", "dice", "prelu", "sigmoid", "relu"),
     "model.pooling": ("sum", "mean"),
     "optimizer.name": ("adam", "sgd"),
-    "regularizer.name": ("none",),
+    "regularizer.name": ("none", "mba", "difacto"),
     "devices": (1,),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
@@ -99,6 +100,7 @@ _AT_LEAST: dict[str, float] = {
     "optimizer.decay_samples": 1,
     "optimizer.end_value": 0,
     "optimizer.clip_norm": 0,
+    "regularizer.rate": 0,
     "train.batch_size": 1,
     "train.epochs": 1,
     "train.evaluations_per_epoch": 1,

@@ -43,6 +43,14 @@ def init_tables(specs: Mapping[str, TableSpec], key: jax.Array) -> dict[str, jax
     return tables
 
 
+def present_mask(lookups: Mapping[str, Lookup], rows: int) -> jax.Array:
+    """bool[rows]: which rows of one table a batch looks up. Padding is never present."""
+    mask = jnp.zeros(rows, bool)
+    for at in lookups.values():
+        mask = mask.at[jnp.where(at.mask, at.ids, rows)].set(True, mode="drop")
+    return mask
+
+
 def lookup(table: jax.Array, at: Lookup) -> jax.Array:
     """The rows [N, D] of a table at N ids; zero, with zero gradient, where the mask is False."""
     ids = jnp.where(at.mask, at.ids, 0)

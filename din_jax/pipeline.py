@@ -118,7 +118,8 @@ class Packer:
             *(f"{s}.{f}" for s, f in self._nested),
         )
 
-    def _history(self, name: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def history(self, name: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (start, end) of the samples' histories in the events of a sequence."""
         start = self.store.column(f"sequences/{name}.start")[samples].astype(np.int64)
         end = self.store.column(f"sequences/{name}.end")[samples].astype(np.int64)
         if self.max_history:
@@ -131,7 +132,7 @@ class Packer:
         for name in self._multi_hot:
             offsets = self.store.column(f"fields/{name}.offsets")
             columns.append(offsets[samples + 1].astype(np.int64) - offsets[samples])
-        histories = {s.name: self._history(s.name, samples) for s in self.store.schema.sequences}
+        histories = {s.name: self.history(s.name, samples) for s in self.store.schema.sequences}
         columns += [end - start for start, end in histories.values()]
         for sequence, field in self._nested:
             start, end = histories[sequence]
@@ -165,8 +166,8 @@ class Packer:
 
         sequences = {}
         for sequence in schema.sequences:
-            start, end = self._history(sequence.name, samples)
-            at, segment_ids = _ranges(start, end, capacity[sequence.name], batch_size)
+            start, end = self.history(sequence.name, samples)
+            at, segment_ids = _padded_ranges(start, end, capacity[sequence.name], batch_size)
             values: dict[str, Array | Packed] = {}
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
@@ -301,14 +302,18 @@ def _round_up(lengths: np.ndarray) -> np.ndarray:
     return np.maximum(up, _ROUND_TO)
 
 
-def _ranges(
-    start: np.ndarray, end: np.ndarray, capacity: int, segments: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The positions start[i] … end[i] − 1 of all ranges, and padded segment ids."""
+def ranges(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positions start[i] … end[i] − 1 of all ranges, end to end, and which i each is of."""
     length = end - start
     segment = np.repeat(np.arange(len(start), dtype=np.int32), length)
     shift = start - (np.cumsum(length) - length)
-    at = np.arange(len(segment)) + np.repeat(shift, length)
+    return np.arange(len(segment)) + np.repeat(shift, length), segment
+
+
+def _padded_ranges(
+    start: np.ndarray, end: np.ndarray, capacity: int, segments: int
+) -> tuple[np.ndarray, np.ndarray]:
+    at, segment = ranges(start, end)
     segment_ids = np.full(capacity, segments, np.int32)
     segment_ids[: len(segment)] = segment
     return at, segment_ids
@@ -323,5 +328,5 @@ def _take(values: np.ndarray, at: np.ndarray, capacity: int) -> np.ndarray:
 def _packed(
     values: np.ndarray, start: np.ndarray, end: np.ndarray, capacity: int, segments: int
 ) -> Packed:
-    at, segment_ids = _ranges(start, end, capacity, segments)
+    at, segment_ids = _padded_ranges(start, end, capacity, segments)
     return Packed(_take(values, at, capacity), segment_ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from din_jax.embedding import init_tables
+from din_jax.embedding import init_tables, present_mask
 from din_jax.losses import click_logit, negative_log_likelihood, weighted_mean
 from din_jax.models import Model
 from din_jax.pipeline import Batch
@@ -34,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, batch: Batch, seed: int
+    model: Model, optimizer: optax.GradientTransformationExtraArgs, batch: Batch, seed: int
 ) -> TrainState:
     """A state before the first step; only the shapes of `batch` matter."""
     params_key, tables_key = jax.random.split(jax.random.key(seed))
@@ -54,10 +55,23 @@ def init_state(
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
 
 
-def train_step(model: Model, optimizer: optax.GradientTransformation) -> TrainStep:
-    """(state, batch) → (next state, loss): one step on Eq. 2. The given state is donated."""
+def train_step(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    counts: Mapping[str, Any] | None = None,
+) -> TrainStep:
+    """(state, batch) → (next state, loss): one step on Eq. 2. The given state is donated.
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    Args:
+      model, optimizer: what is trained, and how. The optimizer is given `present`
+        {table: bool[rows]} and `counts`, for the tables in `counts`.
+      counts: n_j of the tables that are decayed, {table: [rows]}.
+    """
+    counts = jax.tree.map(jnp.asarray, dict(counts or {}))
+
+    def step(
+        state: TrainState, batch: Batch, counts: dict[str, jax.Array]
+    ) -> tuple[TrainState, jax.Array]:
         lookups = model.lookups(batch)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
@@ -74,7 +88,10 @@ def train_step(model: Model, optimizer: optax.GradientTransformation) -> TrainSt
 
         trained = {"params": state.params, "tables": state.tables}
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        present = {name: present_mask(lookups[name], len(n)) for name, n in counts.items()}
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, trained, present=present, counts=counts
+        )
         trained = optax.apply_updates(trained, updates)
         state = TrainState(
             step=state.step + 1,
@@ -85,7 +102,8 @@ def train_step(model: Model, optimizer: optax.GradientTransformation) -> TrainSt
         )
         return state, loss
 
-    return jax.jit(step, donate_argnums=0)
+    # The counts are an argument, not a constant: they are as long as the tables.
+    return functools.partial(jax.jit(step, donate_argnums=0), counts=counts)
 
 
 ScoreStep = Callable[[TrainState, Batch], jax.Array]

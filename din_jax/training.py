@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from din_jax import checkpoint, evaluation, models, optim
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check
+from din_jax.counts import sample_counts
 from din_jax.errors import DinError, Interrupted
 from din_jax.pipeline import BatchSource, batches
 from din_jax.prepare import planted
@@ -37,7 +38,8 @@ class Run(NamedTuple):
     store: Store
     source: BatchSource
     model: models.Model
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
+    counts: dict[str, np.ndarray]  # n_j of the tables that are decayed, {table: int32[rows]}
     state: TrainState  # before the first step
 
     def evaluator(self, split: str) -> evaluation.Evaluator:
@@ -72,9 +74,23 @@ def open_run(config: ConfigDict) -> Run:
         epochs=config.train.epochs,
     )
     model = models.build(store.schema, config.model)
-    optimizer = optim.build(config.optimizer, config.train.batch_size)
+    counts = {}
+    if config.regularizer.name != "none":
+        # Of the embedding tables; a bias per id is not decayed.
+        counts = {
+            name: n.astype(np.int32)
+            for name, n in sample_counts(
+                store,
+                config.data.fit,
+                max_history=config.data.max_history,
+                extra_fields=config.model.extra_fields,
+            ).items()
+        }
+    optimizer = optim.build(
+        config.optimizer, config.regularizer, config.train.batch_size, counts.keys()
+    )
     state = init_state(model, optimizer, source[0], config.seed)
-    return Run(config, store, source, model, optimizer, state)
+    return Run(config, store, source, model, optimizer, counts, state)
 
 
 def reopen(workdir: str | Path, store: str = "") -> Run:
@@ -180,7 +196,7 @@ class _Trainer:
 
     def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
         """Takes the steps from `state` to the last; the states to keep are saved."""
-        step = train_step(self.run.model, self.run.optimizer)
+        step = train_step(self.run.model, self.run.optimizer, self.run.counts)
         evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)

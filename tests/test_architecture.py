@@ -11,6 +11,7 @@ LAYERS = [
     {"store"},
     {"prepare"},
     {"pipeline"},
+    {"counts"},
     {"embedding"},
     {"layers"},
     {"models"},

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from runs import small_config
 
 from configs import quickstart
 from din_jax import checkpoint, models, optim, training
@@ -26,16 +27,6 @@ from din_jax.step import init_state, score_step, train_step
 from din_jax.store import Store
 
 ROOT = Path(__file__).parent.parent
-
-
-def small_config(store, **keys):
-    config = quickstart.get_config()
-    config.data.store = str(store)
-    config.data.prepare = ""
-    config.train.batch_size = 64
-    config.train.epochs = 2
-    config.update_from_flattened_dict(keys)
-    return config
 
 
 def leaves(tree):
@@ -84,7 +75,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss_of_the_real_samples(plante
     model = models.build(store.schema, config.model)
     batch = BatchSource(store, "train", 64)[0]
     batch = batch._replace(weight=np.float32([1] * 50 + [0] * 14))
-    optimizer = optim.build(config.optimizer, 64)
+    optimizer = optim.build(config.optimizer, config.regularizer, 64, ())
     state = init_state(model, optimizer, batch, seed=0)
 
     def loss_of(trained):
@@ -126,7 +117,7 @@ def test_compilations_are_no_more_than_rungs(planted_store):
     step, state = train_step(run.model, run.optimizer), run.state
     for i in range(len(run.source)):
         state, _ = step(state, run.source[i])
-    assert 1 < step._cache_size() <= len(run.source.ladder.rungs)
+    assert 1 < step.func._cache_size() <= len(run.source.ladder.rungs)
 
 
 def test_batch_size_changes_no_score(planted_store):
