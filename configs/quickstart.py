@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The config of this experiment."""
     c = default_config()
     c.data.store = "data/planted"
-    c.data.prepare = "planted"
+    c.data.prepare = "data/planted"  # made there, in a second, if it is missing
     c.model.embedding_dim = 16
     c.optimizer.learning_rate = 0.004
     c.optimizer.decay_samples = 1_000_000

@@ -121,9 +121,10 @@ class Checkpoints:
     def _restored(self, kind: Kind, like: TrainState | None) -> Any:
         step = self.latest(kind)
         if step is None:
+            workdir = self.folder.parent
+            found = f"{workdir} has no {kind} checkpoint" if workdir.is_dir() else f"no {workdir}"
             raise DinError(
-                f"no {kind} checkpoint in {self.folder}; train first with "
-                f"`python train.py --config … --workdir {self.folder.parent}`"
+                f"{found}; train first with `python train.py --config … --workdir {workdir}`"
             )
         items = {"meta": ocp.args.JsonRestore()}
         if like is not None:

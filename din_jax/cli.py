@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from din_jax.errors import DinError, Interrupted
@@ -58,9 +58,10 @@ def parse_flags(
       DinError: a flag or a config key is unknown, missing or of another type, or a config can't be
         read.
     """
+    if "help" not in flags.FLAGS:
+        app.define_help_flags()
     given = {a.lstrip("-").partition("=")[0]: i for i, a in enumerate(argv) if a.startswith("-")}
-    asks_for_help = not given.keys().isdisjoint(("help", "helpshort", "helpfull", "help-xml"))
-    if not asks_for_help:
+    if given.keys().isdisjoint(("help", "helpshort", "helpfull", "h", "?")):
         for name in required:
             if name not in given:
                 raise DinError(f"--{name}=… is required (--help lists the flags)")
@@ -85,6 +86,8 @@ def _check_config_file(argv: Sequence[str], at: int) -> None:
     _, equals, value = argv[at].partition("=")
     if not equals:
         value = argv[at + 1] if at + 1 < len(argv) else ""
+    if not value:
+        raise DinError("--config needs a value: a file of configs/")
     path, colon, argument = value.partition(":")
     if not Path(path).is_file():
         raise DinError(f"no config file {path!r}; configs/ has some to start from")

@@ -18,11 +18,11 @@ def default_config() -> ConfigDict:
     """
     c = ConfigDict()
     c.seed = 0  # of the initial weights and the order of the samples
-    c.devices = 1  # how many devices train together
+    c.devices = 1  # how many devices train together; one for now
 
     c.data = ConfigDict()
     c.data.store = ""  # folder of the store (required)
-    c.data.prepare = ""  # "planted": make that embedded data set where the store is missing
+    c.data.prepare = ""  # where the embedded data set is made, if `data.store` asks for it there
     c.data.fit = "train"  # the split trained on: "train", or "train+validation" for the final fit
     c.data.max_history = 0  # the most recent behaviours kept of a history; 0 keeps all
 
@@ -78,7 +78,6 @@ def default_config() -> ConfigDict:
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "data.prepare": ("", "planted"),
     "data.fit": ("train", "train+validation"),
     "model.name": ("base", "din"),
     "model.preset": ("paper", "released_code"),

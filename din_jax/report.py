@@ -144,7 +144,8 @@ def main() -> None:
     """Runs the report that the command line names."""
     (name,) = cli.parse_flags(sys.argv, required=("config", "workdir"), positional=1) or [""]
     if name != "compare":
-        raise DinError(f"report {name!r}: expected 'compare'")
+        found = f"no report {name!r}" if name else "which report?"
+        raise DinError(f"{found}: expected `python -m din_jax.report compare --config=…`")
     workdir = Path(_WORKDIR.value)
     result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
     (workdir / "compare.json").write_text(json.dumps(result, indent=2) + "\n")

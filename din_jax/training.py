@@ -61,7 +61,7 @@ def open_run(config: ConfigDict) -> Run:
     """
     check(config)
     path = Path(config.data.store)
-    if config.data.prepare and not path.exists():
+    if config.data.prepare == config.data.store and not path.exists():
         origin = planted.prepare(path)
         print(f"made the embedded data set {path}: {origin['samples']:,} samples")
     store = Store(path)
@@ -107,6 +107,11 @@ def reopen(workdir: str | Path, store: str = "") -> Run:
     config = ConfigDict(meta["config"])
     config.data.store = store or config.data.store
     config.data.prepare = ""
+    if not Path(config.data.store).exists():
+        raise DinError(
+            f"the run's store {config.data.store} is not there (seen from {Path.cwd()}); say where "
+            "it is with --store"
+        )
     checkpoint.check_same_data(meta, Store(config.data.store), workdir)
     return open_run(config)
 
@@ -276,12 +281,12 @@ class _Trainer:
 
 
 def _check_selectable(validation: evaluation.Evaluator, metric: str) -> None:
-    if not np.isfinite(validation.metrics(np.full(len(validation.labels), 0.5))[metric]):
+    trial = validation.metrics(np.full(len(validation.labels), 0.5))
+    if not np.isfinite(trial[metric]):
+        usable = [name for name in ("auc", "log_loss") if np.isfinite(trial[name])]
         raise DinError(
-            f"config.train.select={metric!r} can't be computed on the validation split: no "
-            + ("user of it has" if metric.startswith("user") else "sample pair of it has")
-            + " both a click and none; use "
-            + ("'auc' or 'log_loss'" if metric.startswith("user") else "'log_loss'")
+            f"config.train.select={metric!r} can't be computed on the validation split: no user of "
+            f"it has both a click and none; use {' or '.join(map(repr, usable))}"
         )
 
 

@@ -365,7 +365,6 @@ def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
 def test_eval_prints_what_training_printed(planted_store, tmp_path):
     flags = [
         f"--config.data.store={planted_store}",
-        "--config.data.prepare=",
         "--config.train.epochs=1",
         f"--workdir={tmp_path / 'run'}",
     ]
@@ -381,8 +380,8 @@ def test_eval_prints_what_training_printed(planted_store, tmp_path):
 
     for flag, message in (
         ("--split=tset", "no split 'tset'; .* has: train, validation, test"),
-        (f"--workdir={tmp_path / 'none'}", "no last checkpoint .* train first"),
-        ("--store=/nowhere", "no store at /nowhere"),
+        (f"--workdir={tmp_path / 'none'}", "no .*none; train first"),
+        ("--store=/nowhere", "store /nowhere is not there .* with --store"),
         ("--wrokdir=x", "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     ):
         failed = command("eval.py", f"--workdir={tmp_path / 'run'}", flag)
@@ -430,7 +429,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(planted_store, tmp_path):
         (["--config.model.embedding_dim=many"], "invalid literal for int"),
         (["--config.model.name=dni"], r"expected 'base' or 'din' \(did you mean 'din'\?\)"),
         (["--config.devices=3"], "config.devices=3: expected 1"),
-        (["--config.data.store=/nowhere", "--config.data.prepare="], "no store at /nowhere"),
+        (["--config.data.store=/nowhere"], "no store at /nowhere"),
         (["--config.train.epochs=0"], "config.train.epochs=0: expected at least 1"),
         (["--config.model.extra_fields=('user',)"], "optional fields are: user_id"),
         (["--config.model.preset=released_code"], "one behaviour sequence and ad fields only"),
@@ -461,6 +460,13 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
         assert failed.returncode == 1
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_help_lists_the_flags():
+    for script, flag in (("train.py", "--workdir"), ("eval.py", "--checkpoint")):
+        shown = command(script, "--help")
+        assert flag in shown.stdout
+        assert "Traceback" not in shown.stderr
 
 
 def test_a_traceback_is_there_for_the_asking(tmp_path):

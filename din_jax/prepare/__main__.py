@@ -15,7 +15,12 @@ def main() -> None:
     for module in (amazon, planted):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_argument("--out", required=True, help="folder of the store to make")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
