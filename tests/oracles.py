@@ -262,7 +262,7 @@ def paper(
     logits, entered["mlp"] = mlp(inputs, network["mlp"], train)
     if item_bias:
         for sample, logit in zip(samples, logits, strict=True):
-            logit[1] += tables["item_bias"][sample["fields"][item_bias]][0]
+            logit[1] += tables["item-bias"][sample["fields"][item_bias]][0]
     return {
         "logits": np.array(logits),
         "interest": {name: np.array(rows) for name, rows in interest.items()},
@@ -313,7 +313,7 @@ def released(
         parts = [user, item, user * item] if attention else [user, item]
         x = idle_batch_norm(np.concatenate(parts), **network["input_norm"])
         ((out,), _) = mlp([x], network["mlp"], train=False)
-        bias = tables["item_bias"][sample["fields"][sequence.fields[0].ad]][0]
+        bias = tables["item-bias"][sample["fields"][sequence.fields[0].ad]][0]
         logits.append(float(out[0] + bias))
         interests.append(interest)
         all_weights.append(weights)

@@ -14,6 +14,7 @@ from din_jax.embedding import Lookup, init_tables, lookup
 from din_jax.errors import DinError
 from din_jax.losses import negative_log_likelihood, weighted_mean
 from din_jax.models import build
+from din_jax.models.base import ITEM_BIAS
 from din_jax.pipeline import Batch, Behaviors, Packed
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 
@@ -191,7 +192,8 @@ def case(name, axis_name=None):
     options = CASES[name]
     config = default_config().model
     config.embedding_dim = 3
-    config.table_dims.update({k: v for k, v in DIMS.items() if schema is SCHEMA})
+    if schema is SCHEMA:
+        config.table_dims = ",".join(f"{table}={dim}" for table, dim in DIMS.items())
     config.hidden = (6, 4)
     config.attention.hidden = (5,)
     config.dice.momentum = 0.8
@@ -470,7 +472,7 @@ def test_loss_and_gradient_match_the_oracle(name):
 def test_item_bias_adds_to_the_click_alone():
     _, batch, variables = setup("din extras", 6)
     shifted = {**variables, "tables": {**variables["tables"]}}
-    shifted["tables"]["item_bias"] = variables["tables"]["item_bias"] + np.float32(1)
+    shifted["tables"][ITEM_BIAS] = variables["tables"][ITEM_BIAS] + np.float32(1)
     before = scores("din extras", variables, batch)
     after = scores("din extras", shifted, batch)
     close(after[:REAL] - before[:REAL], np.tile([0, 1], (REAL, 1)))
@@ -529,9 +531,9 @@ def test_rows_outside_the_batch_have_no_gradient(name):
         found += [(f.table, b[f.name]) for s, b in behaviors for f in s.fields]
         for table, ids in found:
             present[table] |= {ids} if isinstance(ids, int) else set(ids)
-    if "item_bias" in grads:
+    if ITEM_BIAS in grads:
         bias = case(name).config.item_bias or schema.sequences[0].fields[0].ad
-        present["item_bias"] = {s["fields"][bias] for s in samples}
+        present[ITEM_BIAS] = {s["fields"][bias] for s in samples}
     absent = 0
     for table, grad in grads.items():
         for row in range(len(grad)):
@@ -639,16 +641,16 @@ def test_paper_tables_begin_normal_and_with_a_zero_row():
     config.update_from_flattened_dict(
         {"embedding_dim": 7, "embedding_stddev": 0.25, "item_bias": "a"}
     )
-    config.table_dims.update({"big": 3})
+    config.table_dims = "big=3"
     schema = Schema(
         (Table("big", 4000), Table("small", 600)),
         (Field("a", "big", "ad"), Field("b", "small", "user")),
         (),
     )
     tables = init_tables(build(schema, config).tables, jax.random.key(1))
-    shapes = {"big": (4000, 3), "small": (600, 7), "item_bias": (4000, 1)}
+    shapes = {"big": (4000, 3), "small": (600, 7), ITEM_BIAS: (4000, 1)}
     assert {k: v.shape for k, v in tables.items()} == shapes
-    np.testing.assert_array_equal(tables.pop("item_bias"), 0)
+    np.testing.assert_array_equal(tables.pop(ITEM_BIAS), 0)
     for table in tables.values():
         np.testing.assert_array_equal(table[0], 0)
         assert np.all(np.asarray(table[1:]) != 0)
@@ -658,8 +660,8 @@ def test_paper_tables_begin_normal_and_with_a_zero_row():
 def test_released_tables_begin_uniform_and_with_a_zero_row():
     specs = case("released din dice").model.tables
     tables = init_tables(specs, jax.random.key(0))
-    assert tables.keys() == {"item", "category", "item_bias"}
-    np.testing.assert_array_equal(tables.pop("item_bias"), 0)
+    assert tables.keys() == {"item", "category", ITEM_BIAS}
+    np.testing.assert_array_equal(tables.pop(ITEM_BIAS), 0)
     for name, table in tables.items():
         rows, dim = specs[name].rows, specs[name].dim
         assert table.shape == (rows, dim) == (RELEASED_SCHEMA.rows(name), 3)
@@ -707,7 +709,7 @@ def test_lookups_mask_all_padding(name):
                 ids = [b[inner] for s in samples for b in s["sequences"][name_of]]
             else:
                 bias = case(name).config.item_bias
-                ids = [s["fields"][bias if where == "item_bias" else where] for s in samples]
+                ids = [s["fields"][bias if where == ITEM_BIAS else where] for s in samples]
             if isinstance(ids[0], list):
                 ids = [i for several in ids for i in several]
             assert np.asarray(found.ids)[np.asarray(found.mask)].tolist() == ids

@@ -33,8 +33,8 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     used = {f.table for f in schema.inputs(config.extra_fields)} | {
         behavior.table for sequence in schema.sequences for behavior in sequence.fields
     }
-    dims = table_dims(config, sorted(used))
-    specs = {name: TableSpec(schema.rows(name), dim, initializer) for name, dim in dims.items()}
+    dims = table_dims(config, [table.name for table in schema.tables])
+    specs = {name: TableSpec(schema.rows(name), dims[name], initializer) for name in sorted(used)}
     if config.item_bias:
         rows = schema.rows(schema.ad_field(config.item_bias).table)
         specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros)
