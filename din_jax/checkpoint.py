@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +28,8 @@ from din_jax.store import Store
 
 Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
 _META_KEYS = {"config", "schema", "batches", "best", "checksums"}
+# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
 _MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
 
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -63,10 +62,6 @@ class Checkpoints:
             return None
         with self._manager(kind, create=False) as manager:
             return manager.latest_step()
-
-    def clear(self) -> None:
-        """Deletes all checkpoints."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves a state with `meta` (any JSON object) beside it."""

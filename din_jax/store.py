@@ -176,12 +176,7 @@ class StoreWriter:
             group, _, rest = name.partition("/")
             offsets = f"{name}.offsets"
             if group == "events":
-                sequence = _sequence(self.schema, rest.partition("/")[0])
-                one_hot = [f.name for f in sequence.fields if not f.multi_hot]
-                first = f"events/{sequence.name}/" + (
-                    one_hot[0] if one_hot else f"{sequence.fields[0].name}.offsets"
-                )
-                want = lengths[first] - first.endswith(".offsets")
+                want = self._events(_sequence(self.schema, rest.partition("/")[0]))
             else:
                 want = samples
             if name.endswith(".offsets"):
@@ -203,9 +198,7 @@ class StoreWriter:
                 self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
                 if behavior.multi_hot:
                     self._check_offsets(name)
-            events = self._columns[f"events/{sequence.name}/{sequence.fields[0].name}"].length
-            if sequence.fields[0].multi_hot:
-                events = self._columns[name + ".offsets"].length - 1
+            events = self._events(sequence)
             start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
             self._check_range(start, 0, events)
             self._check_range(end, 0, events)
@@ -217,6 +210,14 @@ class StoreWriter:
                     raise DinError(
                         f"store: {start}[{row}] is {begins[row]}, after {end}[{row}], {ends[row]}"
                     )
+
+    def _events(self, sequence: Sequence) -> int:
+        """Behaviours of a sequence, by its first field."""
+        first = sequence.fields[0]
+        name = f"events/{sequence.name}/{first.name}"
+        if first.multi_hot:
+            return self._columns[f"{name}.offsets"].length - 1
+        return self._columns[name].length
 
     def _check_range(self, name: str, low: int, high: int) -> None:
         column = self._columns[name]

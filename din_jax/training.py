@@ -153,10 +153,10 @@ def train(config: ConfigDict, workdir: str | Path) -> Tested:
     meta = checkpoint.describe(config, run.store.schema, run.source)
     test = run.evaluator("test")  # now, so that a store without such a split is noticed now
     state, best = run.state, None
-    if checkpoints.latest("last") is None:
-        checkpoints.clear()  # a "best" without a "last": of a run that ended before it could go on
-    else:
-        checkpoint.check_same_run(checkpoints.meta("last"), config, run.store, workdir)
+    for kind in ("last", "best"):  # a run that was killed early may have left a best alone
+        if checkpoints.latest(kind) is not None:
+            checkpoint.check_same_run(checkpoints.meta(kind), config, run.store, workdir)
+    if checkpoints.latest("last") is not None:
         state, saved = checkpoints.restore("last", run.state)
         best = saved["best"]
         taken, total = int(state.step), len(run.source)

@@ -145,6 +145,41 @@ def test_values_that_cannot_be_trained_on_are_refused(tmp_path, column, values, 
     write_ragged(tmp_path / "s")
 
 
+def write_tagged(path, starts):
+    """Behaviours of a multi-hot field first, then a one-hot one."""
+    schema = Schema(
+        (Table("item", 4), Table("tag", 3)),
+        (Field("item", "item", "ad"), Field("tags", "tag", "ad", multi_hot=True)),
+        (
+            Sequence(
+                "history",
+                (
+                    BehaviorField("tags", "tag", ad="tags", multi_hot=True),
+                    BehaviorField("item", "item", ad="item"),
+                ),
+            ),
+        ),
+    )
+    columns = RAGGED_COLUMNS | {
+        "events/history/tags": [1, 2, 1],
+        "events/history/tags.offsets": [0, 1, 1, 3, 3],
+        "sequences/history.start": starts,
+    }
+    with StoreWriter(path, schema) as writer:
+        for name, values in columns.items():
+            writer.append(name, np.array(values))
+        writer.vocabulary("item", pl.Series(["a", "b", "c"]), np.array([5, 6, 7]))
+        writer.vocabulary("tag", pl.Series(["x", "y"]), np.array([5, 6]))
+        writer.finish({"train": (0, 1), "validation": (1, 2), "test": (2, 3)}, {})
+
+
+def test_a_sequence_may_begin_with_a_multi_hot_field(tmp_path):
+    write_tagged(tmp_path / "s", [0, 0, 2])
+    assert Store(tmp_path / "s").column("events/history/tags.offsets").tolist() == [0, 1, 1, 3, 3]
+    with pytest.raises(DinError, match="from 0 to 5, expected 0 to 4"):
+        write_tagged(tmp_path / "t", [0, 0, 5])
+
+
 def test_a_value_that_does_not_fit_its_column_is_not_wrapped(tmp_path):
     with StoreWriter(tmp_path / "s", SCHEMA) as writer:
         writer.append("fields/item", np.array([1], np.uint8))

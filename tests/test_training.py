@@ -189,11 +189,13 @@ def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
 
 def test_weights_of_another_run_are_never_reported(planted_store, tmp_path):
     # A run that ended after its first "best" and before its first "last" leaves such a folder.
-    training.train(small_config(planted_store, **{"train.epochs": 1, "seed": 7}), tmp_path / "a")
-    shutil.rmtree(tmp_path / "a/checkpoints/last")
     config = small_config(planted_store, **{"train.epochs": 1})
-    after = training.train(config, tmp_path / "a")
-    assert after.metrics == training.train(config, tmp_path / "b").metrics
+    first = training.train(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/last")
+    with pytest.raises(DinError, match=r"another config:\s+config.seed: 0 then, 7 now"):
+        training.train(small_config(planted_store, **{"train.epochs": 1, "seed": 7}), tmp_path)
+    assert Checkpoints(tmp_path).latest("best") == 94, "nothing is lost"
+    assert training.train(config, tmp_path).metrics == first.metrics
 
 
 def test_a_log_that_was_cut_is_mended(planted_store, tmp_path):
