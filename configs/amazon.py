@@ -3,6 +3,8 @@
     python -m din_jax.prepare amazon --reviews reviews_Electronics_5.json.gz \
         --meta meta_Electronics.json.gz --out data/amazon
     python train.py --config configs/amazon.py
+
+On the subset of docs/results.md: under a minute on 2 cores, user_weighted_auc 0.771 on test.
 """
 
 from ml_collections import ConfigDict

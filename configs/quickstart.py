@@ -2,7 +2,8 @@
 
     python train.py --config configs/quickstart.py
 
-Takes under a minute on 2 cores, the making of the data set included.
+Takes under a minute on 2 cores, the making of the data set included; user_weighted_auc near 0.73 on
+test.
 """
 
 from ml_collections import ConfigDict
