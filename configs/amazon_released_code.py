@@ -4,7 +4,8 @@
 
 The repository trains for 50 epochs and keeps the weights that are best on test. Here they are
 chosen on validation, as in every other experiment. Not yet trained to its end here: on the subset
-of docs/results.md the first epoch takes half a minute and gives user_weighted_auc 0.722 on validation.
+of docs/results.md the first epoch takes half a minute and gives user_weighted_auc 0.722 on
+validation.
 """
 
 from ml_collections import ConfigDict
