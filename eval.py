@@ -22,7 +22,7 @@ def main() -> None:
     run = training.reopen(_WORKDIR.value, _STORE.value)
     evaluator = run.evaluator(_SPLIT.value)
     kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
-    state, _ = Checkpoints(_WORKDIR.value).restore(kind, run.state)
+    state, _ = Checkpoints(_WORKDIR.value).restore(kind, run.like())
     metrics = evaluator.metrics(evaluator.probabilities(state))
     print(evaluation.table(f"{_SPLIT.value} metrics, weights of step {int(state.step):,}", metrics))
 

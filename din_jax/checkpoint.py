@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -64,8 +65,9 @@ class Checkpoints:
             return manager.latest_step()
 
     def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
-        """Saves a state with `meta` (any JSON object) beside it."""
+        """Saves a state with `meta` (any JSON object) beside it; its scratch is left out."""
         step = int(state.step)
+        state = state.replace(scratch={})
         with self._manager(kind, create=True) as manager:
             if manager.latest_step() == step:
                 return
@@ -96,13 +98,13 @@ class Checkpoints:
 
         Args:
           kind: which.
-          like: a state with the shapes and types to expect.
+          like: a state, or `jax.ShapeDtypeStruct`s of one: the shapes and types to expect.
 
         Raises:
           DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
             is not what was saved.
         """
-        restored = self._restored(kind, like)
+        restored = self._restored(kind, like.replace(scratch={}))
         state, meta = restored["state"], restored["meta"]
         saved = meta["checksums"]
         for name, checksum in _checksums(state).items():
@@ -111,7 +113,8 @@ class Checkpoints:
                     f"{self.folder / kind}: the array {name} is damaged (its checksum differs "
                     "from the saved one); restore the folder from a copy or train again"
                 )
-        return state, meta
+        scratch = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), like.scratch)
+        return state.replace(scratch=scratch), meta
 
     def _restored(self, kind: Kind, like: TrainState | None) -> Any:
         step = self.latest(kind)
@@ -214,6 +217,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _checksums(state: TrainState) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path): f"{zlib.crc32(np.asarray(leaf).tobytes()):08x}"
+        # Of a view: no copy of a table is made.
+        jax.tree_util.keystr(path): f"{zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8)):08x}"
         for path, leaf in leaves
     }

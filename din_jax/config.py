@@ -36,6 +36,7 @@ def default_config() -> ConfigDict:
     c.model.hidden = (200, 80)  # widths of the hidden layers
     c.model.pooling = "sum"  # "sum" or "mean": base's history, and any multi-hot field
     c.model.extra_fields = ()  # optional fields taken as inputs, "user_id" for instance
+    c.model.without = ()  # tables that no input reads, the goods' ids for instance: ("item",)
     c.model.item_bias = ""  # an ad field: adds one scalar an id to the logit (not in the paper)
     c.model.interest_product = False  # also concatenate interest ∘ ad (not in the paper)
     c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
@@ -53,7 +54,10 @@ def default_config() -> ConfigDict:
     c.model.prelu.alpha_init = 0.25  # He et al. 2015, who brought PReLU
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adam"  # "adam" or "sgd"
+    c.optimizer.name = "adam"  # "adam", "sgd", "adagrad" or "rowwise_adagrad" (see optim.py)
+    # Move only the table rows that a batch looks up, and their state ("lazy" Adam: see
+    # `din_jax.optim.row_sparse`). False: every row in every step, as Optax has it.
+    c.optimizer.lazy = True
     c.optimizer.learning_rate = 0.001  # lr₀; the paper: Adam 0.001, SGD 1.0
     c.optimizer.decay_rate = 0.9  # the paper: 0.9 with Adam, 0.1 with SGD
     # Samples after which the rate has fallen by decay_rate (required: the paper does not say).
@@ -63,8 +67,13 @@ def default_config() -> ConfigDict:
     c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: don't
 
     c.regularizer = ConfigDict()
-    c.regularizer.name = "none"  # "none", "mba" (Eq. 7) or "difacto", of the embedding tables
-    c.regularizer.rate = 0.01  # λ
+    c.regularizer.name = "none"  # "none", "mba" (Eq. 7), "difacto", "dropout" or "filter"
+    c.regularizer.rate = 0.01  # λ of mba and difacto
+    c.regularizer.dropout = 0.5  # share of the feature ids that dropout drops
+    c.regularizer.behaviors_only = False  # drop only ids of behaviours
+    c.regularizer.filter_tables = ()  # tables whose ids are filtered, ("item",) (required by filter)
+    c.regularizer.keep = 0.033  # share of a table's ids, the most frequent ones, that filter leaves
+    c.regularizer.rare = "leave"  # rare visited ids leave the history; "unknown": all are row 0
 
     c.train = ConfigDict()
     c.train.batch_size = 256  # B, over all devices
@@ -84,8 +93,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.activation": ("dice", "prelu", "sigmoid", "relu"),
     "model.attention.activation": ("", "dice", "prelu", "sigmoid", "relu"),
     "model.pooling": ("sum", "mean"),
-    "optimizer.name": ("adam", "sgd"),
-    "regularizer.name": ("none", "mba", "difacto"),
+    "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
+    "optimizer.lazy": (True, False),
+    "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),
+    "regularizer.rare": ("leave", "unknown"),
     "devices": (1,),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
@@ -131,6 +142,19 @@ def check(config: ConfigDict) -> None:
         widths = _get(config, key)
         if not widths or min(widths) < 1:
             raise DinError(f"config.{key}={tuple(widths)!r}: expected widths of at least 1")
+    if not 0 <= config.regularizer.dropout < 1:
+        raise DinError(
+            f"config.regularizer.dropout={config.regularizer.dropout!r}: expected 0 up to below 1"
+        )
+    if not 0 < config.regularizer.keep <= 1:
+        raise DinError(
+            f"config.regularizer.keep={config.regularizer.keep!r}: expected over 0, up to 1"
+        )
+    if config.regularizer.name == "filter" and not config.regularizer.filter_tables:
+        raise DinError(
+            "config.regularizer.filter_tables is required with config.regularizer.name='filter': "
+            "the tables whose rare ids are filtered, ('item',) for instance"
+        )
     if not 0 < config.optimizer.decay_rate <= 1:
         raise DinError(
             f"config.optimizer.decay_rate={config.optimizer.decay_rate!r}: expected over 0, up to 1"

@@ -9,7 +9,12 @@ a prefix sum. L is `max_history`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -21,7 +26,13 @@ _SAMPLES_AT_ONCE = 1 << 16  # of a table whose samples have to be looked at one 
 
 
 def sample_counts(
-    store: Store, split: str, *, max_history: int = 0, extra_fields: Iterable[str] = ()
+    store: Store,
+    split: str,
+    *,
+    max_history: int = 0,
+    extra_fields: Iterable[str] = (),
+    kept: Mapping[str, np.ndarray] | None = None,
+    unknown: bool = False,
 ) -> dict[str, np.ndarray]:
     """n_j of every table that a model reads: {table: int64[K]}.
 
@@ -29,6 +40,7 @@ def sample_counts(
       store, split: the samples trained on.
       max_history: the most recent behaviours kept of a history; 0 keeps all.
       extra_fields: optional fields taken as inputs.
+      kept, unknown: ids as the frequency filter leaves them, see `din_jax.regularizers.filter_ids`.
     """
     fields = store.schema.inputs(extra_fields)
     packer = Packer(store, max_history)
@@ -41,38 +53,84 @@ def sample_counts(
         if not ads and not behaviors:
             continue
         samples = store.split(split)
+        ids = _Ids(table.rows, (kept or {}).get(table.name), unknown)
         one_hot = not any(f.multi_hot for f in ads) and not any(b.multi_hot for _, b in behaviors)
         windows = None
         if one_hot and len(behaviors) == 1:
-            windows = _Windows.of(packer, *behaviors[0], samples, table.rows)
+            windows = _Windows.of(packer, *behaviors[0], samples, ids)
         if windows is not None:
-            counts[table.name] = windows.counts() + windows.counts_outside(ads, samples)
+            found = windows.counts() + windows.counts_outside(ads, samples)
         else:
-            counts[table.name] = _one_by_one(packer, ads, behaviors, samples, table.rows)
+            found = _one_by_one(packer, ads, behaviors, samples, ids)
+        counts[table.name] = found[: table.rows]
     return counts
+
+
+def cached_counts(
+    store: Store, split: str, *, max_history: int = 0, extra_fields: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """`sample_counts`, kept in the store's folder once they are known.
+
+    A store that can't be written to is counted each time.
+    """
+    what = [store.fingerprint, split, max_history, sorted(extra_fields)]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    path = store.path / "counts" / f"{digest}.npz"
+    # A damaged file fails its checksum, and is made again.
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(path) as saved:
+        return {name: saved[name] for name in saved}
+    counts = sample_counts(store, split, max_history=max_history, extra_fields=extra_fields)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, **counts)
+        partial.replace(path)
+    return counts
+
+
+class _Ids:
+    """Ids as they are looked up: filtered. Those that are not looked up become K.
+
+    Attributes:
+      rows: K + 1.
+    """
+
+    def __init__(self, rows: int, kept: np.ndarray | None, unknown: bool):
+        self.rows = rows + 1
+        ids = np.arange(rows)
+        self._of_ad = ids if kept is None or not unknown else np.where(kept, ids, 0)
+        self._visited = self._of_ad if kept is None or unknown else np.where(kept, ids, rows)
+
+    def of_ad(self, ids: np.ndarray) -> np.ndarray:
+        return self._of_ad[ids]
+
+    def visited(self, ids: np.ndarray) -> np.ndarray:
+        return self._visited[ids]
 
 
 class _Windows:
     """The histories of the samples in one behaviour field of one id each."""
 
     def __init__(
-        self, packer: Packer, ids: np.ndarray, start: np.ndarray, end: np.ndarray, rows: int
+        self, packer: Packer, ids: np.ndarray, start: np.ndarray, end: np.ndarray, looked_up: _Ids
     ):
-        self.packer, self.ids, self.start, self.end, self.rows = packer, ids, start, end, rows
+        self.packer, self.ids, self.start, self.end = packer, ids, start, end
+        self.looked_up, self.rows = looked_up, looked_up.rows
         # Occurrences in order of (id, event): the one after another is the next of the same id.
         self.order = np.argsort(ids, kind="stable")
         self.sorted_ids = ids[self.order]
 
     @staticmethod
     def of(
-        packer: Packer, name: str, behavior: BehaviorField, samples: range, rows: int
+        packer: Packer, name: str, behavior: BehaviorField, samples: range, looked_up: _Ids
     ) -> _Windows | None:
         """None if histories overlap in another way than those of one user do."""
         store = packer.store
         start = store.column(f"sequences/{name}.start")[samples.start : samples.stop]
         end = store.column(f"sequences/{name}.end")[samples.start : samples.stop]
-        ids = store.column(f"events/{name}/{behavior.name}").astype(np.int64)
-        windows = _Windows(packer, ids, start.astype(np.int64), end.astype(np.int64), rows)
+        ids = looked_up.visited(store.column(f"events/{name}/{behavior.name}"))
+        windows = _Windows(packer, ids, start.astype(np.int64), end.astype(np.int64), looked_up)
         return windows if windows.apart() else None
 
     def _last_ends(self) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +188,7 @@ class _Windows:
         before: list[np.ndarray] = []
         for field in fields:
             column = self.packer.store.column(f"fields/{field.name}")
-            ids = column[samples.start : samples.stop].astype(np.int64)
+            ids = self.looked_up.of_ad(column[samples.start : samples.stop])
             new = ~self.holds(ids)
             for other in before:
                 new &= ids != other
@@ -144,10 +202,10 @@ def _one_by_one(
     fields: list[Field],
     behaviors: list[tuple[str, BehaviorField]],
     samples: range,
-    rows: int,
+    looked_up: _Ids,
 ) -> np.ndarray:
     """[K] for any lookups: every (sample, id) pair is made, a part of the samples at a time."""
-    store = packer.store
+    store, rows = packer.store, looked_up.rows
     counts = np.zeros(rows, np.int64)
     for begin in range(samples.start, samples.stop, _SAMPLES_AT_ONCE):
         part = np.arange(begin, min(begin + _SAMPLES_AT_ONCE, samples.stop))
@@ -156,25 +214,28 @@ def _one_by_one(
         def add(sample: np.ndarray, ids: np.ndarray, pairs: list[np.ndarray] = pairs) -> None:
             pairs.append(sample.astype(np.int64) * rows + ids)
 
-        def add_multi_hot(name: str, owner: np.ndarray, at: np.ndarray) -> None:
+        def values(name: str, owner: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """The ids of a multi-hot column at some places, and the owner of each."""
             offsets = store.column(f"{name}.offsets")
             inner, of = ranges(offsets[at].astype(np.int64), offsets[at + 1].astype(np.int64))
-            add(owner[of], store.column(name)[inner])
+            return owner[of], store.column(name)[inner]
 
         here = np.arange(len(part))
         for field in fields:
             name = f"fields/{field.name}"
             if field.multi_hot:
-                add_multi_hot(name, here, part)
+                owner, ids = values(name, here, part)
             else:
-                add(here, store.column(name)[part])
+                owner, ids = here, store.column(name)[part]
+            add(owner, looked_up.of_ad(ids))
         for sequence, behavior in behaviors:
             name = f"events/{sequence}/{behavior.name}"
             at, owner = ranges(*packer.history(sequence, part))
             if behavior.multi_hot:
-                add_multi_hot(name, owner, at)
+                owner, ids = values(name, owner, at)
             else:
-                add(owner, store.column(name)[at])
+                ids = store.column(name)[at]
+            add(owner, looked_up.visited(ids))
         distinct = np.unique(np.concatenate(pairs))
         counts += np.bincount(distinct % rows, minlength=rows)
     return counts

@@ -1,16 +1,19 @@
 """The optimizers and regularisers of the paper's experiments, as Optax transformations.
 
-The order of a chain is: gradient, clipping by global norm, decay, optimizer.
+They transform trees {"params": …, "tables": {name: …}}. The order of a chain is: gradient, clipping
+by global norm, decay, optimizer; `row_sparse` makes the whole chain work on the rows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from din_jax.embedding import Rows, gather_rows, scatter_rows
 
 _NO_PARAMS = "a decay needs the params: call update(updates, state, params, …)"
 
@@ -58,7 +61,8 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation of tables {name: [rows, D]}. Its `update` must be given `present`
-      {name: bool[rows]} and `counts` {name: n_j, [rows]}; it raises TypeError without them.
+      {name: bool[rows]} and `counts` {name: n_j, [rows]}; it raises TypeError without them, and
+      ValueError for a table that `counts` leaves out.
     """
 
     def update(
@@ -66,12 +70,20 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(_NO_PARAMS)
+        if isinstance(counts, Mapping) and updates.keys() - counts.keys():
+            raise ValueError(
+                "mba_decay: no counts n_j for the tables "
+                + ", ".join(sorted(updates.keys() - counts.keys()))
+                + ": a table of hashed ids has none, since several ids share a row; decay only "
+                "tables with counts (on_tables), or use difacto_decay, which needs none"
+            )
 
         def decayed(g: jax.Array, w: jax.Array, here: jax.Array, n: jax.Array) -> jax.Array:
             share = jnp.where(here & (n > 0), rate / jnp.maximum(n, 1), 0)
             return g + share[:, None].astype(g.dtype) * w
 
-        return jax.tree.map(decayed, updates, params, present, counts), state
+        here, n = _those_of(updates, present), _those_of(updates, counts)
+        return jax.tree.map(decayed, updates, params, here, n), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
@@ -99,9 +111,14 @@ def difacto_decay(rate: float) -> optax.GradientTransformationExtraArgs:
         def decayed(g: jax.Array, w: jax.Array, here: jax.Array) -> jax.Array:
             return g + jnp.where(here[:, None], jnp.asarray(rate, g.dtype) * w, 0)
 
-        return jax.tree.map(decayed, updates, params, present), state
+        return jax.tree.map(decayed, updates, params, _those_of(updates, present)), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _those_of(updates: Any, given: Any) -> Any:
+    """Of what is given for every table, that of the tables in `updates`."""
+    return {name: given[name] for name in updates} if isinstance(given, Mapping) else given
 
 
 def on_tables(
@@ -124,10 +141,277 @@ def on_tables(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def row_sparse(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` on the rows of a batch alone: its cost does not grow with the tables.
+
+    `inner` is any transformation that treats the rows of a table alike and apart: SGD, momentum,
+    Adagrad, Adam, AdamW, RMSprop, Lion, schedules, clipping by value or by global norm (of dense and
+    row gradients together), `inject_hyperparams`, `partition`, `masked`, chains of all these. The
+    leaves of its state that have a table's rows are gathered, `inner` runs on the gathered rows, and
+    they are scattered back; state without rows, such as a count of steps, stays global.
+
+    The result is that of `inner` on whole tables if, in each step, the rows that are absent are
+    zero in gradient, weights and state, and are afterwards put back as they were. So a row is not
+    touched in a step whose batch does not look it up. For SGD that is the same as ever: the gradient
+    of an absent row is zero. For all that remembers, it is not:
+
+    * Adam is "lazy" (TensorFlow Addons' LazyAdam, PyTorch's SparseAdam): dense Adam moves an absent
+      row along its first moment and lets both moments decay in every step, m ← β₁m, v ← β₂v; here
+      they stay as they were when the row was last present. The bias correction, 1 − βᵗ, still goes
+      by the steps of the whole run. With every row present in every step, it is `optax.adam`.
+    * Momentum, RMSprop and Lion are lazy in the same way.
+    * Weight decay (AdamW) reaches a row only when it is present.
+    * Adagrad is the same as ever: its state changes only with the gradient.
+
+    What does not treat rows apart raises ValueError in `init`: Adafactor and others with factored
+    state; block-RMS clipping and Adafactor's scaling, whose mean is over rows; noise, which depends
+    on the shape; gradient accumulation (`MultiSteps`, `apply_every`), which would give the sum of
+    several batches to the rows of the last; L-BFGS. What is scaled by the norm of a whole parameter
+    (LARS, LAMB) sees the norm of the present rows.
+
+    Args:
+      inner: transforms trees {"params": …, "tables": {name: [rows, D]}}.
+
+    Returns:
+      A transformation whose `init` takes whole tables. Its `update` takes gradients and weights with
+      those rows under "tables" that the required keyword argument `rows` {name: `Rows`} describes,
+      [N, D] by rows or [K, D] as a whole, and hands `present` {name: bool[rows]} and all other
+      keyword arguments on to `inner`. See `din_jax.embedding` for `gather_rows` and
+      `apply_row_updates`, which go before and after it.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> Any:
+        _check_separable(inner, params)
+        return inner.init(params)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        rows: Mapping[str, Rows],
+        **extra: Any,
+    ) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("row_sparse needs the params: call update(updates, state, params, …)")
+        if rows.keys() != params["tables"].keys():
+            raise ValueError(
+                f"row_sparse: `rows` describes {sorted(rows)}, the tables are "
+                f"{sorted(params['tables'])}"
+            )
+
+        def present(tree: Any, otherwise: float) -> Any:
+            """The tree with `otherwise` in the rows that are absent."""
+            tables = {
+                name: jnp.where(
+                    rows[name].present[:, None], table, jnp.asarray(otherwise, table.dtype)
+                )
+                for name, table in tree["tables"].items()
+            }
+            return {**tree, "tables": tables}
+
+        old, structure = jax.tree.flatten(state)
+        owners = _row_leaves(inner, params)
+        gathered = [
+            leaf if name is None else gather_rows(leaf, rows[name])
+            for leaf, name in zip(old, owners, strict=True)
+        ]
+        updates, state = inner.update(
+            present(updates, 0.0),
+            jax.tree.unflatten(structure, gathered),
+            present(params, 0.0),
+            present={name: of_table.present for name, of_table in rows.items()},
+            **extra,
+        )
+        new = [
+            leaf if name is None else scatter_rows(before, rows[name], leaf)
+            for before, leaf, name in zip(old, jax.tree.leaves(state), owners, strict=True)
+        ]
+        # x + (−0.0) is x, bit by bit, for every x; −0.0 + 0.0 is not.
+        return present(updates, -0.0), jax.tree.unflatten(structure, new)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | None]:
+    """For each leaf of the state of `inner`, the table whose rows it has, if any.
+
+    It is the one with which its leading axis grows.
+    """
+
+    def shapes(grown: str | None) -> list[tuple[int, ...]]:
+        tables = {
+            name: jax.ShapeDtypeStruct((len(t) + (name == grown), *t.shape[1:]), t.dtype)
+            for name, t in params["tables"].items()
+        }
+        return [leaf.shape for leaf in jax.tree.leaves(_shape_of(inner, params, tables))]
+
+    plain = shapes(None)
+    owners: list[str | None] = [None] * len(plain)
+    for name, table in params["tables"].items():
+        for i, (before, after) in enumerate(zip(plain, shapes(name), strict=True)):
+            if before == after:
+                continue
+            if owners[i] or before[:1] != (len(table),) or after != (len(table) + 1, *before[1:]):
+                raise _not_separable(
+                    f"a leaf of its state has the shape {before} where table {name!r} has "
+                    f"{len(table)} rows, and {after} where it has one more"
+                )
+            owners[i] = name
+    return owners
+
+
+def _shape_of(inner: optax.GradientTransformation, params: Any, tables: dict[str, Any]) -> Any:
+    return jax.eval_shape(inner.init, {**params, "tables": tables})
+
+
+def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Raises ValueError if `inner` can't be made row-sparse: by its state, and by trying it.
+
+    It is tried on small stand-ins for the parameters: two rows of zeros more must change nothing
+    for the others. What needs keyword arguments that are not known here is not tried.
+    """
+    accumulators = (optax.MultiStepsState, optax.ApplyEvery)
+    state = _shape_of(inner, params, params["tables"])
+    for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, accumulators)):
+        if isinstance(leaf, accumulators):
+            raise _not_separable("it accumulates gradients over several batches")
+    _row_leaves(inner, params)
+
+    def result(extra: int) -> Any:
+        key = jax.random.key(0)
+
+        def stand_in(leaf: Any) -> jax.Array:
+            return jnp.ones((1,) * len(leaf.shape), leaf.dtype)
+
+        def table(leaf: Any, scale: float) -> jax.Array:
+            values = scale * (1 + jax.random.uniform(key, (3, *leaf.shape[1:])))
+            return jnp.concatenate([jnp.zeros((extra, *leaf.shape[1:])), values]).astype(leaf.dtype)
+
+        def tree(scale: float) -> Any:
+            rest = {name: part for name, part in params.items() if name != "tables"}
+            tables = {name: table(leaf, scale) for name, leaf in params["tables"].items()}
+            return {**jax.tree.map(stand_in, rest), "tables": tables}
+
+        weights = tree(2.0)
+        owners = _row_leaves(inner, weights)
+        present = {name: jnp.ones(3 + extra, bool) for name in params["tables"]}
+        counts = {name: jnp.ones(3 + extra) for name in params["tables"]}
+        updates, state = inner.update(
+            tree(100.0), inner.init(weights), weights, present=present, counts=counts, value=1.0
+        )
+        kept = [
+            leaf if name is None else leaf[extra:]
+            for leaf, name in zip(jax.tree.leaves(state), owners, strict=True)
+        ]
+        tables = {name: leaf[extra:] for name, leaf in updates["tables"].items()}
+        floats = [leaf for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return {**updates, "tables": tables}, floats
+
+    def differs() -> jax.Array:
+        close = jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-4), result(0), result(2))
+        return ~jnp.all(jnp.stack(jax.tree.leaves(close)))
+
+    with jax.ensure_compile_time_eval():
+        try:
+            found = jax.jit(differs)()
+        except TypeError:
+            return
+    if found:
+        raise _not_separable("rows of zeros beside the others change what becomes of those")
+
+
+def _not_separable(reason: str) -> ValueError:
+    return ValueError(
+        f"row_sparse: this transformation does not treat the rows of a table apart: {reason}. Use "
+        "another for the tables (optax.partition), or train whole tables "
+        "(config.optimizer.lazy=False)"
+    )
+
+
+def whole_tables(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner` on whole tables, as Optax has it: every row moves in every step.
+
+    Takes `rows` as `row_sparse` does, each without `ids`, and hands `present` on.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rows: Mapping[str, Rows], **extra: Any
+    ) -> tuple[Any, Any]:
+        present = {name: of_table.present for name, of_table in rows.items()}
+        return inner.update(updates, state, params, present=present, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+class RowwiseAdagradState(NamedTuple):
+    """State of `scale_by_rowwise_rss`: for each table [K, D], its rows' sums [K]."""
+
+    sum_of_squares: Any
+
+
+def scale_by_rowwise_rss(
+    initial_accumulator_value: float = 0.0, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Scales a row by the root of the sum, over steps, of its gradient's mean square.
+
+        s_j ← s_j + mean(g_j²),   u_j = g_j / (√s_j + ε)
+
+    One accumulator a row in place of D: the "exact row-wise Adagrad" of FBGEMM and TorchRec
+    (Mudigere et al., ISCA 2022, section 4.1.4), for tables whose state would not fit.
+
+    Args:
+      initial_accumulator_value: s_j before the first step.
+      eps: ε.
+    """
+
+    def init(params: Any) -> RowwiseAdagradState:
+        return RowwiseAdagradState(
+            jax.tree.map(
+                lambda w: jnp.full(w.shape[:1], initial_accumulator_value, w.dtype), params
+            )
+        )
+
+    def update(
+        updates: Any, state: RowwiseAdagradState, params: Any = None
+    ) -> tuple[Any, RowwiseAdagradState]:
+        del params
+        sums = jax.tree.map(
+            lambda g, s: s + jnp.mean(jnp.square(g), axis=range(1, g.ndim)),
+            updates,
+            state.sum_of_squares,
+        )
+        updates = jax.tree.map(
+            lambda g, s: g / (jnp.sqrt(s) + eps).reshape(-1, *[1] * (g.ndim - 1)), updates, sums
+        )
+        return updates, RowwiseAdagradState(sums)
+
+    return optax.GradientTransformation(init, update)
+
+
+def rowwise_adagrad(
+    learning_rate: optax.ScalarOrSchedule,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adagrad with one accumulator a row; see `scale_by_rowwise_rss`."""
+    return optax.chain(
+        scale_by_rowwise_rss(initial_accumulator_value, eps),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def build(
     optimizer: Any, regularizer: Any, batch_size: int, tables: Collection[str]
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a config: clipping, if any; the decay, if any; then SGD or Adam.
+    """The optimizer of a config: clipping, if any; the decay, if any; then SGD, Adam or Adagrad.
+
+    Its `update` takes the keyword arguments `rows`, and with MBA `counts` (see `row_sparse` and
+    `mba_decay`).
 
     Args:
       optimizer: `config.optimizer`.
@@ -142,5 +426,18 @@ def build(
     if regularizer.name in decays:
         parts.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
-    parts.append({"adam": optax.adam, "sgd": optax.sgd}[optimizer.name](learning_rate))
-    return optax.with_extra_args_support(optax.chain(*parts))
+    if optimizer.name == "rowwise_adagrad":
+        parts.append(
+            optax.partition(
+                {
+                    "params": optax.adagrad(learning_rate),
+                    "tables": rowwise_adagrad(learning_rate),
+                },
+                {"params": "params", "tables": "tables"},
+            )
+        )
+    else:
+        usual = {"adam": optax.adam, "sgd": optax.sgd, "adagrad": optax.adagrad}
+        parts.append(usual[optimizer.name](learning_rate))
+    inner = optax.with_extra_args_support(optax.chain(*parts))
+    return row_sparse(inner) if optimizer.lazy else whole_tables(inner)

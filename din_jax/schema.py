@@ -129,6 +129,28 @@ class Schema:
                 )
         return tuple(f for f in self.fields if not f.optional or f.name in extra)
 
+    def without(self, tables: Iterable[str]) -> Schema:
+        """The schema without these tables and all that reads them.
+
+        Raises:
+          DinError: there is no such table.
+        """
+        left_out = set(tables)
+        for name in left_out - {t.name for t in self.tables}:
+            raise DinError(
+                f"model.without names {name!r}; the data set's tables are: "
+                + ", ".join(t.name for t in self.tables)
+            )
+        sequences = (
+            dataclasses.replace(s, fields=tuple(f for f in s.fields if f.table not in left_out))
+            for s in self.sequences
+        )
+        return Schema(
+            tuple(t for t in self.tables if t.name not in left_out),
+            tuple(f for f in self.fields if f.table not in left_out),
+            tuple(s for s in sequences if s.fields),
+        )
+
     def ad_field(self, name: str) -> Field:
         """The one-hot ad field of this name.
 

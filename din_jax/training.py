@@ -20,10 +20,12 @@ from ml_collections import ConfigDict
 from din_jax import checkpoint, evaluation, models, optim
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check
-from din_jax.counts import sample_counts
+from din_jax.counts import cached_counts
 from din_jax.errors import DinError, Interrupted
+from din_jax.models.base import ITEM_BIAS
 from din_jax.pipeline import BatchSource, batches
 from din_jax.prepare import planted
+from din_jax.regularizers import Regularizer, most_frequent
 from din_jax.step import TrainState, init_state, score_step, train_step
 from din_jax.store import Store
 
@@ -39,13 +41,30 @@ class Run(NamedTuple):
     source: BatchSource
     model: models.Model
     optimizer: optax.GradientTransformationExtraArgs
-    counts: dict[str, np.ndarray]  # n_j of the tables that are decayed, {table: int32[rows]}
-    state: TrainState  # before the first step
+    regularizer: Regularizer
+
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        return init_state(
+            self.model,
+            self.optimizer,
+            self.source[0],
+            self.config.seed,
+            lazy=self.config.optimizer.lazy,
+        )
+
+    def like(self) -> TrainState:
+        """The shapes and types of a state, without its content."""
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(self.init),
+        )
 
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
         return evaluation.Evaluator(
-            score_step(self.model),
+            score_step(self.model, self.regularizer),
             self.store,
             split,
             batch_size=self.config.eval.batch_size,
@@ -74,23 +93,51 @@ def open_run(config: ConfigDict) -> Run:
         epochs=config.train.epochs,
     )
     model = models.build(store.schema, config.model)
-    counts = {}
-    if config.regularizer.name != "none":
-        # Of the embedding tables; a bias per id is not decayed.
-        counts = {
-            name: n.astype(np.int32)
-            for name, n in sample_counts(
-                store,
-                config.data.fit,
-                max_history=config.data.max_history,
-                extra_fields=config.model.extra_fields,
-            ).items()
-        }
+    regularizer = _regularizer(config, store, model)
     optimizer = optim.build(
-        config.optimizer, config.regularizer, config.train.batch_size, counts.keys()
+        config.optimizer, config.regularizer, config.train.batch_size, _decayed(model)
     )
-    state = init_state(model, optimizer, source[0], config.seed)
-    return Run(config, store, source, model, optimizer, counts, state)
+    return Run(config, store, source, model, optimizer, regularizer)
+
+
+def _decayed(model: models.Model) -> list[str]:
+    """The embedding tables; a bias per id is not decayed."""
+    return [name for name in model.tables if name != ITEM_BIAS]
+
+
+def _regularizer(config: ConfigDict, store: Store, model: models.Model) -> Regularizer:
+    chosen = config.regularizer
+    if chosen.name == "dropout":
+        return Regularizer(
+            dropout=chosen.dropout, behaviors_only=chosen.behaviors_only, seed=config.seed
+        )
+    if chosen.name not in ("mba", "filter"):
+        return Regularizer()
+    n = cached_counts(
+        store,
+        config.data.fit,
+        max_history=config.data.max_history,
+        extra_fields=config.model.extra_fields,
+    )
+    if chosen.name == "mba":
+        without = [name for name in _decayed(model) if name not in n]
+        if without:
+            raise DinError(
+                f"config.regularizer.name='mba': no counts n_j for {', '.join(without)}: a table "
+                "of hashed ids has none, since several ids share a row; use 'difacto', which "
+                "needs none"
+            )
+        return Regularizer(counts={name: n[name].astype(np.float32) for name in _decayed(model)})
+    for name in chosen.filter_tables:
+        if name not in model.tables or name not in n:
+            raise DinError(
+                f"config.regularizer.filter_tables names {name!r}; tables with counts are: "
+                + ", ".join(name for name in model.tables if name in n)
+            )
+    return Regularizer(
+        kept={name: most_frequent(n[name], chosen.keep) for name in chosen.filter_tables},
+        unknown=chosen.rare == "unknown",
+    )
 
 
 def reopen(workdir: str | Path, store: str = "") -> Run:
@@ -152,12 +199,12 @@ def train(config: ConfigDict, workdir: str | Path) -> Tested:
     checkpoints = Checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
     test = run.evaluator("test")  # now, so that a store without such a split is noticed now
-    state, best = run.state, None
+    state, best = None, None
     for kind in ("last", "best"):  # a run that was killed early may have left a best alone
         if checkpoints.latest(kind) is not None:
             checkpoint.check_same_run(checkpoints.meta(kind), config, run.store, workdir)
     if checkpoints.latest("last") is not None:
-        state, saved = checkpoints.restore("last", run.state)
+        state, saved = checkpoints.restore("last", run.like())
         best = saved["best"]
         taken, total = int(state.step), len(run.source)
         if taken > total:
@@ -167,11 +214,14 @@ def train(config: ConfigDict, workdir: str | Path) -> Tested:
             )
         what = "is complete" if taken == total else "goes on"
         print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
+    if state is None:
+        state = run.init()
     trainer = _Trainer(run, checkpoints, meta, best)
 
     with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
         trainer.fit(state, log, stop)
-        state, _ = checkpoints.restore(final_kind(run, workdir), run.state)
+        del state  # the tables need not be in memory twice
+        state, _ = checkpoints.restore(final_kind(run, workdir), run.like())
         probabilities = test.probabilities(state)
         metrics = test.metrics(probabilities)
         log.write(int(state.step), "test", metrics)
@@ -201,7 +251,7 @@ class _Trainer:
 
     def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
         """Takes the steps from `state` to the last; the states to keep are saved."""
-        step = train_step(self.run.model, self.run.optimizer, self.run.counts)
+        step = train_step(self.run.model, self.run.optimizer, self.run.regularizer)
         evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)

@@ -15,7 +15,7 @@ LAYERS = [
     {"embedding"},
     {"layers"},
     {"models"},
-    {"losses", "optim"},
+    {"losses", "optim", "regularizers"},
     {"step"},
     {"checkpoint", "evaluation"},
     {"training"},

@@ -31,7 +31,7 @@ def tables(draw):
 
 def present_by_loops(lookups, rows):
     present = np.zeros(rows, bool)
-    for ids, mask in lookups.values():
+    for ids, mask, *_ in lookups.values():
         for j, real in zip(ids, mask, strict=True):
             present[j] |= real
     return present
@@ -111,10 +111,10 @@ def test_a_step_decays_the_rows_of_its_batch_and_no_other(planted_store, name):
     }
     plain = training.open_run(small_config(planted_store, **keys))
     run = training.open_run(small_config(planted_store, **keys, **{"regularizer.name": name}))
-    before = jax.tree.map(np.array, run.state.tables)
+    before = jax.tree.map(np.array, run.init().tables)
     batch = run.source[0]
-    without, _ = train_step(plain.model, plain.optimizer, plain.counts)(plain.state, batch)
-    with_decay, _ = train_step(run.model, run.optimizer, run.counts)(run.state, batch)
+    without, _ = train_step(plain.model, plain.optimizer, plain.regularizer)(plain.init(), batch)
+    with_decay, _ = train_step(run.model, run.optimizer, run.regularizer)(run.init(), batch)
 
     counts = sample_counts(run.store, "train")
     for table, specs in run.model.lookups(batch).items():

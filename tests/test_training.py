@@ -39,7 +39,7 @@ def same(a, b):
 
 def last_state(config, workdir):
     run = training.open_run(config)
-    return Checkpoints(workdir).restore("last", run.state)[0]
+    return Checkpoints(workdir).restore("last", run.like())[0]
 
 
 def command(*arguments, **options):
@@ -114,7 +114,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss_of_the_real_samples(plante
 def test_compilations_are_no_more_than_rungs(planted_store):
     config = small_config(planted_store, **{"train.batch_size": 128})
     run = training.open_run(config)
-    step, state = train_step(run.model, run.optimizer), run.state
+    step, state = train_step(run.model, run.optimizer), run.init()
     for i in range(len(run.source)):
         state, _ = step(state, run.source[i])
     assert 1 < step.func._cache_size() <= len(run.source.ladder.rungs)
@@ -123,7 +123,7 @@ def test_compilations_are_no_more_than_rungs(planted_store):
 def test_batch_size_changes_no_score(planted_store):
     config = small_config(planted_store)
     run = training.open_run(config)
-    state, _ = train_step(run.model, run.optimizer)(run.state, run.source[0])
+    state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
     scores = []
     for batch_size in (1000, 7):
         config.eval.batch_size = batch_size
@@ -291,7 +291,7 @@ def test_a_config_that_cannot_be_is_refused(planted_store, keys, message):
 
 def test_tables_have_the_widths_that_the_config_gives_them(planted_store):
     run = training.open_run(small_config(planted_store, **{"model.table_dims": "item=4, shop=2"}))
-    widths = {name: table.shape[1] for name, table in run.state.tables.items()}
+    widths = {name: table.shape[1] for name, table in run.init().tables.items()}
     assert widths == {"item": 4, "shop": 2, "category": 16, "age": 16, "hour": 16}
 
 
@@ -335,21 +335,20 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
     config = small_config(planted_store, **{"train.epochs": 1})
     run = training.open_run(config)
     meta = checkpoint.describe(config, run.store.schema, run.source)
-    Checkpoints(tmp_path).save("last", run.state, meta)
-    assert same(Checkpoints(tmp_path).restore("last", run.state)[0], run.state)
+    state = run.init()
+    Checkpoints(tmp_path).save("last", state, meta)
+    assert same(Checkpoints(tmp_path).restore("last", run.like())[0], state)
     honest = checkpoint._checksums
-    other = run.state.replace(
-        tables=run.state.tables | {"item": run.state.tables["item"].at[7, 3].add(1e-6)}
-    )
-    Checkpoints(tmp_path / "b").save("last", run.state, meta)
+    other = state.replace(tables=state.tables | {"item": state.tables["item"].at[7, 3].add(1e-6)})
+    Checkpoints(tmp_path / "b").save("last", state, meta)
     try:
         # The checksums of one state beside the arrays of another: what a flipped bit looks like.
-        checkpoint._checksums = lambda _: honest(run.state)
+        checkpoint._checksums = lambda _: honest(state.replace(scratch={}))
         Checkpoints(tmp_path / "c").save("last", other, meta)
     finally:
         checkpoint._checksums = honest
     with pytest.raises(DinError, match=r"the array .*tables\['item'\] is damaged"):
-        Checkpoints(tmp_path / "c").restore("last", run.state)
+        Checkpoints(tmp_path / "c").restore("last", run.like())
 
 
 def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
@@ -501,21 +500,21 @@ def test_configs_and_workdirs_that_cannot_be_read_are_named(planted_store, tmp_p
 def test_scores_are_probabilities_of_the_click_output(planted_store):
     config = small_config(planted_store)
     run = training.open_run(config)
-    batch = run.source[0]
+    batch, state = run.source[0], run.init()
     logits, _ = run.model.module.apply(
-        {"params": run.state.params, "batch_stats": run.state.batch_stats},
-        run.state.tables,
+        {"params": state.params, "batch_stats": state.batch_stats},
+        state.tables,
         run.model.lookups(batch),
         batch,
         train=False,
     )
-    z = score_step(run.model)(run.state, batch)
+    z = score_step(run.model)(state, batch)
     np.testing.assert_allclose(jax.nn.sigmoid(z), jax.nn.softmax(logits)[:, 1], rtol=1e-5)
     evaluator = run.evaluator("train")
     evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 40.0, np.float32)
-    p = evaluator.probabilities(run.state)
+    p = evaluator.probabilities(state)
     assert 1 - p[0] == pytest.approx(np.exp(-40), abs=1e-16)
     evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 25.0, np.float32)
-    p = evaluator.probabilities(run.state)
+    p = evaluator.probabilities(state)
     negatives = evaluator.labels == 0
     assert log_loss(evaluator.labels[negatives], p[negatives]) == pytest.approx(25, rel=1e-4)

@@ -38,6 +38,7 @@ def build(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
     Raises:
       DinError: the config does not fit the schema.
     """
+    schema = schema.without(config.without)
     file: Any = {"base": base, "din": din}[config.name]
     if config.preset == "released_code":
         file = released_code

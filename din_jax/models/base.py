@@ -66,6 +66,11 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
     return found
 
 
+def is_behavior(name: str) -> bool:
+    """Whether a lookup of this name is of a behaviour field."""
+    return "." in name
+
+
 def _lookup_of(ids: Any, mask: jax.Array, segments: int) -> Lookup:
     if isinstance(ids, Packed):
         return Lookup(ids.values, ids.segment_ids < segments)

@@ -119,11 +119,21 @@ class ReleasedCode(nn.Module):
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     """As `base.tables`, with an item bias and TensorFlow's default initial values."""
     specs = base.tables(schema, _with_item_bias(schema, config))
-    glorot = nn.initializers.glorot_uniform()
     return {
-        name: spec if name == base.ITEM_BIAS else spec._replace(initializer=glorot)
+        name: spec
+        if name == base.ITEM_BIAS
+        else spec._replace(initializer=_uniform(math.sqrt(6 / (spec.rows + spec.dim))))
         for name, spec in specs.items()
     }
+
+
+def _uniform(limit: float) -> nn.initializers.Initializer:
+    """Glorot's initial values of a whole table, whichever part of it is made."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:

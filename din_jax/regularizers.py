@@ -1,0 +1,111 @@
+"""The regularisers of section 6.5 as the steps take them: dropout and filter of ids, n_j for MBA.
+
+Dropout and the frequency filter change which ids are looked up; the decays are in
+`din_jax.optim`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from din_jax.embedding import Lookup, Lookups
+from din_jax.models.base import is_behavior
+
+_Changed = dict[str, dict[str, Lookup]]
+
+
+class Regularizer(struct.PyTreeNode):
+    """What a config's regulariser needs in the steps; by default nothing.
+
+    Attributes:
+      counts: n_j of the tables that are decayed, {table: int32[K]}.
+      kept: ids that the frequency filter leaves, {table: bool[K]}.
+      unknown: filtered ids, an ad's too, become row 0; otherwise an ad's stay, and visited ones are
+        looked up no more (the zero vector).
+      dropout: share of the ids that are dropped in training.
+      behaviors_only: drop only ids of behaviours.
+      seed: of what is dropped.
+    """
+
+    counts: dict[str, Any] = struct.field(default_factory=dict)
+    kept: dict[str, Any] = struct.field(default_factory=dict)
+    unknown: bool = struct.field(pytree_node=False, default=False)
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+    behaviors_only: bool = struct.field(pytree_node=False, default=False)
+    seed: int = struct.field(pytree_node=False, default=0)
+
+    def scoring(self, lookups: Lookups) -> _Changed:
+        """The lookups as they are in evaluation: filtered."""
+        return filter_ids(lookups, self.kept, unknown=self.unknown)
+
+    def training(self, lookups: Lookups, step: jax.Array) -> _Changed:
+        """The lookups as they are in training step `step`: filtered, and some dropped."""
+        changed = self.scoring(lookups)
+        if not self.dropout:
+            return changed
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        return drop_ids(changed, key, self.dropout, behaviors_only=self.behaviors_only)
+
+
+def drop_ids(
+    lookups: Lookups, key: jax.Array, rate: float, *, behaviors_only: bool = False
+) -> _Changed:
+    """Drops each feature id of a batch with probability `rate` (dropout, section 6.5).
+
+    A dropped id gives the zero vector, and its row is not present; those kept are scaled by
+    1 / (1 − rate).
+
+    Args:
+      lookups: of a batch.
+      key: of this step.
+      rate: in [0, 1); the paper: 0.5.
+      behaviors_only: leave the ids of fields alone.
+    """
+    changed: _Changed = {}
+    names = sorted((table, name) for table, of_table in lookups.items() for name in of_table)
+    for i, (table, name) in enumerate(names):
+        at = lookups[table][name]
+        if is_behavior(name) or not behaviors_only:
+            keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, at.mask.shape)
+            at = at._replace(mask=at.mask & keep, scale=at.scale / (1 - rate))
+        changed.setdefault(table, {})[name] = at
+    return changed
+
+
+def filter_ids(lookups: Lookups, kept: Mapping[str, Any], *, unknown: bool = False) -> _Changed:
+    """Leaves only the frequent ids of some tables (frequency filter, section 6.5).
+
+    Args:
+      lookups: of a batch.
+      kept: {table: bool[K]}, see `most_frequent`.
+      unknown: rare ids become row 0, an ad's too; otherwise rare visited ids leave the history, and
+        an ad's stay.
+    """
+    changed: _Changed = {table: dict(of_table) for table, of_table in lookups.items()}
+    for table in kept:
+        for name, at in changed.get(table, {}).items():
+            stays = jnp.asarray(kept[table]).at[at.ids].get(mode="clip")
+            if unknown:
+                at = at._replace(ids=jnp.where(stays, at.ids, 0))
+            elif is_behavior(name):
+                at = at._replace(mask=at.mask & stays)
+            changed[table][name] = at
+    return changed
+
+
+def most_frequent(counts: np.ndarray, share: float) -> np.ndarray:
+    """bool[K]: the most frequent ids of a table by n_j, a `share` of all but row 0.
+
+    At least one stays; of ids that are equally frequent the lower rows stay. Row 0 is never kept:
+    it is what "unknown" becomes.
+    """
+    kept = np.zeros(len(counts), bool)
+    number = max(1, round(share * (len(counts) - 1)))
+    kept[1 + np.argsort(-counts[1:], kind="stable")[:number]] = True
+    return kept
