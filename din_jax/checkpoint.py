@@ -218,6 +218,8 @@ def _checksums(state: TrainState) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         # Of a view: no copy of a table is made.
-        jax.tree_util.keystr(path): f"{zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8)):08x}"
+        jax.tree_util.keystr(
+            path
+        ): f"{zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8).data):08x}"
         for path, leaf in leaves
     }

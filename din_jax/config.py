@@ -71,7 +71,7 @@ def default_config() -> ConfigDict:
     c.regularizer.rate = 0.01  # λ of mba and difacto
     c.regularizer.dropout = 0.5  # share of the feature ids that dropout drops
     c.regularizer.behaviors_only = False  # drop only ids of behaviours
-    c.regularizer.filter_tables = ()  # tables whose ids are filtered, ("item",) (required by filter)
+    c.regularizer.filter_tables = ()  # tables whose ids are filtered (required), ("item",)
     c.regularizer.keep = 0.033  # share of a table's ids, the most frequent ones, that filter leaves
     c.regularizer.rare = "leave"  # rare visited ids leave the history; "unknown": all are row 0
 
@@ -83,6 +83,8 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.batch_size = 1024
+    # At each evaluation also score train and test, for figures; nothing is chosen by them.
+    c.eval.curves = False
     return c.lock()
 
 
@@ -95,6 +97,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.pooling": ("sum", "mean"),
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
     "optimizer.lazy": (True, False),
+    "eval.curves": (True, False),
     "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),
     "regularizer.rare": ("leave", "unknown"),
     "devices": (1,),

@@ -15,6 +15,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,9 @@ def cached_counts(
     # A damaged file fails its checksum, and is made again.
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(path) as saved:
         return {name: saved[name] for name in saved}
-    counts = sample_counts(store, split, max_history=max_history, extra_fields=extra_fields)
+    counts: dict[str, Any] = sample_counts(
+        store, split, max_history=max_history, extra_fields=extra_fields
+    )
     partial = path.with_suffix(f".partial-{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)

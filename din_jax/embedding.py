@@ -67,7 +67,8 @@ def init_tables(specs: Mapping[str, TableSpec], key: jax.Array) -> dict[str, jax
     def make(key: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(specs))
         return {
-            name: table(spec, k) for (name, spec), k in zip(sorted(specs.items()), keys, strict=True)
+            name: table(spec, k)
+            for (name, spec), k in zip(sorted(specs.items()), keys, strict=True)
         }
 
     return jax.jit(make)(key)
@@ -136,14 +137,14 @@ def gather_rows(values: jax.Array, rows: Rows) -> jax.Array:
     """The present rows of values [K, …]: [N, …], or [K, …] as a whole; zero where there is none."""
     if rows.ids is None:
         return jnp.where(_beside(rows.present, values), values, jnp.zeros((), values.dtype))
-    return values.at[_places(rows, values)].get(mode="fill", fill_value=0)
+    return values.at[_places(rows.present, rows.ids, values)].get(mode="fill", fill_value=0)
 
 
 def scatter_rows(values: jax.Array, rows: Rows, new: jax.Array) -> jax.Array:
     """Values [K, …] with the present rows replaced by those of `new`; the others are untouched."""
     if rows.ids is None:
         return jnp.where(_beside(rows.present, values), new, values)
-    return values.at[_places(rows, values)].set(new, mode="drop")
+    return values.at[_places(rows.present, rows.ids, values)].set(new, mode="drop")
 
 
 def apply_row_updates(table: jax.Array, rows: Rows, updates: jax.Array) -> jax.Array:
@@ -155,12 +156,12 @@ def apply_row_updates(table: jax.Array, rows: Rows, updates: jax.Array) -> jax.A
     updates = updates.astype(table.dtype)
     if rows.ids is None:
         return table + updates
-    return table.at[_places(rows, table)].add(updates, mode="drop")
+    return table.at[_places(rows.present, rows.ids, table)].add(updates, mode="drop")
 
 
-def _places(rows: Rows, values: jax.Array) -> jax.Array:
-    """Indices of the present rows; past the end, where they are dropped, of what stands for none."""
-    return jnp.where(rows.present, rows.ids, len(values))
+def _places(present: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
+    """Indices of the present rows; what stands for none is past the end, where it is dropped."""
+    return jnp.where(present, ids, len(values))
 
 
 def _beside(present: jax.Array, values: jax.Array) -> jax.Array:

@@ -147,20 +147,21 @@ def row_sparse(
     """`inner` on the rows of a batch alone: its cost does not grow with the tables.
 
     `inner` is any transformation that treats the rows of a table alike and apart: SGD, momentum,
-    Adagrad, Adam, AdamW, RMSprop, Lion, schedules, clipping by value or by global norm (of dense and
-    row gradients together), `inject_hyperparams`, `partition`, `masked`, chains of all these. The
-    leaves of its state that have a table's rows are gathered, `inner` runs on the gathered rows, and
-    they are scattered back; state without rows, such as a count of steps, stays global.
+    Adagrad, Adam, AdamW, RMSprop, Lion, schedules, clipping by value or by global norm (of dense
+    and row gradients together), `inject_hyperparams`, `partition`, `masked`, chains of all these.
+    The leaves of its state that have a table's rows are gathered, `inner` runs on the gathered
+    rows, and they are scattered back; state without rows, such as a count of steps, stays global.
 
     The result is that of `inner` on whole tables if, in each step, the rows that are absent are
     zero in gradient, weights and state, and are afterwards put back as they were. So a row is not
-    touched in a step whose batch does not look it up. For SGD that is the same as ever: the gradient
-    of an absent row is zero. For all that remembers, it is not:
+    touched in a step whose batch does not look it up. For SGD that is nothing new: the gradient of
+    an absent row is zero. For what remembers, it is:
 
-    * Adam is "lazy" (TensorFlow Addons' LazyAdam, PyTorch's SparseAdam): dense Adam moves an absent
-      row along its first moment and lets both moments decay in every step, m ← β₁m, v ← β₂v; here
-      they stay as they were when the row was last present. The bias correction, 1 − βᵗ, still goes
-      by the steps of the whole run. With every row present in every step, it is `optax.adam`.
+    * Adam is "lazy", as TensorFlow Addons' `LazyAdam` and PyTorch's `SparseAdam` are: dense Adam
+      moves an absent row along its first moment and lets both moments decay in every step,
+      m ← β₁m, v ← β₂v; here they stay as they were when the row was last present. The bias
+      correction, 1 − βᵗ, still goes by the steps of the whole run. With every row present in every
+      step, it is `optax.adam`.
     * Momentum, RMSprop and Lion are lazy in the same way.
     * Weight decay (AdamW) reaches a row only when it is present.
     * Adagrad is the same as ever: its state changes only with the gradient.
@@ -175,11 +176,11 @@ def row_sparse(
       inner: transforms trees {"params": …, "tables": {name: [rows, D]}}.
 
     Returns:
-      A transformation whose `init` takes whole tables. Its `update` takes gradients and weights with
-      those rows under "tables" that the required keyword argument `rows` {name: `Rows`} describes,
-      [N, D] by rows or [K, D] as a whole, and hands `present` {name: bool[rows]} and all other
-      keyword arguments on to `inner`. See `din_jax.embedding` for `gather_rows` and
-      `apply_row_updates`, which go before and after it.
+      A transformation whose `init` takes whole tables. Its `update` takes gradients and weights
+      with those rows under "tables" that the required keyword argument `rows` {name: `Rows`}
+      describes, [N, D] by rows or [K, D] as a whole, and hands `present` {name: bool[rows]} and all
+      other keyword arguments on to `inner`. `gather_rows` goes before it, `apply_row_updates`
+      after it (`din_jax.embedding`).
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -361,8 +362,8 @@ def scale_by_rowwise_rss(
 
         s_j ← s_j + mean(g_j²),   u_j = g_j / (√s_j + ε)
 
-    One accumulator a row in place of D: the "exact row-wise Adagrad" of FBGEMM and TorchRec
-    (Mudigere et al., ISCA 2022, section 4.1.4), for tables whose state would not fit.
+    One accumulator a row in place of D, for tables whose state would not fit: FBGEMM's
+    EXACT_ROWWISE_ADAGRAD, which TorchRec uses.
 
     Args:
       initial_accumulator_value: s_j before the first step.

@@ -179,16 +179,17 @@ class Tested(NamedTuple):
     probabilities: np.ndarray  # [N]
 
 
-def train(config: ConfigDict, workdir: str | Path) -> Tested:
+def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Tested | None:
     """Trains, or goes on training, and evaluates the test split once at the end.
 
     Args:
       config: see `din_jax.config`.
       workdir: the run's folder. If it holds a run of the same config, that goes on.
+      test: if not, the test split is left alone: for trials that are chosen among.
 
     Returns:
       The test split scored with the weights that were best on validation, or with
-      `data.fit=train+validation` with the last ones.
+      `data.fit=train+validation` with the last ones. None without `test`.
 
     Raises:
       DinError: the config or the data can't be used, or `workdir` holds another run.
@@ -198,7 +199,8 @@ def train(config: ConfigDict, workdir: str | Path) -> Tested:
     workdir = Path(workdir)
     checkpoints = Checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
-    test = run.evaluator("test")  # now, so that a store without such a split is noticed now
+    # Now, so that a store without such a split is noticed now.
+    evaluator = run.evaluator("test") if test else None
     state, best = None, None
     for kind in ("last", "best"):  # a run that was killed early may have left a best alone
         if checkpoints.latest(kind) is not None:
@@ -220,13 +222,15 @@ def train(config: ConfigDict, workdir: str | Path) -> Tested:
 
     with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
         trainer.fit(state, log, stop)
+        if evaluator is None:
+            return None
         del state  # the tables need not be in memory twice
         state, _ = checkpoints.restore(final_kind(run, workdir), run.like())
-        probabilities = test.probabilities(state)
-        metrics = test.metrics(probabilities)
+        probabilities = evaluator.probabilities(state)
+        metrics = evaluator.metrics(probabilities)
         log.write(int(state.step), "test", metrics)
     print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
-    return Tested(metrics, test.users, test.labels, probabilities)
+    return Tested(metrics, evaluator.users, evaluator.labels, probabilities)
 
 
 class _Trainer:
@@ -247,6 +251,11 @@ class _Trainer:
         self.evaluator = run.evaluator("validation") if self.config.data.fit == "train" else None
         if self.evaluator is not None:
             _check_selectable(self.evaluator, self.config.train.select)
+        self.curves = (
+            {split: run.evaluator(split) for split in ("train", "test")}
+            if self.config.eval.curves
+            else {}
+        )
         self.meter = _Meter()
 
     def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
@@ -324,6 +333,8 @@ class _Trainer:
             if self.best is None or _better(value, self.best, self.config.train.select):
                 self.best = value
                 self._save("best", state)
+        for split, evaluator in self.curves.items():
+            log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
         bar.write(line)
 
     def _save(self, kind: Kind, state: TrainState) -> None:

@@ -155,7 +155,9 @@ def test_row_sparse_is_dense_with_a_mask(name, whole, seed):
             else:
                 _, rows[n], scratch[n] = present_rows(ids, mask, scratch[n])
             counts[n] = gather_rows(jnp.asarray(COUNTS[n]), rows[n])
-            few[n] = params["tables"][n] if n in whole else gather_rows(params["tables"][n], rows[n])
+            few[n] = (
+                params["tables"][n] if n in whole else gather_rows(params["tables"][n], rows[n])
+            )
         row_grads = {
             n: grads["tables"][n] if n in whole else gather_rows(grads["tables"][n], rows[n])
             for n in ROWS
@@ -446,7 +448,14 @@ def test_a_step_touches_nothing_of_a_large_table_s_size(planted_store):
         for line in large
         if (match := re.search(rf"= \w+\[{rows}[\d,]*\]\S* ([\w-]+)\(", line))
     }
-    allowed = {"parameter", "scatter", "get-tuple-element", "fusion", "while", "dynamic-update-slice"}
+    allowed = {
+        "parameter",
+        "scatter",
+        "get-tuple-element",
+        "fusion",
+        "while",
+        "dynamic-update-slice",
+    }
     assert made <= allowed | {"bitcast", "call"}, sorted(made)
     memory = lowered.memory_analysis()
     assert memory.temp_size_in_bytes < rows * 4, "smaller than one column of the table"
