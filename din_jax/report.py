@@ -135,8 +135,8 @@ def compare_lines(
     """Trains the lines of an experiment on each seed, each with what its search found best.
 
     A line is config keys and their values. A list of values is searched: each is tried with the
-    first seed, the best on validation is taken, and the trials leave the test split alone. Runs that
-    are complete are not trained again.
+    first seed, the best on validation is taken, and the trials leave the test split alone. Runs
+    that are complete are not trained again.
 
     Args:
       config: of every run, but for the seed and what a line sets.
@@ -233,7 +233,8 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
         ]
     rows += [
         f"| {line['line']} | {c['epoch']:.2f} | {c['train_log_loss']:.4f} "
-        f"| {c['test_log_loss']:.4f} | {c['train_auc']:.4f} | {c['test_auc']:.4f} | {c['test_user_weighted_auc']:.4f} |"
+        f"| {c['test_log_loss']:.4f} | {c['train_auc']:.4f} | {c['test_auc']:.4f} "
+        f"| {c['test_user_weighted_auc']:.4f} |"
         for line in result["lines"]
         for c in line["curves"]
     ]
@@ -292,7 +293,7 @@ def _lines_of(path: str) -> dict[str, dict[str, Any]]:
     if not lines:
         raise DinError(
             f"{path} defines no LINES: expected {{name: {{config key: value, or list of values to "
-            "search}}}}, as configs/regularizers.py has them"
+            "search}}, as configs/regularizers.py has them"
         )
     return lines
 

@@ -10,6 +10,9 @@ and c counts the user's behaviours in the categories of the ad's bundle: most of
 nothing about a given ad, a few behaviours say all. Nothing here is an embedding or an attention:
 the truth is co-purchase between categories, popularity and noise.
 
+With many goods in a category the ids are fine-grained: each is rare, and a model that goes on
+fitting them learns the noise of the few samples that hold it (section 6.5 of the paper).
+
 With `taste` 0 the ad activates nothing: clicks come of popularity, hour and noise alone.
 
 The report gives two bounds. "Bayes" is the user-weighted AUC of the click probability given all
@@ -56,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
     parser.add_argument("--users", type=int, default=6000, help="how many users (default 6000)")
     parser.add_argument(
+        "--goods-per-category",
+        type=int,
+        default=GOODS_PER_CATEGORY,
+        help=f"how fine-grained the goods are (default {GOODS_PER_CATEGORY})",
+    )
+    parser.add_argument(
         "--taste",
         type=float,
         default=TASTE,
@@ -66,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepares the store and prints what is in it."""
     origin = prepare(
-        arguments.out, seed=arguments.seed, users=arguments.users, taste=arguments.taste
+        arguments.out,
+        seed=arguments.seed,
+        users=arguments.users,
+        taste=arguments.taste,
+        goods_per_category=arguments.goods_per_category,
     )
     for name, value in origin.items():
         print(f"{name:<36}{value}")
@@ -74,7 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def prepare(
-    out: str | Path, *, seed: int = 0, users: int = 6000, taste: float = TASTE
+    out: str | Path,
+    *,
+    seed: int = 0,
+    users: int = 6000,
+    taste: float = TASTE,
+    goods_per_category: int = GOODS_PER_CATEGORY,
 ) -> dict[str, Any]:
     """Makes a store; the same arguments make the same store.
 
@@ -83,6 +101,7 @@ def prepare(
       seed: of everything drawn.
       users: how many users; each has TRAIN_, VALIDATION_ and TEST_IMPRESSIONS impressions.
       taste: weight of the activated behaviours in a click's log odds.
+      goods_per_category: how many goods each of the categories has.
 
     Returns:
       Counts and bounds, kept in the store as its origin.
@@ -91,14 +110,15 @@ def prepare(
       DinError: `out` exists, or an argument is out of range.
     """
     check_free(out)
-    if seed < 0 or users < 1 or not np.isfinite(taste):
+    if seed < 0 or users < 1 or not np.isfinite(taste) or goods_per_category < 1:
         raise DinError(
-            f"--seed {seed} --users {users} --taste {taste}: expected a seed of 0 or more, "
-            "at least 1 user, and a finite taste"
+            f"--seed {seed} --users {users} --taste {taste} --goods-per-category "
+            f"{goods_per_category}: expected a seed of 0 or more, at least 1 user, a finite taste, "
+            "and at least 1 good"
         )
     rng = np.random.default_rng(seed)
     categories = BUNDLES * CATEGORIES_PER_BUNDLE
-    goods = categories * GOODS_PER_CATEGORY
+    goods = categories * goods_per_category
 
     # Goods. Rows are shuffled, so that no model can read a bundle off a row's number.
     bundle_of_category = rng.permutation(np.arange(categories) % BUNDLES)

@@ -1,0 +1,229 @@
+"""Time of a train step as the table of goods grows: by rows, and beside it dense Optax.
+
+    python benchmarks/table_growth.py
+    python benchmarks/table_growth.py --rows 1000000,100000000 --optimizer rowwise_adagrad \
+        --no-dense --checkpoint /tmp/large
+
+DIN with Dice (activation unit 80-40, MLP 80-40), goods and categories of width 16, histories of 9
+on average, and mini-batch aware regularisation, on ready batches. Rounds of steps at each size take
+turns, so that what else the machine does falls on all sizes alike. The last line is JSON:
+`ms_ROWS` is the median time of a step, `ratio_LARGEST_over_SMALLEST` the ratio of these,
+`dense_ms_ROWS` that of dense Optax. With `--checkpoint` the largest is also saved and restored, and
+`peak_over_tables` is the peak of the process' memory over the bytes of all tables and their state.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from din_jax import checkpoint, models, optim
+from din_jax.config import default_config
+from din_jax.pipeline import Batch, Behaviors
+from din_jax.regularizers import Regularizer
+from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.step import init_state, train_step
+
+CATEGORIES = 801
+MEAN_HISTORY = 9
+BATCHES = 16  # different ones, taken in turn
+CAPACITY = 1.1  # of the packed axis, over the mean
+
+
+def schema_of(rows: int) -> Schema:
+    """Goods and categories of an ad and of a history."""
+    fields = ("item", "category")
+    return Schema(
+        (Table("item", rows), Table("category", CATEGORIES)),
+        tuple(Field(name, name, "ad") for name in fields),
+        (Sequence("history", tuple(BehaviorField(name, name, ad=name) for name in fields)),),
+    )
+
+
+def make_batches(rows: int, size: int, seed: int = 0) -> list[Batch]:
+    """Batches with goods drawn by a popularity that falls as a power of the rank."""
+    rng = np.random.default_rng(seed)
+    capacity = int(size * MEAN_HISTORY * CAPACITY)
+
+    def goods(count: int) -> np.ndarray:
+        # The rank's density falls as (rank + 50)^-0.9; ranks are scattered over the table.
+        u = rng.random(count)
+        low, high = 50**0.1, (rows + 50) ** 0.1
+        rank = ((low + u * (high - low)) ** 10 - 50).astype(np.int64).clip(0, rows - 2)
+        return (rank * 7_368_787 % (rows - 1) + 1).astype(np.int32)
+
+    found = []
+    for _ in range(BATCHES):
+        length = rng.geometric(1 / MEAN_HISTORY, size)
+        length = np.diff(np.minimum(np.concatenate([[0], np.cumsum(length)]), capacity))
+        segment_ids = np.full(capacity, size, np.int32)
+        segment_ids[: length.sum()] = np.repeat(np.arange(size), length)
+        ad, visited = goods(size), goods(capacity)
+        found.append(
+            Batch(
+                label=rng.integers(0, 2, size).astype(np.float32),
+                weight=np.ones(size, np.float32),
+                user=np.zeros(size, np.int32),
+                fields={"item": ad, "category": ad % CATEGORIES},
+                sequences={
+                    "history": Behaviors(
+                        {"item": visited, "category": visited % CATEGORIES}, segment_ids
+                    )
+                },
+            )
+        )
+    return found
+
+
+class Trial:
+    """A model with a table of `rows` goods, and its train step."""
+
+    def __init__(self, rows: int, optimizer: str, batch_size: int, *, lazy: bool):
+        self.rows = rows
+        config = default_config()
+        config.model.embedding_dim = 16
+        config.model.hidden = config.model.attention.hidden = (80, 40)
+        config.optimizer.name, config.optimizer.lazy = optimizer, lazy
+        config.optimizer.decay_samples = 1_000_000
+        config.regularizer.name = "mba"
+        self.config, self.schema = config, schema_of(rows)
+        model = models.build(self.schema, config.model)
+        transform = optim.build(config.optimizer, config.regularizer, batch_size, model.tables)
+        self.batches = make_batches(rows, batch_size)
+        counts = {name: jnp.ones(spec.rows) for name, spec in model.tables.items()}
+        self.step = train_step(model, transform, Regularizer(counts=counts))
+        self.init = lambda: init_state(model, transform, self.batches[0], 0, lazy=lazy)
+        begin = time.perf_counter()
+        self.state = jax.block_until_ready(self.init())
+        self.init_s = time.perf_counter() - begin
+        self.times: list[float] = []
+        self.taken = 0
+
+    def take(self, steps: int, *, timed: bool) -> None:
+        """Takes some steps."""
+        for _ in range(steps):
+            batch = self.batches[self.taken % BATCHES]
+            begin = time.perf_counter()
+            self.state, loss = self.step(self.state, batch)
+            loss.block_until_ready()
+            jax.block_until_ready(self.state.tables)
+            if timed:
+                self.times.append(time.perf_counter() - begin)
+            self.taken += 1
+
+    def ms(self) -> float:
+        """Median time of a step."""
+        return round(1e3 * statistics.median(self.times), 3)
+
+    def bytes(self) -> int:
+        """Of the tables and the state of their optimizer."""
+        leaves = jax.tree.leaves((self.state.tables, self.state.opt_state))
+        return sum(leaf.nbytes for leaf in leaves)
+
+
+def peak_bytes() -> int:
+    """The largest memory that the process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def short(rows: int) -> str:
+    """63001 → "63k"."""
+    for size, letter in ((1_000_000, "m"), (1000, "k")):
+        if rows >= size:
+            return f"{rows // size}{letter}"
+    return str(rows)
+
+
+def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> dict[str, float]:
+    """Times steps at each size, in turns."""
+    rounds, steps = (arguments.rounds, 20) if lazy else (3, 2)
+    trials = [Trial(k, arguments.optimizer, arguments.batch, lazy=lazy) for k in sizes]
+    for trial in trials:
+        trial.take(3, timed=False)
+    for _ in range(rounds):
+        for trial in trials:
+            trial.take(steps, timed=True)
+    name = "ms" if lazy else "dense_ms"
+    figures = {f"{name}_{short(trial.rows)}": trial.ms() for trial in trials}
+    for trial in trials:
+        by = "rows" if lazy else "dense"
+        print(f"{by} {trial.rows:>13,} rows: {trial.ms():>10.3f} ms a step", flush=True)
+    if lazy:
+        largest = trials[-1]
+        figures[f"init_s_{short(largest.rows)}"] = round(largest.init_s, 1)
+        size = sum(trial.bytes() for trial in trials)
+        figures["tables_mb"] = round(size / 1e6)
+        if arguments.checkpoint:
+            figures |= save_and_restore(trials, Path(arguments.checkpoint))
+        figures["peak_mb"] = round(peak_bytes() / 1e6)
+        figures["peak_over_tables"] = round(peak_bytes() / size, 3)
+    return figures
+
+
+def save_and_restore(trials: list[Trial], folder: Path) -> dict[str, float]:
+    """Saves the largest trial's state; lets go of it; restores it; takes a step."""
+    largest = trials[-1]
+    before = peak_bytes()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), largest.state
+    )
+    meta = {
+        "config": checkpoint.as_json(largest.config),
+        "schema": largest.schema.to_json(),
+        "batches": {},
+        "best": None,
+    }
+    with tempfile.TemporaryDirectory(dir=folder) as workdir:
+        checkpoints = checkpoint.Checkpoints(workdir)
+        begin = time.perf_counter()
+        checkpoints.save("last", largest.state, meta)
+        saved = time.perf_counter()
+        after_save = peak_bytes()
+        largest.state = None
+        largest.state, _ = checkpoints.restore("last", like)
+        restored = time.perf_counter()
+    largest.take(1, timed=False)
+    return {
+        "peak_mb_before_save": round(before / 1e6),
+        "peak_mb_after_save": round(after_save / 1e6),
+        "peak_mb_after_restore": round(peak_bytes() / 1e6),
+        "save_s": round(saved - begin, 1),
+        "restore_s": round(restored - saved, 1),
+    }
+
+
+def main() -> None:
+    """Measures the sizes by rows, then with dense Optax."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default="63001,1000000,10000000", help="sizes, ascending")
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps at each size")
+    parser.add_argument("--no-dense", action="store_true", help="leave dense Optax out")
+    parser.add_argument("--checkpoint", help="folder to save the largest state in, for a while")
+    arguments = parser.parse_args()
+    sizes = sorted(int(k) for k in arguments.rows.split(","))
+    figures = measure(sizes, arguments, lazy=True)
+    low, high = short(sizes[0]), short(sizes[-1])
+    figures[f"ratio_{high}_over_{low}"] = round(figures[f"ms_{high}"] / figures[f"ms_{low}"], 3)
+    if not arguments.no_dense:
+        figures |= measure(sizes, arguments, lazy=False)
+        figures[f"dense_over_rows_{high}"] = round(
+            figures[f"dense_ms_{high}"] / figures[f"ms_{high}"], 1
+        )
+    print(json.dumps(figures | {"batch": arguments.batch, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()
