@@ -78,7 +78,10 @@ def cached_counts(
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = store.path / "counts" / f"{digest}.npz"
     # A damaged file fails its checksum, and is made again.
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(path) as saved:
+    with (
+        contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile),
+        np.load(path) as saved,
+    ):
         return {name: saved[name] for name in saved}
     counts: dict[str, Any] = sample_counts(
         store, split, max_history=max_history, extra_fields=extra_fields
@@ -100,16 +103,17 @@ class _Ids:
     """
 
     def __init__(self, rows: int, kept: np.ndarray | None, unknown: bool):
-        self.rows = rows + 1
-        ids = np.arange(rows)
-        self._of_ad = ids if kept is None or not unknown else np.where(kept, ids, 0)
-        self._visited = self._of_ad if kept is None or unknown else np.where(kept, ids, rows)
+        self.rows, self.kept, self.unknown = rows + 1, kept, unknown
 
     def of_ad(self, ids: np.ndarray) -> np.ndarray:
-        return self._of_ad[ids]
+        ids = ids.astype(np.int64)
+        return ids if self.kept is None or not self.unknown else np.where(self.kept[ids], ids, 0)
 
     def visited(self, ids: np.ndarray) -> np.ndarray:
-        return self._visited[ids]
+        if self.kept is None or self.unknown:
+            return self.of_ad(ids)
+        ids = ids.astype(np.int64)
+        return np.where(self.kept[ids], ids, self.rows - 1)
 
 
 class _Windows:

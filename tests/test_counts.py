@@ -74,6 +74,71 @@ def test_counts_equal_brute_force(tmp_path_factory, data, max_history):
         assert found["hour"].tolist() == np.bincount(np.arange(stop) % 3, minlength=3).tolist()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    users(),
+    st.sampled_from([0, 2]),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_counts_follow_the_filter(tmp_path_factory, data, max_history, kept, unknown, slow):
+    """By brute force: rare visited ids are gone, or with `unknown` every rare id is 0."""
+    events, samples = data
+    store, train = write(tmp_path_factory.mktemp("s") / "store", events, samples)
+    patch = pytest.MonkeyPatch()
+    if slow:
+        patch.setattr(counts._Windows, "apart", lambda _: False)
+    with patch.context():
+        found = counts.sample_counts(
+            store,
+            "train",
+            max_history=max_history,
+            kept={"item": np.array(kept)},
+            unknown=unknown,
+        )
+    patch.undo()
+    as_sets = []
+    for start, end, item, second in samples[:train]:
+        history = events[start:end][-max_history:] if max_history else events[start:end]
+        fields = (item, second)
+        if unknown:
+            fields = tuple(j if kept[j] else 0 for j in fields)
+            history = [j if kept[j] else 0 for j in history]
+        else:
+            history = [j for j in history if kept[j]]
+        as_sets.append((fields, history))
+    assert found["item"].tolist() == brute_force(as_sets, 6, 0).tolist()
+    assert found["hour"].sum() == train
+
+
+def test_counts_are_kept_in_the_store_and_a_damaged_file_is_made_again(tmp_path, monkeypatch):
+    store, _ = write(tmp_path / "store", [1, 2, 3, 1], [(0, 3, 1, 2), (0, 4, 3, 3)] * 3)
+    first = counts.cached_counts(store, "train")
+    assert first["item"].tolist() == counts.sample_counts(store, "train")["item"].tolist()
+    (file,) = (tmp_path / "store" / "counts").iterdir()
+
+    made = []
+    honest = counts.sample_counts
+    monkeypatch.setattr(counts, "sample_counts", lambda *a, **k: made.append(1) or honest(*a, **k))
+
+    def again(*arguments, **options):
+        found = counts.cached_counts(*arguments, **options)
+        return {name: n.tolist() for name, n in found.items()}
+
+    expected = {name: n.tolist() for name, n in first.items()}
+    assert again(store, "train") == expected and not made
+    assert again(store, "train", max_history=1) != expected and len(made) == 1
+    assert again(store, "train+validation") != expected and len(made) == 2
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), b"", content[:50]):
+        file.write_bytes(damaged)
+        assert again(store, "train") == expected
+    assert len(made) == 5 and again(store, "train") == expected and len(made) == 5
+    assert not list((tmp_path / "store" / "counts").glob("*partial*"))
+
+
 @pytest.mark.parametrize("max_history", [0, 3])
 @pytest.mark.parametrize("at_once", [7, 1000])
 def test_multi_hot_fields_and_several_sequences_count_once(rich, max_history, at_once, monkeypatch):
