@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -76,21 +77,22 @@ def cached_counts(
     """
     what = [store.fingerprint, split, max_history, sorted(extra_fields)]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    path = store.path / "counts" / f"{digest}.npz"
-    # A damaged file fails its checksum, and is made again.
-    with (
-        contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile),
-        np.load(path) as saved,
-    ):
-        return {name: saved[name] for name in saved}
+    path = store.path / "counts" / digest
+    with contextlib.suppress(OSError):
+        saved = path.read_bytes()
+        if saved[:4] == zlib.crc32(saved[4:]).to_bytes(4):  # otherwise damaged: made again
+            with np.load(io.BytesIO(saved[4:])) as arrays:
+                return dict(arrays)
     counts: dict[str, Any] = sample_counts(
         store, split, max_history=max_history, extra_fields=extra_fields
     )
-    partial = path.with_suffix(f".partial-{os.getpid()}")
+    buffer = io.BytesIO()
+    np.savez(buffer, **counts)
+    content = buffer.getvalue()
+    partial = path.with_name(f".{digest}.partial-{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **counts)
+        partial.write_bytes(zlib.crc32(content).to_bytes(4) + content)
         partial.replace(path)
     return counts
 
