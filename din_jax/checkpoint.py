@@ -3,6 +3,10 @@
 A checkpoint carries what it needs to be trusted: the config, the schema, the fingerprint of the
 batches it was trained on, the versions of the libraries, and a checksum of every array, since a
 damaged array is restored without a word otherwise.
+
+Neither saving nor restoring holds a second copy of a large table: Orbax is told not to compress
+(embeddings hardly shrink, and what it compresses it holds in memory), and large arrays are read a
+part at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from ml_collections import ConfigDict
 
 from din_jax.errors import DinError
@@ -31,6 +36,7 @@ Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _META_KEYS = {"config", "schema", "batches", "best", "checksums"}
 # Keys that may differ when a run goes on: they change neither the model nor the steps taken.
+_PART_BYTES = 1 << 26  # of a large array, written and read together
 _MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
 
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -54,7 +60,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=1, create=create, enable_async_checkpointing=False
             ),
-            item_names=("state", "meta"),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest(self, kind: Kind) -> int | None:
@@ -72,10 +81,11 @@ class Checkpoints:
             if manager.latest_step() == step:
                 return
             meta = {**meta, "step": step, "checksums": _checksums(state)}
+            parts = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_PART_BYTES), state)
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(state, save_args=parts), meta=ocp.args.JsonSave(meta)
                 ),
             )
 
@@ -126,17 +136,77 @@ class Checkpoints:
             )
         items = {"meta": ocp.args.JsonRestore()}
         if like is not None:
-            items["state"] = ocp.args.StandardRestore(
-                jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            small = jax.tree.map(lambda leaf: ocp.PLACEHOLDER if _is_large(leaf) else leaf, like)
+            items["state"] = ocp.args.PyTreeRestore(
+                small,
+                restore_args=jax.tree.map(
+                    lambda leaf: (
+                        ocp.RestoreArgs()
+                        if leaf is ocp.PLACEHOLDER
+                        else ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype)
+                    ),
+                    small,
+                ),
             )
         with self._manager(kind, create=False) as manager:
             try:
-                return manager.restore(step, args=ocp.args.Composite(**items))
+                restored = manager.restore(step, args=ocp.args.Composite(**items))
+                if like is None:
+                    return restored
+                folder = self.folder / kind / str(step) / "state"
+                state = jax.tree_util.tree_map_with_path(
+                    lambda path, wanted, leaf: (
+                        _read_large(folder, path, wanted)
+                        if _is_large(wanted)
+                        else _as_wanted(leaf, path, wanted)
+                    ),
+                    like,
+                    restored["state"],
+                )
+                return {"state": state, "meta": restored["meta"]}
             except Exception as error:  # Orbax lets those of several libraries through
                 raise DinError(
                     f"{self.folder / kind}: the checkpoint of step {step} can't be read or does "
                     f"not fit ({type(error).__name__}: {str(error).splitlines()[0]})"
                 ) from error
+
+
+def _is_large(leaf: Any) -> bool:
+    return leaf.ndim > 0 and leaf.size * leaf.dtype.itemsize > _PART_BYTES
+
+
+def _read_large(folder: Path, path: tuple[Any, ...], like: Any) -> jax.Array:
+    """An array that Orbax wrote, read into its place a part at a time."""
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    stored = tensorstore.open(
+        {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": folder.as_uri(), "path": f"{name}/"},
+        },
+        open=True,
+        read=True,
+    ).result()
+    _as_wanted(stored, path, like)
+    write = jax.jit(
+        lambda values, part, begin: jax.lax.dynamic_update_slice_in_dim(values, part, begin, 0),
+        donate_argnums=0,
+    )
+    values = jnp.zeros(like.shape, like.dtype)
+    rows = max(1, _PART_BYTES * len(values) // values.nbytes)
+    for begin in range(0, len(values), rows):
+        part = stored[begin : min(begin + rows, len(values))].read().result()
+        values = jax.block_until_ready(write(values, part, begin))
+    return values
+
+
+def _as_wanted(found: Any, path: tuple[Any, ...], like: Any) -> Any:
+    if tuple(found.shape) != tuple(like.shape):
+        raise ValueError(
+            f"{jax.tree_util.keystr(path)} has the shape {tuple(found.shape)}, expected "
+            f"{tuple(like.shape)}"
+        )
+    return found
 
 
 def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:

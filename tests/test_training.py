@@ -351,6 +351,26 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
         Checkpoints(tmp_path / "c").restore("last", run.like())
 
 
+def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PART_BYTES", 10_000)
+    config = small_config(planted_store, **{"optimizer.name": "rowwise_adagrad"})
+    run = training.open_run(config)
+    meta = checkpoint.describe(config, run.store.schema, run.source)
+    state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
+    assert sum(checkpoint._is_large(leaf) for leaf in jax.tree.leaves(state)) >= 3
+    Checkpoints(tmp_path).save("last", state, meta)
+    restored, _ = Checkpoints(tmp_path).restore("last", run.like())
+    assert same(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+    like = run.like()
+    item = like.tables["item"]
+    for shape in ((item.shape[0] + 1, item.shape[1]), (3, 3)):
+        wrong = like.tables | {"item": jax.ShapeDtypeStruct(shape, item.dtype)}
+        with pytest.raises(DinError, match="does not fit"):
+            Checkpoints(tmp_path).restore("last", like.replace(tables=wrong))
+
+
 def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
     planted.prepare(tmp_path / "store")
     found = {}
