@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from din_jax import checkpoint, models, optim
+from din_jax.allocator import keep_freed_memory
 from din_jax.config import default_config
 from din_jax.pipeline import Batch, Behaviors
 from din_jax.regularizers import Regularizer
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--no-dense", action="store_true", help="leave dense Optax out")
     parser.add_argument("--checkpoint", help="folder to save the largest state in, for a while")
     arguments = parser.parse_args()
+    keep_freed_memory()
     sizes = sorted(int(k) for k in arguments.rows.split(","))
     figures = measure(sizes, arguments, lazy=True)
     low, high = short(sizes[0]), short(sizes[-1])

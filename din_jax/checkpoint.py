@@ -36,7 +36,7 @@ Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _META_KEYS = {"config", "schema", "batches", "best", "checksums"}
 # Keys that may differ when a run goes on: they change neither the model nor the steps taken.
-_PART_BYTES = 1 << 26  # of a large array, written and read together
+_PART_BYTES = 1 << 22  # of a large array, written and read together
 _MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
 
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -183,6 +183,7 @@ def _read_large(folder: Path, path: tuple[Any, ...], like: Any) -> jax.Array:
         {
             "driver": "zarr",
             "kvstore": {"driver": "ocdbt", "base": folder.as_uri(), "path": f"{name}/"},
+            "context": {"cache_pool": {"total_bytes_limit": 0}},
         },
         open=True,
         read=True,

@@ -18,6 +18,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from din_jax import checkpoint, evaluation, models, optim
+from din_jax.allocator import keep_freed_memory
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check
 from din_jax.counts import cached_counts
@@ -79,6 +80,7 @@ def open_run(config: ConfigDict) -> Run:
       DinError: the config can't be used, or the store can't be opened.
     """
     check(config)
+    keep_freed_memory()
     path = Path(config.data.store)
     if config.data.prepare == config.data.store and not path.exists():
         origin = planted.prepare(path)
