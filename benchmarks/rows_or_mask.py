@@ -1,0 +1,52 @@
+"""Where a table is better updated by rows than as a whole: the rule `embedding.ROWS_ABOVE`.
+
+    python benchmarks/rows_or_mask.py
+
+Times a train step (that of table_growth.py) with the table of goods by rows and as a whole with a
+mask, at several ratios of K to N, in turns. The last line is JSON: `whole_over_rows` by K / N.
+"""
+
+import argparse
+import json
+import os
+
+from table_growth import Trial
+
+from din_jax import embedding
+from din_jax.allocator import keep_freed_memory
+
+
+def main() -> None:
+    """Measures both ways at each ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ratios", default="1,2,4,8,16", help="K / N")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps each way")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    usual = embedding.ROWS_ABOVE
+    found = {}
+    for ratio in (float(r) for r in arguments.ratios.split(",")):
+        trials = {}
+        for way, above in (("rows", 0), ("whole", 10**12)):
+            embedding.ROWS_ABOVE = above
+            first = Trial(1000, arguments.optimizer, arguments.batch, lazy=True).batches[0]
+            ids = len(first.label) + len(first.sequences["history"].segment_ids)
+            trials[way] = Trial(int(ratio * ids), arguments.optimizer, arguments.batch, lazy=True)
+            assert ("item" in trials[way].state.scratch) == (way == "rows")
+            trials[way].take(3, timed=False)
+        for _ in range(arguments.rounds):
+            for trial in trials.values():
+                trial.take(20, timed=True)
+        rows, whole = trials["rows"].ms(), trials["whole"].ms()
+        found[f"{ratio:g}"] = round(whole / rows, 3)
+        print(f"K/N {ratio:>5g}: by rows {rows:.3f} ms, as a whole {whole:.3f} ms", flush=True)
+    figures = {"whole_over_rows": found, "rule": usual}
+    print(json.dumps(figures | {"batch": arguments.batch, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()
