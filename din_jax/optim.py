@@ -92,7 +92,7 @@ def difacto_decay(rate: float) -> optax.GradientTransformationExtraArgs:
     """The regularisation of DiFacto (Li et al., WSDM 2016) as the paper compares it (section 6.5).
 
     As `mba_decay`, but without 1 / n_j: a row is decayed by λ · w_j whenever a batch holds it, and
-    so the more the more frequent its id is.
+    so the more the more frequent its id is (`docs/design.md` quotes the paper on this).
 
     Args:
       rate: λ.

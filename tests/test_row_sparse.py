@@ -129,7 +129,7 @@ def bits(x):
     return np.asarray(x).view(np.uint32)
 
 
-@pytest.mark.parametrize("whole", [(), ("a",), ("a", "b")], ids=["rows", "both ways", "whole"])
+@pytest.mark.parametrize("whole", [(), ("a",)], ids=["rows", "both ways"])
 @pytest.mark.parametrize("name", INNER)
 @settings(deadline=None, max_examples=4, derandomize=True)
 @given(seed=st.integers(0, 2**32))
@@ -230,7 +230,7 @@ def loss_and_gradient(run, state, batch, tables, lookups):
         )[0]
         return weighted_mean(negative_log_likelihood(logits, batch.label), batch.weight)
 
-    return jax.value_and_grad(loss_of)(tables)
+    return jax.jit(jax.value_and_grad(loss_of))(tables)
 
 
 @pytest.mark.parametrize("model", ["base", "din"])
@@ -385,8 +385,9 @@ def large_run(store, **keys):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad", "rowwise_adagrad"])
-@pytest.mark.parametrize("model", ["base", "din"])
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("din", "adam"), ("base", "rowwise_adagrad"), ("din", "sgd")]
+)
 def test_by_rows_or_whole_a_step_is_the_same(planted_store, model, optimizer, monkeypatch):
     keys = {"model.name": model, "optimizer.name": optimizer, "optimizer.learning_rate": 0.05}
     run = large_run(planted_store, **keys)
