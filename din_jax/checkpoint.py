@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from ml_collections import ConfigDict
 
+from din_jax.config import default_config
 from din_jax.errors import DinError
 from din_jax.pipeline import BatchSource
 from din_jax.schema import Schema
@@ -34,9 +35,9 @@ from din_jax.store import Store
 
 Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_META_KEYS = {"config", "schema", "batches", "best", "checksums"}
-# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
+_META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
 _PART_BYTES = 1 << 22  # of a large array, written and read together
+# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
 _MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
 
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -95,8 +96,13 @@ class Checkpoints:
         Raises:
           DinError: there is no such checkpoint, or it can't be read.
         """
-        meta = self._restored(kind, None)["meta"]
-        if not isinstance(meta, dict) or not meta.keys() >= _META_KEYS:
+        return self._checked(kind, self._restored(kind, None)["meta"])
+
+    def _checked(self, kind: Kind, meta: Any) -> dict[str, Any]:
+        if not isinstance(meta, dict) or any(
+            name not in meta or not isinstance(meta[name], expected)
+            for name, expected in _META_KEYS.items()
+        ):
             raise DinError(
                 f"{self.folder / kind}: its description lacks keys that this din_jax writes; "
                 "it was made by something else, or is damaged"
@@ -115,7 +121,7 @@ class Checkpoints:
             is not what was saved.
         """
         restored = self._restored(kind, like.replace(scratch={}))
-        state, meta = restored["state"], restored["meta"]
+        state, meta = restored["state"], self._checked(kind, restored["meta"])
         saved = meta["checksums"]
         for name, checksum in _checksums(state).items():
             if saved.get(name) != checksum:
@@ -168,7 +174,7 @@ class Checkpoints:
             except Exception as error:  # Orbax lets those of several libraries through
                 raise DinError(
                     f"{self.folder / kind}: the checkpoint of step {step} can't be read or does "
-                    f"not fit ({type(error).__name__}: {str(error).splitlines()[0]})"
+                    f"not fit ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
                 ) from error
 
 
@@ -221,6 +227,16 @@ def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[st
     }
 
 
+def check_complete(config: ConfigDict, workdir: str | Path) -> None:
+    """Raises `DinError` if a checkpoint's config lacks keys that this din_jax has."""
+    missing = sorted(_flat(as_json(default_config())).keys() - _flat(as_json(config)).keys())
+    if missing:
+        raise DinError(
+            f"{workdir}: the checkpoint was made by another version of din_jax: its config lacks "
+            + ", ".join(missing)
+        )
+
+
 def check_same_run(
     meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
 ) -> None:
@@ -243,7 +259,7 @@ def check_same_run(
 def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> None:
     """Raises `DinError` if a checkpoint was trained on another store: its ids mean other things."""
     before, schema = Schema.from_json(meta["schema"]), store.schema
-    if meta["batches"]["store"] == store.fingerprint:
+    if meta["batches"].get("store") == store.fingerprint:
         return
     if before == schema:
         raise DinError(

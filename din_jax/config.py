@@ -158,6 +158,13 @@ def check(config: ConfigDict) -> None:
             "config.regularizer.filter_tables is required with config.regularizer.name='filter': "
             "the tables whose rare ids are filtered, ('item',) for instance"
         )
+    means = config.model.pooling == "mean" or config.model.preset == "released_code"
+    if config.regularizer.name == "filter" and config.regularizer.rare == "leave" and means:
+        raise DinError(
+            "config.regularizer.rare='leave' takes ids out of the history, but a mean or a softmax "
+            "over it (config.model.pooling='mean', preset='released_code') would still count them; "
+            "use config.regularizer.rare='unknown' or sum pooling"
+        )
     if not 0 < config.optimizer.decay_rate <= 1:
         raise DinError(
             f"config.optimizer.decay_rate={config.optimizer.decay_rate!r}: expected over 0, up to 1"

@@ -24,6 +24,7 @@ from din_jax.pipeline import Packer, ranges
 from din_jax.schema import BehaviorField, Field
 from din_jax.store import Store
 
+_VERSION = 1  # of how ids are counted: another one makes counts that were kept be made again
 _SAMPLES_AT_ONCE = 1 << 16  # of a table whose samples have to be looked at one by one
 
 
@@ -75,12 +76,14 @@ def cached_counts(
 
     A store that can't be written to is counted each time.
     """
-    what = [store.fingerprint, split, max_history, sorted(extra_fields)]
+    extra_fields = sorted(extra_fields)
+    what = [_VERSION, store.fingerprint, split, max_history, extra_fields]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = store.path / "counts" / digest
     with contextlib.suppress(OSError):
         saved = path.read_bytes()
-        if saved[:4] == zlib.crc32(saved[4:]).to_bytes(4):  # otherwise damaged: made again
+        # Otherwise it is damaged, and made again.
+        if len(saved) > 4 and saved[:4] == zlib.crc32(saved[4:]).to_bytes(4):
             with np.load(io.BytesIO(saved[4:])) as arrays:
                 return dict(arrays)
     counts: dict[str, Any] = sample_counts(
@@ -94,6 +97,8 @@ def cached_counts(
         path.parent.mkdir(exist_ok=True)
         partial.write_bytes(zlib.crc32(content).to_bytes(4) + content)
         partial.replace(path)
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
     return counts
 
 

@@ -144,18 +144,20 @@ def scatter_rows(values: jax.Array, rows: Rows, new: jax.Array) -> jax.Array:
     """Values [K, …] with the present rows replaced by those of `new`; the others are untouched."""
     if rows.ids is None:
         return jnp.where(_beside(rows.present, values), new, values)
-    return values.at[_places(rows.present, rows.ids, values)].set(new, mode="drop")
+    places = _places(rows.present, rows.ids, values)
+    return values.at[places].set(new.astype(values.dtype), mode="drop")
 
 
 def apply_row_updates(table: jax.Array, rows: Rows, updates: jax.Array) -> jax.Array:
     """The table [K, D] with `updates` added to the present rows.
 
     Donate the table, or it is copied. As a whole, without `rows.ids`, all of `updates` [K, D] is
-    added, as `optax.apply_updates` does: `row_sparse` leaves nothing in absent rows.
+    added, as `optax.apply_updates` does; `row_sparse` leaves only zeros in absent rows.
     """
     updates = updates.astype(table.dtype)
     if rows.ids is None:
-        return table + updates
+        # An update of zero changes no bit: −0.0 + 0.0 would, and so would a subnormal + 0.0.
+        return jnp.where(updates == 0, table, table + updates)
     return table.at[_places(rows.present, rows.ids, table)].add(updates, mode="drop")
 
 
@@ -194,11 +196,13 @@ def rows_of_batch(tables: Tables, lookups: Lookups, scratch: Mapping[str, jax.Ar
     """
     found = BatchRows({}, {}, {}, {})
     for name, table in tables.items():
-        of_table = lookups[name]
-        if name not in scratch:
+        of_table = lookups.get(name, {})
+        if name not in scratch or not of_table:
             found.tables[name] = table
             found.lookups[name] = dict(of_table)
             found.rows[name] = Rows(present_mask(of_table, len(table)))
+            if name in scratch:
+                found.scratch[name] = scratch[name]
             continue
         owners, rows, found.scratch[name] = present_rows(
             jnp.concatenate([at.ids for at in of_table.values()]),

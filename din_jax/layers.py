@@ -51,8 +51,10 @@ class Dice(nn.Module):
         """Maps s [N, F] to [N, F]; mask [N] says which rows are real."""
         units = s.shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
-        mean = self.variable("batch_stats", "mean", jnp.full, units, self.mean_init)
-        variance = self.variable("batch_stats", "variance", jnp.full, units, self.variance_init)
+        # With a type: a step's result has one, and the next step is not to be compiled again.
+        start = (jnp.full, units)
+        mean = self.variable("batch_stats", "mean", *start, self.mean_init, s.dtype)
+        variance = self.variable("batch_stats", "variance", *start, self.variance_init, s.dtype)
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
             centred, batch_mean, batch_variance, count = _moments(s, mask, axis_name)

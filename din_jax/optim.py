@@ -15,6 +15,7 @@ import optax
 
 from din_jax.embedding import Rows, gather_rows, scatter_rows
 
+_TRIED_STEPS = (0, 1, 7, 50, 400, 3_000, 20_000, 150_000)
 _NO_PARAMS = "a decay needs the params: call update(updates, state, params, …)"
 
 
@@ -169,8 +170,9 @@ def row_sparse(
     What does not treat rows apart raises ValueError in `init`: Adafactor and others with factored
     state; block-RMS clipping and Adafactor's scaling, whose mean is over rows; noise, which depends
     on the shape; gradient accumulation (`MultiSteps`, `apply_every`), which would give the sum of
-    several batches to the rows of the last; L-BFGS. What is scaled by the norm of a whole parameter
-    (LARS, LAMB) sees the norm of the present rows.
+    several batches to the rows of the last; L-BFGS. `init` finds this by trying `inner` on small
+    tables; one that needs keyword arguments of its own can't be tried, and is taken on trust. What
+    is scaled by the norm of a whole parameter (LARS, LAMB) sees the norm of the present rows.
 
     Args:
       inner: transforms trees {"params": …, "tables": {name: [rows, D]}}.
@@ -204,12 +206,10 @@ def row_sparse(
                 f"{sorted(params['tables'])}"
             )
 
-        def present(tree: Any, otherwise: float) -> Any:
-            """The tree with `otherwise` in the rows that are absent."""
+        def present(tree: Any) -> Any:
+            """The tree with zeros in the rows that are absent."""
             tables = {
-                name: jnp.where(
-                    rows[name].present[:, None], table, jnp.asarray(otherwise, table.dtype)
-                )
+                name: jnp.where(rows[name].present[:, None], table, jnp.zeros((), table.dtype))
                 for name, table in tree["tables"].items()
             }
             return {**tree, "tables": tables}
@@ -221,9 +221,9 @@ def row_sparse(
             for leaf, name in zip(old, owners, strict=True)
         ]
         updates, state = inner.update(
-            present(updates, 0.0),
+            present(updates),
             jax.tree.unflatten(structure, gathered),
-            present(params, 0.0),
+            present(params),
             present={name: of_table.present for name, of_table in rows.items()},
             **extra,
         )
@@ -231,8 +231,7 @@ def row_sparse(
             leaf if name is None else scatter_rows(before, rows[name], leaf)
             for before, leaf, name in zip(old, jax.tree.leaves(state), owners, strict=True)
         ]
-        # x + (−0.0) is x, bit by bit, for every x; −0.0 + 0.0 is not.
-        return present(updates, -0.0), jax.tree.unflatten(structure, new)
+        return present(updates), jax.tree.unflatten(structure, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -273,7 +272,8 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
     """Raises ValueError if `inner` can't be made row-sparse: by its state, and by trying it.
 
     It is tried on small stand-ins for the parameters: two rows of zeros more must change nothing
-    for the others. What needs keyword arguments that are not known here is not tried.
+    for the others. Where a schedule warms up or has ended the updates are zero and show nothing, so
+    it is tried at several steps.
     """
     accumulators = (optax.MultiStepsState, optax.ApplyEvery)
     state = _shape_of(inner, params, params["tables"])
@@ -282,7 +282,7 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
             raise _not_separable("it accumulates gradients over several batches")
     _row_leaves(inner, params)
 
-    def result(extra: int) -> Any:
+    def result(extra: int, step: jax.Array) -> Any:
         key = jax.random.key(0)
 
         def stand_in(leaf: Any) -> jax.Array:
@@ -301,25 +301,39 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
         owners = _row_leaves(inner, weights)
         present = {name: jnp.ones(3 + extra, bool) for name in params["tables"]}
         counts = {name: jnp.ones(3 + extra) for name in params["tables"]}
-        updates, state = inner.update(
-            tree(100.0), inner.init(weights), weights, present=present, counts=counts, value=1.0
+        state = jax.tree.map(
+            lambda leaf: (
+                step.astype(leaf.dtype)
+                if leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
+                else leaf
+            ),
+            inner.init(weights),
         )
+        found = []
+        for scale in (100.0, 0.01):  # a large gradient is clipped, a small one is not
+            updates, state = inner.update(
+                tree(scale), state, weights, present=present, counts=counts, value=1.0
+            )
+            tables = {name: leaf[extra:] for name, leaf in updates["tables"].items()}
+            found.append({**updates, "tables": tables})
         kept = [
             leaf if name is None else leaf[extra:]
             for leaf, name in zip(jax.tree.leaves(state), owners, strict=True)
         ]
-        tables = {name: leaf[extra:] for name, leaf in updates["tables"].items()}
-        floats = [leaf for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        return {**updates, "tables": tables}, floats
+        return found, [leaf for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
-    def differs() -> jax.Array:
-        close = jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-4), result(0), result(2))
+    def differs(step: jax.Array) -> jax.Array:
+        close = jax.tree.map(
+            lambda a, b: jnp.allclose(a, b, rtol=1e-4), result(0, step), result(2, step)
+        )
         return ~jnp.all(jnp.stack(jax.tree.leaves(close)))
 
     with jax.ensure_compile_time_eval():
         try:
-            found = jax.jit(differs)()
-        except TypeError:
+            found = jax.jit(lambda steps: jnp.any(jax.vmap(differs)(steps)))(
+                jnp.array(_TRIED_STEPS)
+            )
+        except TypeError:  # a keyword argument is missing
             return
     if found:
         raise _not_separable("rows of zeros beside the others change what becomes of those")

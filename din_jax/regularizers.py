@@ -17,6 +17,7 @@ from flax import struct
 from din_jax.embedding import Lookup, Lookups
 from din_jax.models.base import is_behavior
 
+_DROPOUT = 0xD809
 _Changed = dict[str, dict[str, Lookup]]
 
 
@@ -24,7 +25,7 @@ class Regularizer(struct.PyTreeNode):
     """What a config's regulariser needs in the steps; by default nothing.
 
     Attributes:
-      counts: n_j of the tables that are decayed, {table: int32[K]}.
+      counts: n_j of the tables that are decayed, {table: float32[K]}.
       kept: ids that the frequency filter leaves, {table: bool[K]}.
       unknown: filtered ids, an ad's too, become row 0; otherwise an ad's stay, and visited ones are
         looked up no more (the zero vector).
@@ -49,7 +50,9 @@ class Regularizer(struct.PyTreeNode):
         changed = self.scoring(lookups)
         if not self.dropout:
             return changed
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        # Not the keys that the initial values are made of.
+        key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT)
+        key = jax.random.fold_in(key, step)
         return drop_ids(changed, key, self.dropout, behaviors_only=self.behaviors_only)
 
 
@@ -102,10 +105,10 @@ def filter_ids(lookups: Lookups, kept: Mapping[str, Any], *, unknown: bool = Fal
 def most_frequent(counts: np.ndarray, share: float) -> np.ndarray:
     """bool[K]: the most frequent ids of a table by n_j, a `share` of all but row 0.
 
-    At least one stays; of ids that are equally frequent the lower rows stay. Row 0 is never kept:
-    it is what "unknown" becomes.
+    At least one stays of those that occur; of ids that are equally frequent the lower rows stay.
+    One that never occurs does not, and row 0 is never kept: it is what "unknown" becomes.
     """
     kept = np.zeros(len(counts), bool)
     number = max(1, round(share * (len(counts) - 1)))
     kept[1 + np.argsort(-counts[1:], kind="stable")[:number]] = True
-    return kept
+    return kept & (counts > 0)

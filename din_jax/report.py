@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import runpy
 import sys
 from collections.abc import Mapping
@@ -149,7 +150,16 @@ def compare_lines(
       RelaImpr of the mean against the first line, the difference to it paired over users, and with
       `eval.curves` the metrics an evaluation}.
     """
-    planned = {name: _settings(keys) for name, keys in lines.items()}
+    planned = {name: _settings(name, keys) for name, keys in lines.items()}
+    if config.data.fit != "train" and any(len(settings) > 1 for settings in planned.values()):
+        raise DinError(
+            f"config.data.fit={config.data.fit!r}: a line is searched on validation, which must "
+            "not be trained on; use data.fit='train'"
+        )
+    names = [_folder_name(n, s, lines[n]) for n, settings in planned.items() for s in settings]
+    for shared in names:
+        if names.count(shared) > 1:
+            raise DinError(f"two lines, or values of a line, would share the folder {shared!r}")
     for settings in planned.values():
         for setting in settings:
             check(_with(config, setting))  # all of them, before the first is trained
@@ -245,24 +255,36 @@ def _searched(keys: Mapping[str, Any]) -> list[str]:
     return [key for key, value in keys.items() if isinstance(value, list)]
 
 
-def _settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _settings(name: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All combinations of a line's values."""
+    for key in _searched(keys):
+        if not keys[key]:
+            raise DinError(f"line {name!r}: the list of values of {key} is empty")
     values = [value if isinstance(value, list) else [value] for value in keys.values()]
     return [dict(zip(keys, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
 def _shown(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in setting.items())
+    return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in setting.items())
+
+
+def _value(value: Any) -> str:
+    """The shortest text of a value."""
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
 
 
 def _folder_name(name: str, setting: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    parts = [name, *(f"{setting[key]:g}" for key in _searched(keys))]
-    return "-".join(parts).replace(" ", "_").replace("/", "_")
+    parts = [name, *(_value(setting[key]) for key in _searched(keys))]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def _with(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
     changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(dict(setting))
+    try:
+        changed.update_from_flattened_dict(dict(setting))
+    except (KeyError, TypeError) as error:
+        raise DinError(f"a line sets {dict(setting)}: {error.args[0]}") from error
     return changed
 
 

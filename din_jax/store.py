@@ -9,6 +9,7 @@
       events/NAME/FIELD.npy             every behaviour, once: users one after the other, in time
       events/NAME/FIELD.offsets.npy     (multi-hot only) where each behaviour's values begin
       vocab/TABLE.parquet               row, id, count
+      counts/…                          n_j, kept by runs that need it (`din_jax.counts`)
 
 A history is stored once: samples point into it, so that nothing is padded or repeated. The samples
 of a split lie together, train first, then validation, then test.

@@ -76,6 +76,8 @@ class Run(NamedTuple):
 def open_run(config: ConfigDict) -> Run:
     """Checks a config, opens its store and builds its model.
 
+    The process keeps freed memory from now on (`din_jax.allocator`).
+
     Raises:
       DinError: the config can't be used, or the store can't be opened.
     """
@@ -154,6 +156,7 @@ def reopen(workdir: str | Path, store: str = "") -> Run:
     """
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
+    checkpoint.check_complete(config, workdir)
     config.data.store = store or config.data.store
     config.data.prepare = ""
     if not Path(config.data.store).exists():

@@ -73,7 +73,7 @@ def test_the_most_frequent_ids_are_kept():
     counts = np.array([99, 5, 7, 5, 0, 9, 5])
     assert most_frequent(counts, 0.5).nonzero()[0].tolist() == [1, 2, 5]
     assert most_frequent(counts, 0.033).nonzero()[0].tolist() == [5]
-    assert most_frequent(counts, 1.0).nonzero()[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert most_frequent(counts, 1.0).nonzero()[0].tolist() == [1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("variant", ["leave", "unknown"])
@@ -160,6 +160,18 @@ def test_a_dropped_id_is_not_updated(planted_store):
         ({"regularizer.keep": 0.0}, "over 0, up to 1"),
         ({"regularizer.name": "dropuot"}, "did you mean 'dropout'"),
         ({"model.without": ("goods",)}, "model.without names 'goods'; the data set's tables are"),
+        (
+            {"model.without": ("age", "category", "hour", "item", "shop")},
+            "config.model.without leaves no input",
+        ),
+        (
+            {
+                "regularizer.name": "filter",
+                "regularizer.filter_tables": ("item",),
+                "model.pooling": "mean",
+            },
+            "would still count them; use config.regularizer.rare='unknown'",
+        ),
     ],
 )
 def test_a_wrong_key_is_explained(planted_store, keys, message):
@@ -225,6 +237,28 @@ def test_lines_are_searched_on_validation_and_compared_on_test(planted_store, tm
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoints/*/*")}
     assert report.compare_lines(config, lines, 2, tmp_path) == result
     assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoints/*/*")}
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys", "message"),
+    [
+        ({"a": {"regularizer.rat": 1.0}}, {}, "a line sets {'regularizer.rat': 1.0}"),
+        ({"a": {"regularizer.rate": "much"}}, {}, "a line sets {'regularizer.rate': 'much'}"),
+        ({"a": {"regularizer.rate": []}}, {}, "the list of values of regularizer.rate is empty"),
+        ({"a": {"regularizer.rate": [0.1, 0.1]}}, {}, "would share the folder 'a-0.1'"),
+        (
+            {"a": {"regularizer.rate": [0.1, 0.2]}},
+            {"data.fit": "train+validation"},
+            "a line is searched on validation",
+        ),
+    ],
+)
+def test_wrong_lines_are_explained_before_anything_is_trained(
+    planted_store, tmp_path, lines, keys, message
+):
+    with pytest.raises(DinError, match=re.escape(message)):
+        report.compare_lines(small_config(planted_store, **keys), lines, 1, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_default_regularizer_does_nothing():

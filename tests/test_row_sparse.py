@@ -89,7 +89,7 @@ def make(seed):
         "params": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)},
         "tables": {name: rng.standard_normal((k, 2)) for name, k in ROWS.items()},
     }
-    params["tables"]["a"][3] = -0.0  # must not become 0.0
+    params["tables"]["a"][3] = [-0.0, 1e-40]  # must not become 0.0
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), rng
 
 
@@ -317,6 +317,10 @@ UNSUITED = {
         {"dense": optax.sgd(0.1), "rows": optax.adafactor(0.1), "other": optax.sgd(0.1)}, labels
     ),
     "lbfgs": optax.scale_by_lbfgs(),
+    "after a warmup": optax.adafactor(optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100)),
+    "noise after a warmup": optax.chain(
+        optax.add_noise(0.1, 0.5, 0), optax.sgd(optax.linear_schedule(0.0, 0.1, 100))
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from din_jax.embedding import Lookup, TableSpec
+from din_jax.errors import DinError
 from din_jax.models import base, din, released_code
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
@@ -39,6 +40,8 @@ def build(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
       DinError: the config does not fit the schema.
     """
     schema = schema.without(config.without)
+    if not schema.inputs(config.extra_fields) and not schema.sequences:
+        raise DinError("config.model.without leaves no input")
     file: Any = {"base": base, "din": din}[config.name]
     if config.preset == "released_code":
         file = released_code
