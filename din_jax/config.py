@@ -71,7 +71,8 @@ def default_config() -> ConfigDict:
     c.regularizer.rate = 0.01  # λ of mba and difacto
     c.regularizer.dropout = 0.5  # share of the feature ids that dropout drops
     c.regularizer.behaviors_only = False  # drop only ids of behaviours
-    c.regularizer.filter_tables = ()  # tables whose ids are filtered (required), ("item",)
+    # Tables whose ids are filtered; () is the table of each sequence's first field: the goods.
+    c.regularizer.filter_tables = ()
     c.regularizer.keep = 0.033  # share of a table's ids, the most frequent ones, that filter leaves
     c.regularizer.rare = "leave"  # rare visited ids leave the history; "unknown": all are row 0
 
@@ -152,11 +153,6 @@ def check(config: ConfigDict) -> None:
     if not 0 < config.regularizer.keep <= 1:
         raise DinError(
             f"config.regularizer.keep={config.regularizer.keep!r}: expected over 0, up to 1"
-        )
-    if config.regularizer.name == "filter" and not config.regularizer.filter_tables:
-        raise DinError(
-            "config.regularizer.filter_tables is required with config.regularizer.name='filter': "
-            "the tables whose rare ids are filtered, ('item',) for instance"
         )
     means = config.model.pooling == "mean" or config.model.preset == "released_code"
     if config.regularizer.name == "filter" and config.regularizer.rare == "leave" and means:

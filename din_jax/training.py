@@ -132,14 +132,17 @@ def _regularizer(config: ConfigDict, store: Store, model: models.Model) -> Regul
                 "needs none"
             )
         return Regularizer(counts={name: n[name].astype(np.float32) for name in _decayed(model)})
-    for name in chosen.filter_tables:
+    schema = store.schema.without(config.model.without)
+    goods = dict.fromkeys(sequence.fields[0].table for sequence in schema.sequences)
+    filtered = tuple(chosen.filter_tables) or tuple(goods)
+    for name in filtered:
         if name not in model.tables or name not in n:
             raise DinError(
                 f"config.regularizer.filter_tables names {name!r}; tables with counts are: "
                 + ", ".join(name for name in model.tables if name in n)
             )
     return Regularizer(
-        kept={name: most_frequent(n[name], chosen.keep) for name in chosen.filter_tables},
+        kept={name: most_frequent(n[name], chosen.keep) for name in filtered},
         unknown=chosen.rare == "unknown",
     )
 

@@ -84,14 +84,14 @@ def test_a_filtered_run_depends_on_frequent_ids_only(planted_store, variant):
             **{
                 "model.name": "base",
                 "model.embedding_stddev": 1.0,
-                "regularizer.name": "filter",
-                "regularizer.filter_tables": ("item",),
+                "regularizer.name": "filter",  # of the goods, unless a table is named
                 "regularizer.keep": 0.3,
                 "regularizer.rare": variant,
             },
         )
     )
     n = sample_counts(run.store, "train")["item"]
+    assert set(run.regularizer.kept) == {"item"}
     kept = np.asarray(run.regularizer.kept["item"])
     assert kept.sum() == round(0.3 * (len(n) - 1)) and n[kept].min() >= n[1:][~kept[1:]].max()
     state, batch = run.init(), run.source[0]
@@ -151,7 +151,6 @@ def test_a_dropped_id_is_not_updated(planted_store):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"regularizer.name": "filter"}, "filter_tables is required"),
         (
             {"regularizer.name": "filter", "regularizer.filter_tables": ("items",)},
             "names 'items'; tables with counts are: age, category",
