@@ -334,7 +334,7 @@ def test_compare_agrees_with_its_runs(planted_store, tmp_path):
 def test_a_damaged_array_is_noticed(planted_store, tmp_path):
     config = small_config(planted_store, **{"train.epochs": 1})
     run = training.open_run(config)
-    meta = checkpoint.describe(config, run.store.schema, run.source)
+    meta = checkpoint.describe(config, run.store.schema, run.source) | {"best": None}
     state = run.init()
     Checkpoints(tmp_path).save("last", state, meta)
     assert same(Checkpoints(tmp_path).restore("last", run.like())[0], state)
@@ -355,7 +355,7 @@ def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "_PART_BYTES", 10_000)
     config = small_config(planted_store, **{"optimizer.name": "rowwise_adagrad"})
     run = training.open_run(config)
-    meta = checkpoint.describe(config, run.store.schema, run.source)
+    meta = checkpoint.describe(config, run.store.schema, run.source) | {"best": None}
     state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
     assert sum(checkpoint._is_large(leaf) for leaf in jax.tree.leaves(state)) >= 3
     Checkpoints(tmp_path).save("last", state, meta)
