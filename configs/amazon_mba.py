@@ -4,7 +4,7 @@
     python -m din_jax.report lines --config configs/amazon_mba.py --seeds 5 \
         --workdir runs/mba-dense --config.optimizer.lazy=False
 
-Each takes about ten minutes on 2 cores with the subset of docs/results.md.
+Each takes under half an hour on 2 cores with the subset of docs/results.md.
 """
 
 from ml_collections import ConfigDict
