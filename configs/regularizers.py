@@ -6,8 +6,8 @@
 
 All lines are the base model. Without regularisation it overfits from the second epoch on: that is
 how the data and this config were chosen, before any regulariser was run on them. Each line has five
-trials on validation: of the learning rate where there is nothing else to choose. Takes under half an
-hour on 2 cores; docs/results.md has what came out.
+trials on validation: of the learning rate where there is nothing else to choose. Takes under half
+an hour on 2 cores; docs/results.md has what came out.
 """
 
 from ml_collections import ConfigDict
