@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from din_jax.devices import psum
+
 # Makes an activation: a module called as `module(x[N, F], mask[N], train=...)`.
 ActivationFactory = Callable[..., nn.Module]
 
@@ -72,17 +74,14 @@ def _moments(
     s: jax.Array, mask: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(s − E[s], E[s], Var[s], count) of the real rows; Var divides by the count."""
-
-    def over_devices(sums: Any) -> Any:
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
-
     real = mask[:, None]
-    count, total = over_devices((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)))
+    count, total = psum((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)), axis_name)
     n = jnp.maximum(count, 1)
     shift = jax.lax.stop_gradient(total / n)
     shifted = s - shift[None]
-    first, second = over_devices(
-        (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0))
+    first, second = psum(
+        (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0)),
+        axis_name,
     )
     rest = first / n  # what rounding left in the shift
     variance = jnp.maximum(second / n - jnp.square(rest), 0)

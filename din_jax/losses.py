@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from din_jax.devices import psum
+
 
 def negative_log_likelihood(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Eq. 2 before its mean: −(y·log p + (1 − y)·log(1 − p)), p the softmax's second output.
@@ -28,6 +30,11 @@ def click_logit(logits: jax.Array) -> jax.Array:
     return logits[:, 1] - logits[:, 0]
 
 
-def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Σ weight·values / Σ weight; 0 where the weights are all 0."""
-    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)
+def weighted_mean(values: jax.Array, weight: jax.Array, axis: str | None = None) -> jax.Array:
+    """Σ weight·values / Σ weight; 0 where the weights are all 0.
+
+    On several devices it is this device's share of the mean: the second sum is over all of them,
+    and the shares add up to the mean. They are not added here, since the gradient of what every
+    device has in common would count M times.
+    """
+    return jnp.sum(weight * values) / jnp.maximum(psum(jnp.sum(weight), axis), 1)

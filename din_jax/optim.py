@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from din_jax.devices import AXIS, psum
 from din_jax.embedding import Rows, gather_rows, scatter_rows
 
 _TRIED_STEPS = (0, 1, 7, 50, 400, 3_000, 20_000, 150_000)
@@ -40,6 +41,40 @@ def decayed_learning_rate(config: Any, batch_size: int) -> optax.Schedule:
         staircase=config.staircase,
         end_value=config.end_value or None,
     )
+
+
+def clip_by_global_norm(
+    max_norm: float, axis: str | None = None, sharded: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """Scales all gradients by min(1, max_norm / ‖g‖), as `optax.clip_by_global_norm` does.
+
+    On several devices ‖g‖ is that of the whole gradient: every device holds all of a replicated
+    parameter's, counted once, and only its block's part of a sharded table's, summed over devices.
+    So all scale alike.
+
+    Args:
+      max_norm: the largest norm that is left as it is.
+      axis: mapped axis of the devices, or None for one.
+      sharded: names of the tables of which each device has a block.
+
+    Returns:
+      A transformation of trees {"params": …, "tables": {name: [rows, D]}}.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        tables = updates["tables"]
+        apart = {name: grad for name, grad in tables.items() if name in sharded}
+        common = {**updates, "tables": {n: grad for n, grad in tables.items() if n not in apart}}
+        squares = optax.tree.norm(common, squared=True)
+        if apart:
+            squares += psum(optax.tree.norm(apart, squared=True), axis)
+        norm = jnp.sqrt(squares)
+        return jax.tree.map(
+            lambda g: jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm), updates
+        ), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
@@ -185,9 +220,16 @@ def row_sparse(
       after it (`din_jax.embedding`).
     """
     inner = optax.with_extra_args_support(inner)
+    passed: set[Any] = set()  # trees of parameters on which `inner` was tried
 
     def init(params: Any) -> Any:
-        _check_separable(inner, params)
+        # The trial does not depend on how many rows a table has.
+        tried = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+        tables = {name: (of[0][1:], of[1]) for name, of in tried["tables"].items()}
+        leaves, structure = jax.tree.flatten({**tried, "tables": tables})
+        if (key := (structure, *leaves)) not in passed:
+            _check_separable(inner, params)
+            passed.add(key)
         return inner.init(params)
 
     def update(
@@ -215,7 +257,7 @@ def row_sparse(
             return {**tree, "tables": tables}
 
         old, structure = jax.tree.flatten(state)
-        owners = _row_leaves(inner, params)
+        owners = row_leaves(inner, params)
         gathered = [
             leaf if name is None else gather_rows(leaf, rows[name])
             for leaf, name in zip(old, owners, strict=True)
@@ -236,10 +278,17 @@ def row_sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | None]:
+def row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | None]:
     """For each leaf of the state of `inner`, the table whose rows it has, if any.
 
     It is the one with which its leading axis grows.
+
+    Args:
+      inner: the transformation.
+      params: {"params": …, "tables": {name: [rows, D]}}, or the shapes and types of these.
+
+    Raises:
+      ValueError: another axis grows, or an axis grows with two tables.
     """
 
     def shapes(grown: str | None) -> list[tuple[int, ...]]:
@@ -280,7 +329,7 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
     for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, accumulators)):
         if isinstance(leaf, accumulators):
             raise _not_separable("it accumulates gradients over several batches")
-    _row_leaves(inner, params)
+    row_leaves(inner, params)
 
     def result(extra: int, step: jax.Array) -> Any:
         key = jax.random.key(0)
@@ -298,7 +347,7 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
             return {**jax.tree.map(stand_in, rest), "tables": tables}
 
         weights = tree(2.0)
-        owners = _row_leaves(inner, weights)
+        owners = row_leaves(inner, weights)
         present = {name: jnp.ones(3 + extra, bool) for name in params["tables"]}
         counts = {name: jnp.ones(3 + extra) for name in params["tables"]}
         state = jax.tree.map(
@@ -328,11 +377,12 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
         )
         return ~jnp.all(jnp.stack(jax.tree.leaves(close)))
 
+    def differs_anywhere(_: jax.Array) -> jax.Array:
+        return jnp.any(jax.vmap(differs)(jnp.array(_TRIED_STEPS)))
+
     with jax.ensure_compile_time_eval():
-        try:
-            found = jax.jit(lambda steps: jnp.any(jax.vmap(differs)(steps)))(
-                jnp.array(_TRIED_STEPS)
-            )
+        try:  # with the devices' axis, which clipping by global norm needs
+            found = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS))(jnp.zeros(1))[0]
         except TypeError:  # a keyword argument is missing
             return
     if found:
@@ -421,7 +471,12 @@ def rowwise_adagrad(
 
 
 def build(
-    optimizer: Any, regularizer: Any, batch_size: int, tables: Collection[str]
+    optimizer: Any,
+    regularizer: Any,
+    batch_size: int,
+    tables: Collection[str],
+    axis: str | None = None,
+    sharded: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config: clipping, if any; the decay, if any; then SGD, Adam or Adagrad.
 
@@ -433,10 +488,12 @@ def build(
       regularizer: `config.regularizer`.
       batch_size: B, over all devices.
       tables: names of the tables that are decayed.
+      axis: mapped axis of the devices, or None for one.
+      sharded: names of the tables of which each device has a block.
     """
     parts = []
     if optimizer.clip_norm:
-        parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
+        parts.append(clip_by_global_norm(optimizer.clip_norm, axis, sharded))
     decays = {"mba": mba_decay, "difacto": difacto_decay}
     if regularizer.name in decays:
         parts.append(on_tables(decays[regularizer.name](regularizer.rate), tables))

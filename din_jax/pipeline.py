@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import grain
+import jax
 import numpy as np
 
 from din_jax.errors import DinError
@@ -46,7 +47,8 @@ class Behaviors(NamedTuple):
 class Batch(NamedTuple):
     """B samples. `weight` is 1 for a sample, and 0 for padding that fills the last batch up.
 
-    A sample of weight 0 has no behaviours.
+    A sample of weight 0 has no behaviours. A batch for several devices has a device axis before
+    all others, and B / M samples on each, packed by themselves.
     """
 
     label: Array  # float32[B]
@@ -140,10 +142,15 @@ class Packer:
             columns.append(offsets[end].astype(np.int64) - offsets[start])
         return np.stack(columns, axis=1) if columns else np.empty((len(samples), 0), np.int64)
 
-    def pack(self, samples: np.ndarray, batch_size: int, ladder: Ladder) -> Batch:
-        """The batch of these samples, at most `batch_size`, filled up with weight 0."""
+    def pack(self, samples: np.ndarray, batch_size: int, capacity: Mapping[str, int]) -> Batch:
+        """The batch of these samples, at most `batch_size`, filled up with weight 0.
+
+        Args:
+          samples: which, in the store.
+          batch_size: B.
+          capacity: of each packed axis; see `Ladder`.
+        """
         store, schema = self.store, self.store.schema
-        capacity = ladder.lowest(self.lengths(samples).sum(axis=0))
 
         def column(name: str, dtype: Any) -> np.ndarray:
             out = np.zeros(batch_size, dtype)
@@ -195,6 +202,17 @@ class Packer:
         )
 
 
+class Shards(NamedTuple):
+    """How batches are split among devices: B / M samples for each, in their order.
+
+    All devices' packed axes have the same capacities. They come from offsets, which every process
+    reads for the whole batch; behaviours are read only for the devices in `local`.
+    """
+
+    count: int = 1  # M
+    local: range = range(1)  # the devices whose shares are read, of range(M)
+
+
 class BatchSource:
     """Random access to the packed batches of a run, for Grain.
 
@@ -209,9 +227,10 @@ class BatchSource:
       seed: of the order.
       shuffle: if not, batches follow the store's order.
       epochs: how many.
+      shards: of several devices; a batch then has the axis of those in `shards.local`.
 
     Raises:
-      DinError: there is no such split, or it has no samples.
+      DinError: there is no such split, it has no samples, or M does not divide B.
     """
 
     def __init__(
@@ -224,10 +243,19 @@ class BatchSource:
         seed: int = 0,
         shuffle: bool = True,
         epochs: int = 1,
+        shards: Shards = Shards(),  # noqa: B008
     ):
         self.samples = store.split(split)
         if not self.samples:
             raise DinError(f"{store.path}: the split {split!r} has no samples")
+        if batch_size % shards.count:
+            below = batch_size - batch_size % shards.count
+            raise DinError(
+                f"a batch of {batch_size} samples is not split evenly among {shards.count} "
+                "devices; use "
+                + " or ".join(str(size) for size in (below, below + shards.count) if size)
+            )
+        self.shards = shards
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
         self.batches_per_epoch = -(-len(self.samples) // batch_size)
         self.packer = Packer(store, max_history)
@@ -253,7 +281,21 @@ class BatchSource:
             samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
         else:
             samples = np.arange(len(self.samples))[chosen] + self.samples.start
-        return self.packer.pack(samples, self.batch_size, self.ladder)
+        share = self.batch_size // self.shards.count
+        starts = range(0, self.batch_size, share)
+        capacity = self.ladder.lowest(_most(self.packer.lengths(samples), share))
+        shares = [
+            self.packer.pack(samples[starts[m] : starts[m] + share], share, capacity)
+            for m in self.shards.local
+        ]
+        if self.shards.count == 1:
+            return shares[0]
+        return jax.tree.map(lambda *parts: np.stack(parts), *shares)
+
+    def real_samples(self, index: int) -> int:
+        """How many samples batch `index` has on all devices, without what fills it up."""
+        begin = int(index) % self.batches_per_epoch * self.batch_size
+        return min(self.batch_size, len(self.samples) - begin)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         count = len(self.samples)
@@ -263,24 +305,27 @@ class BatchSource:
 
     def _ladder(self) -> Ladder:
         # Shuffled batches are like any others drawn at random; the worst has the longest histories.
-        # Unshuffled ones are known, and neighbours are alike: look at them all.
-        size = self.batch_size
+        # Unshuffled ones are known, and neighbours are alike: look at them all. Of several devices
+        # the one with the most counts.
+        size, share = self.batch_size, self.batch_size // self.shards.count
         totals, longest = [], np.empty((0, len(self.packer.axes)), np.int64)
         for start in range(self.samples.start, self.samples.stop, size * _BATCHES_A_LOOK):
             stop = min(start + size * _BATCHES_A_LOOK, self.samples.stop)
             lengths = self.packer.lengths(np.arange(start, stop))
             if self.shuffle:
-                longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-size:]
+                longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-share:]
             else:
-                totals.append(np.add.reduceat(lengths, np.arange(0, len(lengths), size), axis=0))
+                totals += [
+                    _most(lengths[i : i + size], share) for i in range(0, len(lengths), size)
+                ]
         if not self.shuffle:
-            known = np.concatenate(totals)
+            known = np.stack(totals)
             return Ladder.fit(self.packer.axes, known, known.max(axis=0).tolist())
         count = min(size, len(self.samples))
         drawn = np.random.default_rng(0).integers(
             self.samples.start, self.samples.stop, size=(_TRIAL_BATCHES, count)
         )
-        trials = np.stack([self.packer.lengths(batch).sum(axis=0) for batch in drawn])
+        trials = np.stack([_most(self.packer.lengths(batch), share) for batch in drawn])
         return Ladder.fit(self.packer.axes, trials, longest.sum(axis=0).tolist())
 
 
@@ -295,6 +340,11 @@ def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> grain.
         state: Mapping[str, Any] = iterator.get_state()
         iterator.set_state({**state, "next_index": start})
     return iterator
+
+
+def _most(lengths: np.ndarray, share: int) -> np.ndarray:
+    """[axes]: the most that a device's share of the samples takes, of lengths [samples, axes]."""
+    return np.add.reduceat(lengths, np.arange(0, len(lengths), share), axis=0).max(axis=0)
 
 
 def _round_up(lengths: np.ndarray) -> np.ndarray:

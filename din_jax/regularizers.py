@@ -45,40 +45,66 @@ class Regularizer(struct.PyTreeNode):
         """The lookups as they are in evaluation: filtered."""
         return filter_ids(lookups, self.kept, unknown=self.unknown)
 
-    def training(self, lookups: Lookups, step: jax.Array) -> _Changed:
-        """The lookups as they are in training step `step`: filtered, and some dropped."""
-        changed = self.scoring(lookups)
+    def training(self, lookups: Lookups, step: jax.Array, axis: str | None = None) -> _Changed:
+        """The lookups as they are in training step `step`: some dropped, and filtered.
+
+        Args:
+          lookups: of a batch, or of this device's share.
+          step: which.
+          axis: mapped axis of the devices, or None for one.
+        """
         if not self.dropout:
-            return changed
+            return self.scoring(lookups)
         # Not the keys that the initial values are made of.
         key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT)
         key = jax.random.fold_in(key, step)
-        return drop_ids(changed, key, self.dropout, behaviors_only=self.behaviors_only)
+        return self.scoring(
+            drop_ids(lookups, key, self.dropout, behaviors_only=self.behaviors_only, axis=axis)
+        )
 
 
 def drop_ids(
-    lookups: Lookups, key: jax.Array, rate: float, *, behaviors_only: bool = False
+    lookups: Lookups,
+    key: jax.Array,
+    rate: float,
+    *,
+    behaviors_only: bool = False,
+    axis: str | None = None,
 ) -> _Changed:
     """Drops each feature id of a batch with probability `rate` (dropout, section 6.5).
 
     A dropped id gives the zero vector, and its row is not present; those kept are scaled by
-    1 / (1 − rate).
+    1 / (1 − rate). An id is dropped by its place among the batch's real ids, which padding and the
+    number of devices do not change.
 
     Args:
-      lookups: of a batch.
+      lookups: of a batch, or of this device's share; padding stands behind what is real.
       key: of this step.
       rate: in [0, 1); the paper: 0.5.
       behaviors_only: leave the ids of fields alone.
+      axis: mapped axis of the devices, or None for one.
     """
     changed: _Changed = {}
     names = sorted((table, name) for table, of_table in lookups.items() for name in of_table)
     for i, (table, name) in enumerate(names):
         at = lookups[table][name]
         if is_behavior(name) or not behaviors_only:
-            keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, at.mask.shape)
-            at = at._replace(mask=at.mask & keep, scale=at.scale / (1 - rate))
+            places = jnp.arange(len(at.ids)) + _before(jnp.sum(at.mask), axis)
+            own_key = jax.random.fold_in(key, i)
+            drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
+                places
+            )
+            at = at._replace(mask=at.mask & (drawn >= rate), scale=at.scale / (1 - rate))
         changed.setdefault(table, {})[name] = at
     return changed
+
+
+def _before(count: jax.Array, axis: str | None) -> jax.Array | int:
+    """The sum of `count` over the devices before this one."""
+    if axis is None:
+        return 0
+    counts = jax.lax.all_gather(count, axis)
+    return jnp.sum(jnp.where(jnp.arange(len(counts)) < jax.lax.axis_index(axis), counts, 0))
 
 
 def filter_ids(lookups: Lookups, kept: Mapping[str, Any], *, unknown: bool = False) -> _Changed:

@@ -1,4 +1,8 @@
-"""The train step and the score step: pure functions of a state and a batch."""
+"""The train step and the score step: pure functions of a state and a batch, on one device or many.
+
+Each is written for one device's share of a batch, and names the axis of the devices where something
+is summed over them; `over_devices` is the one place that maps them.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
+from din_jax.devices import AXIS, Placement, is_sharded, one_device, psum
 from din_jax.embedding import (
     apply_row_updates,
+    fetch_sharded,
     gather_rows,
     goes_by_rows,
     init_tables,
+    row_gradients,
     rows_of_batch,
 )
 from din_jax.losses import click_logit, negative_log_likelihood, weighted_mean
 from din_jax.models import Model
+from din_jax.optim import row_leaves
 from din_jax.pipeline import Batch
 from din_jax.regularizers import Regularizer
 
+_MAPPED, _COMMON = 0, None  # what has the devices' axis, and what all devices have alike
+
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes.
+    """All that training changes. A sharded table, and what is kept of its rows, has a device axis.
 
     Attributes:
       step: int32 [], steps taken.
@@ -43,6 +54,37 @@ class TrainState(struct.PyTreeNode):
     scratch: dict[str, jax.Array]
 
 
+def over_devices(
+    share: Callable[..., Any],
+    placement: Placement,
+    in_axes: Any,
+    out_axes: Any,
+    *,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Compiles a function of one device's share for all devices of a placement.
+
+    One device needs no axis: that is `jax.jit`. Several are `jax.pmap`.
+
+    Args:
+      share: the function; its collectives name the placement's axis.
+      placement: the devices.
+      in_axes, out_axes: 0 for what has the devices' axis, None for what all have alike. What
+        `share` returns for None must be the same on all devices: `jax.pmap` does not look.
+      donate: positions of the arguments whose memory the results take.
+    """
+    if placement.axis is None:
+        return jax.jit(share, donate_argnums=donate)
+    return jax.pmap(
+        share,
+        AXIS,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        devices=placement.devices,
+        donate_argnums=donate,
+    )
+
+
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -50,8 +92,9 @@ def init_state(
     seed: int,
     *,
     lazy: bool = True,
+    placement: Placement | None = None,
 ) -> TrainState:
-    """A state before the first step.
+    """A state before the first step: the same values however it lies on the devices.
 
     Args:
       model, optimizer: what is to be trained, and how.
@@ -59,15 +102,42 @@ def init_state(
       seed: of the initial values.
       lazy: whether the optimizer is `row_sparse`: then tables that are large beside what a batch
         looks up in them go by rows. Otherwise all are updated as a whole.
+      placement: the devices, by default the first alone.
     """
+    placement = placement or one_device()
+    share = functools.partial(_init_share, model, optimizer, lazy, placement)
+    axes = None
+    if placement.axis is not None:
+        owners = row_owners(_shapes_of_share(share, batch, placement), optimizer)
+        axes = jax.tree.map(
+            lambda table: _MAPPED if table in placement.sharded else _COMMON, owners
+        )
+    # Compiled as a whole: much faster than op by op.
+    mapped = over_devices(share, placement, (_COMMON, _MAPPED, _MAPPED), axes)
+    blocks: Any = 0 if placement.axis is None else np.array(placement.local, np.int32)
+    return mapped(seed, batch, blocks)
+
+
+def _init_share(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    lazy: bool,
+    placement: Placement,
+    seed: jax.Array,
+    batch: Batch,
+    block: jax.Array,
+) -> TrainState:
+    """What lies on one device of a state before the first step."""
     params_key, tables_key = jax.random.split(jax.random.key(seed))
-    tables = init_tables(model.tables, tables_key)
-    init = jax.jit(model.module.init, static_argnames="train")  # much faster than op by op
     lookups = model.lookups(batch)
-    variables = init(params_key, tables, lookups, batch, train=False)
+    # The network's weights depend on the tables' widths only.
+    narrow = {name: jnp.zeros((1, spec.dim)) for name, spec in model.tables.items()}
+    variables = model.module.init(params_key, narrow, lookups, batch, train=False)
+    rows = {name: placement.block(model.tables[name].rows) for name in placement.sharded}
+    tables = init_tables(model.tables, tables_key, blocks=rows, block=block)
     params = variables["params"]
-    ids = {name: sum(len(at.ids) for at in lookups[name].values()) for name in tables}
-    return TrainState(
+    ids = {name: sum(len(at.ids) for at in lookups.get(name, {}).values()) for name in tables}
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
@@ -76,8 +146,68 @@ def init_state(
         scratch={
             name: jnp.zeros(len(table), jnp.int32)
             for name, table in tables.items()
-            if lazy and goes_by_rows(len(table), ids[name])
+            if lazy and goes_by_rows(model.tables[name].rows, placement.count * ids[name])
         },
+    )
+
+    def without_padding(leaf: jax.Array, table: str) -> jax.Array:
+        """Zeros past a sharded table's end, also where an optimizer begins at another value."""
+        if table not in rows:
+            return leaf
+        real = block * rows[table] + jnp.arange(len(leaf)) < model.tables[table].rows
+        return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+    return jax.tree.map(without_padding, state, row_owners(state, optimizer))
+
+
+def _shapes_of_share(share: Callable[..., Any], batch: Batch, placement: Placement) -> TrainState:
+    if placement.axis is not None:
+        batch = jax.tree.map(lambda leaf: leaf[0], batch)
+    return jax.eval_shape(share, 0, batch, 0)
+
+
+def state_shapes(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    batch: Batch,
+    *,
+    lazy: bool = True,
+    placement: Placement | None = None,
+) -> TrainState:
+    """Shape, type and sharding of a state's arrays, none of which is made.
+
+    A sharded array's shape is here that of the whole, [K, …], as in a checkpoint.
+
+    Args: as for `init_state`.
+    """
+    placement = placement or one_device()
+    share = functools.partial(_init_share, model, optimizer, lazy, placement)
+    shapes = _shapes_of_share(share, batch, placement)
+
+    def whole(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
+        sharded = table in placement.sharded
+        shape = (model.tables[table].rows, *leaf.shape[1:]) if sharded else leaf.shape
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=placement.sharding(sharded=sharded))
+
+    return jax.tree.map(whole, shapes, row_owners(shapes, optimizer))
+
+
+def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """For each array of a state the name of the table whose rows it has, or ""."""
+
+    def none(tree: Any) -> Any:
+        return jax.tree.map(lambda _: "", tree)
+
+    owners = row_leaves(optimizer, {"params": state.params, "tables": state.tables})
+    return TrainState(
+        step="",
+        params=none(state.params),
+        batch_stats=none(state.batch_stats),
+        tables={name: name for name in state.tables},
+        opt_state=jax.tree.unflatten(
+            jax.tree.structure(state.opt_state), [owner or "" for owner in owners]
+        ),
+        scratch={name: name for name in state.scratch},
     )
 
 
@@ -88,76 +218,141 @@ def train_step(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     regularizer: Regularizer | None = None,
+    placement: Placement | None = None,
 ) -> TrainStep:
     """(state, batch) → (next state, loss): one step on Eq. 2. The given state is donated.
 
-    Args:
-      model, optimizer: what is trained, and how. The optimizer is given `rows` {table: `Rows`} and
-        `counts`, n_j of those rows.
-      regularizer: what is done to ids, and n_j.
-    """
+    M devices with B / M samples each give what one device gives with B.
 
-    def step(
+    Args:
+      model, optimizer: what is trained, and how; built for the placement's axis. The optimizer is
+        given `rows` {table: `Rows`} and `counts`, n_j of those rows.
+      regularizer: what is done to ids, and n_j.
+      placement: the devices, by default the first alone.
+    """
+    placement = placement or one_device()
+    axis = placement.axis
+
+    def share(
         state: TrainState, batch: Batch, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
-        lookups = regularizer.training(model.lookups(batch), state.step)
-        tables, lookups, rows, scratch = rows_of_batch(state.tables, lookups, state.scratch)
+        lookups = regularizer.training(model.lookups(batch), state.step, axis)
+        found = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             (logits, _), updated = model.module.apply(
                 {"params": trained["params"], "batch_stats": state.batch_stats},
                 trained["tables"],
-                lookups,
+                found.lookups,
                 batch,
                 train=True,
                 mutable=["batch_stats"],
             )
-            loss = weighted_mean(negative_log_likelihood(logits, batch.label), batch.weight)
-            return loss, updated.get("batch_stats", {})
+            losses = negative_log_likelihood(logits, batch.label)
+            return weighted_mean(losses, batch.weight, axis), updated.get("batch_stats", {})
 
-        trained = {"params": state.params, "tables": tables}
-        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        counts = {name: gather_rows(n, rows[name]) for name, n in regularizer.counts.items()}
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            {"params": state.params, "tables": found.tables}
+        )
+        loss, param_grads = psum((loss, grads["params"]), axis)
+        counts = {name: gather_rows(n, found.rows[name]) for name, n in regularizer.counts.items()}
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, trained, rows=rows, counts=counts
+            {"params": param_grads, "tables": row_gradients(grads["tables"], found, axis)},
+            state.opt_state,
+            {"params": state.params, "tables": found.weights},
+            rows=found.rows,
+            counts=counts,
         )
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates["params"]),
             batch_stats=batch_stats,
             tables={
-                name: apply_row_updates(table, rows[name], updates["tables"][name])
+                name: apply_row_updates(table, found.rows[name], updates["tables"][name])
                 for name, table in state.tables.items()
             },
             opt_state=opt_state,
-            scratch=scratch,
+            scratch=found.scratch,
         )
         return state, loss
 
-    # The regulariser is an argument, not a constant: n_j is as long as the tables.
-    return functools.partial(
-        jax.jit(step, donate_argnums=0), regularizer=_on_device(regularizer or Regularizer())
-    )
+    return _of_state(share, placement, regularizer, trains=True)
 
 
 ScoreStep = Callable[[TrainState, Batch], jax.Array]
 
 
-def score_step(model: Model, regularizer: Regularizer | None = None) -> ScoreStep:
-    """(state, batch) → logits [B] of the click probabilities, with Dice's moving averages."""
+def score_step(
+    model: Model, regularizer: Regularizer | None = None, placement: Placement | None = None
+) -> ScoreStep:
+    """(state, batch) → logits [B] of the click probabilities, with Dice's moving averages.
 
-    def score(state: TrainState, batch: Batch, regularizer: Regularizer) -> jax.Array:
+    Args: as for `train_step`.
+    """
+    placement = placement or one_device()
+    axis = placement.axis
+
+    def share(state: TrainState, batch: Batch, regularizer: Regularizer) -> jax.Array:
+        tables, lookups = fetch_sharded(
+            state.tables, regularizer.scoring(model.lookups(batch)), axis, placement.sharded
+        )
         logits, _ = model.module.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
-            state.tables,
-            regularizer.scoring(model.lookups(batch)),
+            tables,
+            lookups,
             batch,
             train=False,
         )
-        return click_logit(logits)
+        z = click_logit(logits)
+        return z if axis is None else jax.lax.all_gather(z, axis, tiled=True)
 
-    return functools.partial(jax.jit(score), regularizer=_on_device(regularizer or Regularizer()))
+    return _of_state(share, placement, regularizer, trains=False)
 
 
-def _on_device(regularizer: Regularizer) -> Regularizer:
-    return jax.tree.map(jnp.asarray, regularizer)
+def _of_state(
+    share: Callable[..., Any],
+    placement: Placement,
+    regularizer: Regularizer | None,
+    *,
+    trains: bool,
+) -> Callable[[TrainState, Batch], Any]:
+    """Maps a step; how its state lies is seen when it is first called."""
+    # The regulariser is an argument, not a constant: n_j is as long as the tables.
+    given = _laid_out(regularizer or Regularizer(), placement)
+    donate = (0,) if trains else ()
+    if placement.axis is None:
+        return functools.partial(
+            over_devices(share, placement, None, None, donate=donate), regularizer=given
+        )
+    mapped: dict[Any, Callable[..., Any]] = {}
+
+    def call(state: TrainState, batch: Batch) -> Any:
+        structure = jax.tree.structure(state)
+        if structure not in mapped:
+            axes, given_axes = _axes((state, given))
+            mapped[structure] = over_devices(
+                share,
+                placement,
+                (axes, _MAPPED, given_axes),
+                (axes, _COMMON) if trains else _COMMON,
+                donate=donate,
+            )
+        return mapped[structure](state, batch, given)
+
+    return call
+
+
+def _axes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: _MAPPED if is_sharded(leaf) else _COMMON, tree)
+
+
+def _laid_out(regularizer: Regularizer, placement: Placement) -> Regularizer:
+    """The regulariser on the devices; n_j lies with its rows."""
+    return regularizer.replace(
+        counts={
+            name: placement.put(n, sharded=name in placement.sharded)
+            for name, n in regularizer.counts.items()
+        },
+        # Of all rows: ids are filtered before it is known on which device their rows lie.
+        kept={name: placement.put(kept) for name, kept in regularizer.kept.items()},
+    )

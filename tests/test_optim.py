@@ -11,7 +11,7 @@ from runs import small_config
 
 from din_jax import optim, training
 from din_jax.counts import sample_counts
-from din_jax.embedding import Lookup, present_mask
+from din_jax.embedding import present_mask
 from din_jax.step import train_step
 
 
@@ -42,8 +42,8 @@ def present_by_loops(lookups, rows):
 def test_mba_decay_is_equation_7(data, rate):
     (gradient, weights), counts, lookups = data
     present = present_by_loops(lookups, len(weights))
-    as_lookups = {name: Lookup(*found) for name, found in lookups.items()}
-    assert present_mask(as_lookups, len(weights)).tolist() == present.tolist()
+    ids, mask = (np.concatenate(parts) for parts in zip(*lookups.values(), strict=True))
+    assert present_mask(ids, mask, len(weights)).tolist() == present.tolist()
 
     tree = {"t": jnp.asarray(gradient)}
     found, _ = optim.mba_decay(rate).update(

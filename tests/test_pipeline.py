@@ -123,7 +123,8 @@ def test_the_top_rung_holds_the_longest_histories_together(rich):
     source = BatchSource(rich[0], "train", 8)
     lengths = Packer(rich[0]).lengths(np.arange(60))
     longest = np.argsort(lengths[:, 1])[-8:]
-    batch = source.packer.pack(longest, 8, source.ladder)
+    capacity = source.ladder.lowest(lengths[longest].sum(axis=0))
+    batch = source.packer.pack(longest, 8, capacity)
     assert (batch.sequences["views"].segment_ids < 8).sum() == lengths[longest, 1].sum()
 
 
