@@ -18,7 +18,19 @@ def default_config() -> ConfigDict:
     """
     c = ConfigDict()
     c.seed = 0  # of the initial weights and the order of the samples
-    c.devices = 1  # how many devices train together; one for now
+    # How many devices train together, or "all"; a batch is split evenly among them.
+    c.devices = config_dict.FieldReference(1, field_type=object)
+    # Where tables lie: "replicated" (whole on every device), "sharded" (a block of rows on each),
+    # or single ones: "item=sharded", or all but some: "sharded,category=replicated".
+    c.placement = "replicated"
+
+    c.processes = ConfigDict()  # of a run on several hosts (docs/scaling.md)
+    # HOST:PORT of process 0; "auto" where JAX finds the processes (Slurm, Open MPI, a TPU pod).
+    c.processes.coordinator = ""  # "" takes JAX_COORDINATOR_ADDRESS, or runs alone
+    c.processes.count = config_dict.placeholder(int)  # or JAX_NUM_PROCESSES
+    c.processes.index = config_dict.placeholder(int)  # of this process, from 0; or JAX_PROCESS_ID
+    c.processes.join_timeout_s = 300  # how long processes wait for each other at the start
+    c.processes.heartbeat_timeout_s = 30  # after which a process that is not heard of is given up
 
     c.data = ConfigDict()
     c.data.store = ""  # folder of the store (required)
@@ -101,7 +113,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "eval.curves": (True, False),
     "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),
     "regularizer.rare": ("leave", "unknown"),
-    "devices": (1,),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
 _AT_LEAST: dict[str, float] = {
@@ -119,6 +130,8 @@ _AT_LEAST: dict[str, float] = {
     "train.epochs": 1,
     "train.evaluations_per_epoch": 1,
     "eval.batch_size": 1,
+    "processes.join_timeout_s": 1,
+    "processes.heartbeat_timeout_s": 10,
 }
 
 
@@ -132,6 +145,9 @@ def check(config: ConfigDict) -> None:
                 + (" or ".join(map(repr, accepted)))
                 + _suggestion(value, accepted)
             )
+    wanted = config.devices
+    if wanted != "all" and (type(wanted) is not int or wanted < 1):
+        raise DinError(f"config.devices={wanted!r}: expected a whole number from 1 on, or 'all'")
     if not config.data.store:
         raise DinError("config.data.store is required: the folder of a prepared store")
     if config.optimizer.decay_samples is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from din_jax.errors import DinError
 from din_jax.metrics import all_metrics
-from din_jax.pipeline import BatchSource, batches
+from din_jax.pipeline import BatchSource, Shards, batches
 from din_jax.step import ScoreStep, TrainState
 from din_jax.store import Store
 
@@ -22,13 +23,23 @@ class Evaluator:
       store, split: what to score.
       batch_size: samples scored together; it changes no result.
       max_history: see `Packer`.
+      shards: how batches are split among devices.
     """
 
     def __init__(
-        self, score: ScoreStep, store: Store, split: str, *, batch_size: int, max_history: int
+        self,
+        score: ScoreStep,
+        store: Store,
+        split: str,
+        *,
+        batch_size: int,
+        max_history: int,
+        shards: Shards = Shards(),  # noqa: B008
     ):
         self.score = score
-        self.source = BatchSource(store, split, batch_size, max_history=max_history, shuffle=False)
+        self.source = BatchSource(
+            store, split, batch_size, max_history=max_history, shuffle=False, shards=shards
+        )
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]
         self.labels = store.column("samples/label")[samples.start : samples.stop]
@@ -41,11 +52,10 @@ class Evaluator:
         """
         parts, waiting = [], None
         for batch in batches(self.source):
-            scored = self.score(state, batch)
-            if waiting is not None:  # fetched while the next one is computed
-                parts.append(np.asarray(waiting))
-            waiting = scored
-        parts.append(np.asarray(waiting))
+            if waiting is not None:  # one in flight: this batch was read while it was computed
+                parts.append(np.asarray(jax.block_until_ready(waiting)))
+            waiting = self.score(state, batch)
+        parts.append(np.asarray(jax.block_until_ready(waiting)))
         logits = np.concatenate(parts)[: len(self.labels)].astype(np.float64)
         if not np.isfinite(logits).all():
             raise DinError(

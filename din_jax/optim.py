@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from din_jax.devices import AXIS, psum
@@ -332,18 +333,23 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
     row_leaves(inner, params)
 
     def result(extra: int, step: jax.Array) -> Any:
-        key = jax.random.key(0)
+        rng = np.random.default_rng(0)
+        drawn = {
+            name: 1 + rng.random((3, *leaf.shape[1:])) for name, leaf in params["tables"].items()
+        }
 
         def stand_in(leaf: Any) -> jax.Array:
             return jnp.ones((1,) * len(leaf.shape), leaf.dtype)
 
-        def table(leaf: Any, scale: float) -> jax.Array:
-            values = scale * (1 + jax.random.uniform(key, (3, *leaf.shape[1:])))
-            return jnp.concatenate([jnp.zeros((extra, *leaf.shape[1:])), values]).astype(leaf.dtype)
+        def table(values: np.ndarray, leaf: Any, scale: float) -> jax.Array:
+            padded = np.concatenate([np.zeros((extra, *values.shape[1:])), scale * values])
+            return jnp.asarray(padded, leaf.dtype)
 
         def tree(scale: float) -> Any:
             rest = {name: part for name, part in params.items() if name != "tables"}
-            tables = {name: table(leaf, scale) for name, leaf in params["tables"].items()}
+            tables = {
+                name: table(drawn[name], leaf, scale) for name, leaf in params["tables"].items()
+            }
             return {**jax.tree.map(stand_in, rest), "tables": tables}
 
         weights = tree(2.0)
@@ -380,11 +386,13 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
     def differs_anywhere(_: jax.Array) -> jax.Array:
         return jnp.any(jax.vmap(differs)(jnp.array(_TRIED_STEPS)))
 
-    with jax.ensure_compile_time_eval():
-        try:  # with the devices' axis, which clipping by global norm needs
-            found = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS))(jnp.zeros(1))[0]
-        except TypeError:  # a keyword argument is missing
-            return
+    try:  # with the devices' axis, which clipping by global norm needs
+        tried = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS)).lower(np.zeros(1))
+    except TypeError:  # a keyword argument is missing
+        return
+    compiled = tried.compile()
+    with jax.ensure_compile_time_eval():  # `init` may be being traced
+        (found,) = compiled(np.zeros(1))
     if found:
         raise _not_separable("rows of zeros beside the others change what becomes of those")
 

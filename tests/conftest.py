@@ -17,7 +17,7 @@ from din_jax.prepare import planted
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.store import Store, StoreWriter
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # A missing axis is a bug, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
