@@ -4,8 +4,7 @@ import sys
 
 from absl import flags
 
-from din_jax import cli, evaluation, training
-from din_jax.checkpoint import Checkpoints
+from din_jax import cli, devices, evaluation, training
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of the store to score.")
@@ -13,18 +12,23 @@ _STORE = flags.DEFINE_string("store", "", "Where the store is, if it has moved."
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", None, ["best", "last"], "Which weights (default: those that training reported)."
 )
+_DEVICES = flags.DEFINE_string(
+    "devices", "", "How many devices, or all (default: as many as it was trained on)."
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 
 def main() -> None:
     """Evaluates as the flags say."""
     cli.parse_flags(sys.argv, required=("workdir",))
-    run = training.reopen(_WORKDIR.value, _STORE.value)
+    run = training.reopen(_WORKDIR.value, _STORE.value, on=_DEVICES.value)
     evaluator = run.evaluator(_SPLIT.value)
     kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
-    state, _ = Checkpoints(_WORKDIR.value).restore(kind, run.like())
+    state, _ = run.checkpoints(_WORKDIR.value).restore(kind, run.like())
     metrics = evaluator.metrics(evaluator.probabilities(state))
-    print(evaluation.table(f"{_SPLIT.value} metrics, weights of step {int(state.step):,}", metrics))
+    if devices.is_first():
+        title = f"{_SPLIT.value} metrics, weights of step {int(state.step):,}"
+        print(evaluation.table(title, metrics))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ batches it was trained on, the versions of the libraries, and a checksum of ever
 damaged array is restored without a word otherwise.
 
 Neither saving nor restoring holds a second copy of a large table: Orbax is told not to compress
-(embeddings hardly shrink, and what it compresses it holds in memory), and large arrays are read a
-part at a time.
+(embeddings hardly shrink, and what it compresses it holds in memory), and arrays are read a part at
+a time, each device's rows for itself.
+
+On disk a sharded table is as it is in memory, M blocks of ⌈K/M⌉ rows; a replicated one is [K, D].
+Either is restored on any number of devices, and a checksum does not depend on it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
+import math
 import platform
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +32,7 @@ import tensorstore
 from ml_collections import ConfigDict
 
 from din_jax.config import default_config
+from din_jax.devices import Placement, is_sharded, one_device, summed_over_processes
 from din_jax.errors import DinError
 from din_jax.pipeline import BatchSource
 from din_jax.schema import Schema
@@ -38,7 +44,15 @@ _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 _META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
 _PART_BYTES = 1 << 22  # of a large array, written and read together
 # Keys that may differ when a run goes on: they change neither the model nor the steps taken.
-_MAY_CHANGE = ("train.epochs", "eval.batch_size", "data.store", "data.prepare")
+_MAY_CHANGE = (
+    "train.epochs",
+    "eval.batch_size",
+    "data.store",
+    "data.prepare",
+    "devices",
+    "placement",
+    "processes.",
+)
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
@@ -48,12 +62,16 @@ class Checkpoints:
 
     A new one is whole on disk before the one it replaces goes.
 
+    Several processes save and restore together, in a folder that all of them see.
+
     Args:
       workdir: the run's folder; made on the first save.
+      placement: the devices of the states, by default the first alone.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, placement: Placement | None = None):
         self.folder = Path(workdir).absolute() / "checkpoints"
+        self.placement = placement or one_device()
 
     def _manager(self, kind: Kind, *, create: bool) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -77,7 +95,7 @@ class Checkpoints:
     def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves a state with `meta` (any JSON object) beside it; its scratch is left out."""
         step = int(state.step)
-        state = state.replace(scratch={})
+        state = self.placement.of_all_processes(state.replace(scratch={}))
         with self._manager(kind, create=True) as manager:
             if manager.latest_step() == step:
                 return
@@ -114,7 +132,7 @@ class Checkpoints:
 
         Args:
           kind: which.
-          like: a state, or `jax.ShapeDtypeStruct`s of one: the shapes and types to expect.
+          like: what to expect and where to lay it; see `din_jax.step.state_shapes`.
 
         Raises:
           DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
@@ -129,7 +147,10 @@ class Checkpoints:
                     f"{self.folder / kind}: the array {name} is damaged (its checksum differs "
                     "from the saved one); restore the folder from a copy or train again"
                 )
-        scratch = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), like.scratch)
+        scratch = {
+            name: self.placement.put(np.zeros(of.shape, of.dtype), sharded=is_sharded(of))
+            for name, of in like.scratch.items()
+        }
         return state.replace(scratch=scratch), meta
 
     def _restored(self, kind: Kind, like: TrainState | None) -> Any:
@@ -140,35 +161,16 @@ class Checkpoints:
             raise DinError(
                 f"{found}; train first with `python train.py --config … --workdir {workdir}`"
             )
-        items = {"meta": ocp.args.JsonRestore()}
-        if like is not None:
-            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            small = jax.tree.map(lambda leaf: ocp.PLACEHOLDER if _is_large(leaf) else leaf, like)
-            items["state"] = ocp.args.PyTreeRestore(
-                small,
-                restore_args=jax.tree.map(
-                    lambda leaf: (
-                        ocp.RestoreArgs()
-                        if leaf is ocp.PLACEHOLDER
-                        else ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype)
-                    ),
-                    small,
-                ),
-            )
         with self._manager(kind, create=False) as manager:
             try:
-                restored = manager.restore(step, args=ocp.args.Composite(**items))
+                restored = manager.restore(
+                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                )
                 if like is None:
-                    return restored
+                    return {"meta": restored["meta"]}
                 folder = self.folder / kind / str(step) / "state"
                 state = jax.tree_util.tree_map_with_path(
-                    lambda path, wanted, leaf: (
-                        _read_large(folder, path, wanted)
-                        if _is_large(wanted)
-                        else _as_wanted(leaf, path, wanted)
-                    ),
-                    like,
-                    restored["state"],
+                    functools.partial(_read, folder, self.placement), like
                 )
                 return {"state": state, "meta": restored["meta"]}
             except Exception as error:  # Orbax lets those of several libraries through
@@ -178,42 +180,86 @@ class Checkpoints:
                 ) from error
 
 
-def _is_large(leaf: Any) -> bool:
-    return leaf.ndim > 0 and leaf.size * leaf.dtype.itemsize > _PART_BYTES
-
-
-def _read_large(folder: Path, path: tuple[Any, ...], like: Any) -> jax.Array:
-    """An array that Orbax wrote, read into its place a part at a time."""
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
+def _read(folder: Path, placement: Placement, path: tuple[Any, ...], like: Any) -> jax.Array:
+    """An array that Orbax wrote, read into its place on this process' devices."""
     stored = tensorstore.open(
         {
             "driver": "zarr",
-            "kvstore": {"driver": "ocdbt", "base": folder.as_uri(), "path": f"{name}/"},
+            "kvstore": {
+                "driver": "ocdbt",
+                "base": folder.as_uri(),
+                "path": jax.tree_util.keystr(path, simple=True, separator=".") + "/",
+            },
             "context": {"cache_pool": {"total_bytes_limit": 0}},
         },
         open=True,
         read=True,
     ).result()
-    _as_wanted(stored, path, like)
-    write = jax.jit(
-        lambda values, part, begin: jax.lax.dynamic_update_slice_in_dim(values, part, begin, 0),
-        donate_argnums=0,
-    )
-    values = jnp.zeros(like.shape, like.dtype)
-    rows = max(1, _PART_BYTES * len(values) // values.nbytes)
-    for begin in range(0, len(values), rows):
-        part = stored[begin : min(begin + rows, len(values))].read().result()
-        values = jax.block_until_ready(write(values, part, begin))
+    blocks = len(stored.shape) - len(like.shape)  # 1: it was sharded, and has a device axis
+    expected = tuple(like.shape)
+    if blocks:
+        expected = (stored.shape[0], -(-expected[0] // stored.shape[0]), *expected[1:])
+    if tuple(stored.shape) != expected:
+        raise ValueError(
+            f"{jax.tree_util.keystr(path)} has the shape {tuple(stored.shape)}, expected {expected}"
+        )
+
+    def rows(begin: int, end: int) -> np.ndarray:
+        if not blocks:
+            return stored[begin:end].read().result()
+        size = stored.shape[1]
+        parts = [
+            stored[m, max(begin - m * size, 0) : min(end - m * size, size)].read().result()
+            for m in range(begin // size, -(-end // size))
+        ]
+        return np.concatenate(parts)
+
+    if not like.shape:
+        return placement.put(stored.read().result())
+    if is_sharded(like):
+        size = placement.block(like.shape[0])
+        return placement.assemble(
+            (placement.count, size, *like.shape[1:]),
+            lambda m: _filled(
+                rows, m * size, size, like, placement.devices[m], with_device_axis=True
+            ),
+            sharded=True,
+        )
+    device = placement.devices[placement.local[0]]
+    first = _filled(rows, 0, like.shape[0], like, device)
+    if placement.axis is None:
+        return first
+    return placement.assemble(like.shape, lambda _: first, sharded=False)
+
+
+def _filled(
+    read: Callable[[int, int], np.ndarray],
+    begin: int,
+    count: int,
+    like: Any,
+    device: Any,
+    *,
+    with_device_axis: bool = False,
+) -> jax.Array:
+    """`count` rows from `begin` on, on a device, read a part at a time; zeros past the last row."""
+    end = min(begin + count, like.shape[0])
+    row_bytes = math.prod(like.shape[1:]) * like.dtype.itemsize
+    some = max(1, _PART_BYTES // max(row_bytes, 1))
+    lead = (1,) * with_device_axis
+    if count == end - begin <= some:
+        part = read(begin, end)
+        return jax.device_put(part.reshape(lead + part.shape), device)
+    values = jnp.zeros((*lead, count, *like.shape[1:]), like.dtype, device=device)
+    for at in range(begin, end, some):
+        part = read(at, min(at + some, end))
+        part = part.reshape(lead + part.shape)
+        values = jax.block_until_ready(_write(values, part, at - begin, len(lead)))
     return values
 
 
-def _as_wanted(found: Any, path: tuple[Any, ...], like: Any) -> Any:
-    if tuple(found.shape) != tuple(like.shape):
-        raise ValueError(
-            f"{jax.tree_util.keystr(path)} has the shape {tuple(found.shape)}, expected "
-            f"{tuple(like.shape)}"
-        )
-    return found
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _write(values: jax.Array, part: jax.Array, at: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(values, part, at, axis)
 
 
 def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:
@@ -245,7 +291,7 @@ def check_same_run(
     changed = [
         f"config.{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in _MAY_CHANGE
+        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
     ]
     if changed:
         raise DinError(
@@ -302,11 +348,35 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _checksums(state: TrainState) -> dict[str, str]:
+    """Of each array, the same however it lies: Σ (2i + 1)·b_i modulo 2⁶⁴.
+
+    b_i are the bits of its i-th element, [K, …] in C order. Zeros, the padding of a sharded table,
+    add nothing, and no single bit can change without changing the sum.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        # Of a view: no copy of a table is made.
-        jax.tree_util.keystr(
-            path
-        ): f"{zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8).data):08x}"
-        for path, leaf in leaves
-    }
+    names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    sums = np.array([_checksum(leaf) for _, leaf in leaves], np.uint64)
+    apart = np.array([is_sharded(leaf) for _, leaf in leaves])
+    if apart.any():
+        sums[apart] = summed_over_processes(sums[apart])
+    return {name: f"{total:016x}" for name, total in zip(names, sums.tolist(), strict=True)}
+
+
+def _checksum(leaf: jax.Array) -> int:
+    """The part of a checksum that lies on this process' devices."""
+    shards = leaf.addressable_shards
+    if not is_sharded(leaf):
+        return _weighted_bits(np.asarray(shards[0].data), 0)
+    size = math.prod(leaf.shape[1:])
+    parts = (_weighted_bits(np.asarray(s.data), s.index[0].start * size) for s in shards)
+    return sum(parts) % 2**64
+
+
+def _weighted_bits(values: np.ndarray, begin: int) -> int:
+    bits = values.reshape(-1).view(f"u{values.dtype.itemsize}")  # a view: no copy of a table
+    total = 0
+    for at in range(0, len(bits), 1 << 20):
+        part = bits[at : at + (1 << 20)].astype(np.uint64)
+        weights = np.arange(begin + at, begin + at + len(part), dtype=np.uint64) * 2 + 1
+        total += int(np.dot(part, weights))
+    return total % 2**64

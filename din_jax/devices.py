@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from din_jax.errors import DinError
 AXIS = "devices"  # the mapped axis, of M devices
 
 
-class Placement(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Placement:
     """M devices, and which tables are sharded over them.
 
     A sharded table's rows lie in M blocks of ⌈K/M⌉ rows, the m-th on device m; what is past the
@@ -97,6 +99,19 @@ class Placement(NamedTuple):
             [jax.device_put(part(m), self.devices[m]) for m in self.local],
         )
 
+    def of_all_processes(self, tree: Any) -> Any:
+        """The same arrays as ones of all processes: `jax.pmap` returns those of this one."""
+
+        def whole(leaf: jax.Array) -> jax.Array:
+            if jax.process_count() == 1 or not leaf.is_fully_addressable:
+                return leaf
+            sharded = is_sharded(leaf)
+            shape = (self.count, *leaf.shape[1:]) if sharded else leaf.shape
+            parts = {shard.device: shard.data for shard in leaf.addressable_shards}
+            return self.assemble(shape, lambda m: parts[self.devices[m]], sharded=sharded)
+
+        return jax.tree.map(whole, tree)
+
 
 def one_device() -> Placement:
     """The first device alone."""
@@ -106,7 +121,7 @@ def one_device() -> Placement:
 def is_sharded(array: Any) -> bool:
     """Whether an array, or a `jax.ShapeDtypeStruct`, lies in blocks on several devices."""
     spec = getattr(array.sharding, "spec", ())
-    return len(spec) > 0 and spec[0] == AXIS
+    return tuple(spec)[:1] == (AXIS,)
 
 
 def choose(wanted: Any, placement: str, tables: Iterable[str]) -> Placement:

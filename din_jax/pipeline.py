@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import grain
@@ -91,12 +91,13 @@ class Ladder:
             rungs.append(np.minimum(_round_up(rungs[-1] * _FAR), top))
         return Ladder(tuple(axes), tuple(tuple(int(c) for c in rung) for rung in rungs))
 
-    def lowest(self, lengths: Sequence[int]) -> dict[str, int]:
+    def lowest(self, lengths: Iterable[int]) -> dict[str, int]:
         """The capacities of the lowest rung that holds `lengths` (one an axis)."""
+        lengths = tuple(int(n) for n in lengths)
         for rung in self.rungs:
             if all(n <= capacity for n, capacity in zip(lengths, rung, strict=True)):
                 return dict(zip(self.axes, rung, strict=True))
-        raise ValueError(f"lengths {tuple(lengths)} of {self.axes} exceed {self.rungs[-1]}")
+        raise ValueError(f"lengths {lengths} of {self.axes} exceed {self.rungs[-1]}")
 
 
 class Packer:
@@ -202,7 +203,8 @@ class Packer:
         )
 
 
-class Shards(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shards:
     """How batches are split among devices: B / M samples for each, in their order.
 
     All devices' packed axes have the same capacities. They come from offsets, which every process
@@ -243,7 +245,7 @@ class BatchSource:
         seed: int = 0,
         shuffle: bool = True,
         epochs: int = 1,
-        shards: Shards = Shards(),  # noqa: B008
+        shards: Shards = Shards(),
     ):
         self.samples = store.split(split)
         if not self.samples:

@@ -192,17 +192,11 @@ def state_shapes(
     return jax.tree.map(whole, shapes, row_owners(shapes, optimizer))
 
 
-def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> Any:
     """For each array of a state the name of the table whose rows it has, or ""."""
-
-    def none(tree: Any) -> Any:
-        return jax.tree.map(lambda _: "", tree)
-
     owners = row_leaves(optimizer, {"params": state.params, "tables": state.tables})
-    return TrainState(
-        step="",
-        params=none(state.params),
-        batch_stats=none(state.batch_stats),
+    none: Any = jax.tree.map(lambda _: "", state)
+    return none.replace(
         tables={name: name for name in state.tables},
         opt_state=jax.tree.unflatten(
             jax.tree.structure(state.opt_state), [owner or "" for owner in owners]

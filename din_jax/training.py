@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -15,19 +16,29 @@ import numpy as np
 import optax
 import tensorboardX
 import tqdm
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from din_jax import checkpoint, evaluation, models, optim
+from din_jax import checkpoint, devices, evaluation, models, optim
 from din_jax.allocator import keep_freed_memory
 from din_jax.checkpoint import Checkpoints, Kind
-from din_jax.config import check
+from din_jax.config import check, default_config
 from din_jax.counts import cached_counts
+from din_jax.devices import Placement
 from din_jax.errors import DinError, Interrupted
 from din_jax.models.base import ITEM_BIAS
-from din_jax.pipeline import BatchSource, batches
+from din_jax.pipeline import BatchSource, Shards, batches
 from din_jax.prepare import planted
 from din_jax.regularizers import Regularizer, most_frequent
-from din_jax.step import TrainState, init_state, score_step, train_step
+from din_jax.step import (
+    TrainState,
+    TrainStep,
+    init_state,
+    row_owners,
+    score_step,
+    state_shapes,
+    train_step,
+)
 from din_jax.store import Store
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
@@ -43,6 +54,7 @@ class Run(NamedTuple):
     model: models.Model
     optimizer: optax.GradientTransformationExtraArgs
     regularizer: Regularizer
+    placement: Placement
 
     def init(self) -> TrainState:
         """The state before the first step."""
@@ -52,42 +64,66 @@ class Run(NamedTuple):
             self.source[0],
             self.config.seed,
             lazy=self.config.optimizer.lazy,
+            placement=self.placement,
         )
 
     def like(self) -> TrainState:
-        """The shapes and types of a state, without its content."""
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            jax.eval_shape(self.init),
+        """The shapes and types of a state and how it lies, without its content."""
+        return state_shapes(
+            self.model,
+            self.optimizer,
+            self.source[0],
+            lazy=self.config.optimizer.lazy,
+            placement=self.placement,
         )
+
+    def checkpoints(self, workdir: str | Path) -> Checkpoints:
+        """The checkpoints of the run in `workdir`."""
+        return Checkpoints(workdir, self.placement)
+
+    def step(self) -> TrainStep:
+        """The train step; see `din_jax.step.train_step`."""
+        return train_step(self.model, self.optimizer, self.regularizer, self.placement)
 
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
         return evaluation.Evaluator(
-            score_step(self.model, self.regularizer),
+            score_step(self.model, self.regularizer, self.placement),
             self.store,
             split,
             batch_size=self.config.eval.batch_size,
             max_history=self.config.data.max_history,
+            shards=_shards(self.placement),
         )
 
 
 def open_run(config: ConfigDict) -> Run:
-    """Checks a config, opens its store and builds its model.
+    """Checks a config, joins the other processes, opens the store and builds the model.
 
     The process keeps freed memory from now on (`din_jax.allocator`).
 
     Raises:
-      DinError: the config can't be used, or the store can't be opened.
+      DinError: the config can't be used, the store can't be opened, or a table does not fit the
+        devices' memory.
     """
     check(config)
     keep_freed_memory()
+    devices.connect(config.processes)
     path = Path(config.data.store)
     if config.data.prepare == config.data.store and not path.exists():
-        origin = planted.prepare(path)
-        print(f"made the embedded data set {path}: {origin['samples']:,} samples")
+        if devices.is_first():
+            origin = planted.prepare(path)
+            print(f"made the embedded data set {path}: {origin['samples']:,} samples")
+        devices.wait_for_all("embedded data set")
     store = Store(path)
+    tables = models.tables(store.schema, config.model)
+    placement = devices.choose(config.devices, config.placement, tables)
+    if config.eval.batch_size % placement.count:
+        raise DinError(
+            f"config.eval.batch_size={config.eval.batch_size} is not a multiple of the "
+            f"{placement.count} devices; use "
+            f"{-(-config.eval.batch_size // placement.count) * placement.count}"
+        )
     source = BatchSource(
         store,
         config.data.fit,
@@ -95,13 +131,60 @@ def open_run(config: ConfigDict) -> Run:
         max_history=config.data.max_history,
         seed=config.seed,
         epochs=config.train.epochs,
+        shards=_shards(placement),
     )
-    model = models.build(store.schema, config.model)
+    model = models.build(store.schema, config.model, placement.axis)
     regularizer = _regularizer(config, store, model)
     optimizer = optim.build(
-        config.optimizer, config.regularizer, config.train.batch_size, _decayed(model)
+        config.optimizer,
+        config.regularizer,
+        config.train.batch_size,
+        _decayed(model),
+        placement.axis,
+        placement.sharded,
     )
-    return Run(config, store, source, model, optimizer, regularizer)
+    run = Run(config, store, source, model, optimizer, regularizer, placement)
+    _check_memory(run)
+    return run
+
+
+def _shards(placement: Placement) -> Shards:
+    return Shards(placement.count, placement.local)
+
+
+def _check_memory(run: Run) -> None:
+    """Raises DinError if the tables, with what is kept of their rows, don't fit a device."""
+    like, placement = run.like(), run.placement
+    owners = row_owners(like, run.optimizer)
+    whole: dict[str, int] = dict.fromkeys(run.model.tables, 0)
+    for leaf, name in zip(jax.tree.leaves(like), jax.tree.leaves(owners), strict=True):
+        if name:
+            whole[name] += math.prod(leaf.shape) * leaf.dtype.itemsize
+    for name, n in run.regularizer.counts.items():
+        whole[name] += n.nbytes
+    on_each = {
+        name: size // (placement.count if name in placement.sharded else 1)
+        for name, size in whole.items()
+    }
+    memory, needed = devices.memory_bytes(placement), sum(on_each.values())
+    if needed <= memory:
+        return
+    largest = max(on_each, key=lambda name: on_each[name])
+    enough = -(-sum(whole.values()) // memory)
+    if placement.count > 1 and largest not in placement.sharded and enough <= placement.count:
+        mend = f"lay it out over the devices with config.placement='{largest}=sharded'"
+    else:
+        mend = f"use at least {enough} devices, with config.placement='sharded'"
+    raise DinError(
+        f"the tables with their optimizer state take {_gigabytes(needed)} on each device, which "
+        f"has {_gigabytes(memory)}; the table {largest!r} of {run.model.tables[largest].rows:,} "
+        f"rows takes {_gigabytes(on_each[largest])} of it: {mend}, or "
+        "config.optimizer.name='rowwise_adagrad' or 'sgd', which keep less"
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
 
 
 def _decayed(model: models.Model) -> list[str]:
@@ -147,19 +230,25 @@ def _regularizer(config: ConfigDict, store: Store, model: models.Model) -> Regul
     )
 
 
-def reopen(workdir: str | Path, store: str = "") -> Run:
+def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
     """The run that was trained in `workdir`, from its checkpoint.
 
     Args:
       workdir: the run's folder.
       store: where its store is now, if it has moved.
+      on: how many devices to use, or "all"; by default as many as it was trained on.
 
     Raises:
       DinError: there is no checkpoint, or the store is not the one that it was trained on.
     """
+    devices.connect(default_config().processes)
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
     checkpoint.check_complete(config, workdir)
+    config.processes.coordinator = ""
+    if on:
+        with config.ignore_type():
+            config.devices = int(on) if on.isdecimal() else on
     config.data.store = store or config.data.store
     config.data.prepare = ""
     if not Path(config.data.store).exists():
@@ -205,7 +294,7 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
     """
     run = open_run(config)
     workdir = Path(workdir)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = run.checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
     # Now, so that a store without such a split is noticed now.
     evaluator = run.evaluator("test") if test else None
@@ -223,7 +312,8 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
                 f"{config.train.epochs} asks for {total:,}; give another --workdir"
             )
         what = "is complete" if taken == total else "goes on"
-        print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
+        if devices.is_first():
+            print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
     if state is None:
         state = run.init()
     trainer = _Trainer(run, checkpoints, meta, best)
@@ -237,7 +327,8 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
         probabilities = evaluator.probabilities(state)
         metrics = evaluator.metrics(probabilities)
         log.write(int(state.step), "test", metrics)
-    print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
+    if devices.is_first():
+        print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
     return Tested(metrics, evaluator.users, evaluator.labels, probabilities)
 
 
@@ -268,40 +359,43 @@ class _Trainer:
 
     def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
         """Takes the steps from `state` to the last; the states to keep are saved."""
-        step = train_step(self.run.model, self.run.optimizer, self.run.regularizer)
+        step = self.run.step()
         evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
         loss, samples, compiled = None, 0, set[Any]()
+        # None: shown on a terminal only.
+        hidden = None if devices.is_first() else True
         with tqdm.tqdm(
-            total=total, initial=done, unit="step", disable=None, dynamic_ncols=True
+            total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
         ) as bar:
             self.meter.start()
             while done < total:
                 with self.meter.waiting():
                     batch = next(iterator)
                 if loss is not None:
-                    # One step in flight: reading the next batch overlaps with it.
-                    self.meter.add(float(loss), samples)
-                samples = int(batch.weight.sum())
+                    # One step in flight: reading the next batch overlaps with it. Of several
+                    # devices all are waited for: JAX on CPU aborts otherwise.
+                    self.meter.add(float(jax.block_until_ready(loss)), samples)
+                samples = self.source.real_samples(done)
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
                 with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
                     state, loss = step(state, batch)
                 compiled.add(shapes)
                 done += 1
                 bar.update()
-                ends = done in evaluate_at
-                if ends or stop.signum:
-                    self.meter.add(float(loss), samples)
+                ends, stops = done in evaluate_at, stop.wished(done)
+                if ends or stops:
+                    self.meter.add(float(jax.block_until_ready(loss)), samples)
                     loss = None
                 if ends or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     figures = self._log_training(done, log, bar)
                 if ends:
                     self._evaluate(state, done, figures, log, bar)
                     self.meter.start()
-                if ends or stop.signum:
+                if ends or stops:
                     self._save("last", state)
-                if stop.signum and done < total:
+                if stops and done < total:
                     raise Interrupted(
                         f"stopped and saved at step {done:,}; run the same command again to go on",
                         stop.signum,
@@ -343,7 +437,8 @@ class _Trainer:
                 self._save("best", state)
         for split, evaluator in self.curves.items():
             log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
-        bar.write(line)
+        if devices.is_first():
+            bar.write(line)
 
     def _save(self, kind: Kind, state: TrainState) -> None:
         self.checkpoints.save(kind, state, self.meta | {"best": self.best})
@@ -427,10 +522,13 @@ class Log:
     """Metrics as JSON lines (WORKDIR/metrics.jsonl; not a number: null) and TensorBoard events.
 
     Lines of steps after `from_step` and of the test split are dropped: a run that goes on takes
-    those steps, and scores that split, again.
+    those steps, and scores that split, again. Of several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, from_step: int):
+        self._writes = devices.is_first()
+        if not self._writes:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
@@ -455,11 +553,15 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Adds a line and the events of one split's metrics."""
+        if not self._writes:
+            return
         known = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, "split": split, **known}) + "\n")
         self._file.flush()
@@ -469,22 +571,38 @@ class Log:
 
 
 class _Stop:
+    """Whether a signal asked to stop: in the same step for all processes."""
+
     signum = 0
+
+    def wished(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self.signum != 0
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.signum = self.signum or signal.SIGTERM
+        return True
 
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[_Stop]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends at once."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends at once.
+
+    Of several processes one is enough: JAX takes the SIGTERM and tells the others.
+    """
     stop = _Stop()
     before: dict[int, Any] = {}
+    alone = jax.process_count() == 1
 
     def ask(signum: int, _: Any) -> None:
         stop.signum = signum
         for known, handler in before.items():
             signal.signal(known, handler)
+        if not alone:
+            signal.raise_signal(signal.SIGTERM)
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
+        for wanted in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
             before[wanted] = signal.signal(wanted, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals
         pass

@@ -7,11 +7,9 @@ from runs import small_config
 
 from din_jax import models, optim
 from din_jax.devices import Placement, choose, is_sharded
-from din_jax.embedding import TableSpec, init_tables
-from din_jax.errors import DinError
-from din_jax.pipeline import BatchSource, Packer, Shards
+from din_jax.pipeline import Packer
 from din_jax.regularizers import Regularizer
-from din_jax.step import init_state, row_owners, score_step, state_shapes, train_step
+from din_jax.step import init_state, score_step, state_shapes, train_step
 from din_jax.store import Store
 
 STEPS = 20

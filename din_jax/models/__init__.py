@@ -42,11 +42,20 @@ def build(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
     schema = schema.without(config.without)
     if not schema.inputs(config.extra_fields) and not schema.sequences:
         raise DinError("config.model.without leaves no input")
-    file: Any = {"base": base, "din": din}[config.name]
-    if config.preset == "released_code":
-        file = released_code
+    file = _file(config)
     return Model(
         module=file.module(schema, config, axis_name),
         tables=file.tables(schema, config),
         lookups=lambda batch: file.lookups(batch, schema, config),
     )
+
+
+def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
+    """The tables of the model that `config.model` describes."""
+    return _file(config).tables(schema.without(config.without), config)
+
+
+def _file(config: Any) -> Any:
+    if config.preset == "released_code":
+        return released_code
+    return {"base": base, "din": din}[config.name]
