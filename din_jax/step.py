@@ -69,20 +69,24 @@ def over_devices(
     Args:
       share: the function; its collectives name the placement's axis.
       placement: the devices.
-      in_axes, out_axes: 0 for what has the devices' axis, None for what all have alike. What
-        `share` returns for None must be the same on all devices: `jax.pmap` does not look.
+      in_axes: 0 for what has the devices' axis, None for what all have alike.
+      out_axes: the same for each array that `share` returns. What it returns for None must be the
+        same on all devices: `jax.pmap` does not look.
       donate: positions of the arguments whose memory the results take.
     """
     if placement.axis is None:
         return jax.jit(share, donate_argnums=donate)
-    return jax.pmap(
-        share,
+    # Results go out flat: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
+    flat_axes, structure = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
+    mapped = jax.pmap(
+        lambda *arguments: tuple(jax.tree.leaves(share(*arguments))),
         AXIS,
         in_axes=in_axes,
-        out_axes=out_axes,
+        out_axes=tuple(flat_axes),
         devices=placement.devices,
         donate_argnums=donate,
     )
+    return lambda *arguments: jax.tree.unflatten(structure, mapped(*arguments))
 
 
 def init_state(
