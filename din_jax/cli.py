@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from din_jax import devices
 from din_jax.errors import DinError, Interrupted
 
 
 def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:
     """Runs `main` and returns the exit status: 0, 1 after an error, 128 + N after signal N.
 
-    An error that a user can mend is printed alone, unless `argv` asks for its traceback.
+    An error that a user can mend is printed alone, unless `argv` asks for its traceback. One of
+    several processes that fails ends here, at once: the others may be gone, or would wait.
     """
+    try:
+        status = _status(main, argv)
+    except BaseException:
+        if devices.one_of_several():
+            traceback.print_exc()
+            devices.leave(1)
+        raise
+    if status == 1:
+        devices.leave(status)
+    return status
+
+
+def _status(main: Callable[[], object], argv: Sequence[str]) -> int:
     try:
         main()
         return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -234,6 +236,42 @@ def connect(processes: Any) -> None:
             f"({' '.join(str(error).split())[:200]}); start all of them with the same coordinator "
             "(HOST:PORT of process 0) and count, and an index each"
         ) from error
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns the failure of another process into an error that says so.
+
+    Raises:
+      DinError: what the block did together with other processes failed.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in text:
+            raise
+        raise DinError(
+            "another process of this run failed or was killed (its own output says why, unless it "
+            f"was killed; here: {text[:150]}). Start all processes again with the same flags: the "
+            "run goes on from its last checkpoint"
+        ) from error
+
+
+def one_of_several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def leave(status: int) -> None:
+    """Ends this process at once if it is one of several.
+
+    Else it would wait for the others, which may be gone, until JAX aborts it.
+    """
+    if one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def is_first() -> bool:

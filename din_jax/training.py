@@ -293,7 +293,12 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
       Interrupted: a signal asked to stop; the state is saved.
     """
     run = open_run(config)
-    workdir = Path(workdir)
+    with devices.together():
+        return _train(run, Path(workdir), test=test)
+
+
+def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
+    config = run.config
     checkpoints = run.checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
     # Now, so that a store without such a split is noticed now.

@@ -7,7 +7,8 @@ PACKAGE = Path(__file__).parent.parent / "din_jax"
 # The house, top to bottom (docs/design.md). Modules on one line do not import one another.
 LAYERS = [
     {"errors", "allocator"},
-    {"config", "schema", "metrics", "cli", "devices"},
+    {"devices"},
+    {"config", "schema", "metrics", "cli"},
     {"store"},
     {"prepare"},
     {"pipeline"},
