@@ -95,7 +95,7 @@ def default_config() -> ConfigDict:
     c.train.select = "user_weighted_auc"  # the validation metric that the best one is chosen by
 
     c.eval = ConfigDict()
-    c.eval.batch_size = 1024
+    c.eval.batch_size = 1024  # over all devices; rounded up to a multiple of their number
     # At each evaluation also score train and test, for figures; nothing is chosen by them.
     c.eval.curves = False
     return c.lock()

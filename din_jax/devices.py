@@ -151,8 +151,8 @@ def choose(wanted: Any, placement: str, tables: Iterable[str]) -> Placement:
             else ""
         )
         raise DinError(
-            f"config.devices={wanted!r}: there are {here * processes} {what}{among}; ask for that "
-            f"many at most, or for 'all'{hint}"
+            f"config.devices={wanted!r}: there {'is' if here * processes == 1 else 'are'} "
+            f"{here * processes} {what}{among}; ask for that many at most, or for 'all'{hint}"
         )
     if number % processes:
         raise DinError(
@@ -223,6 +223,13 @@ def connect(processes: Any) -> None:
                 f"config.processes.index={found['process_id']}: expected 0 to "
                 f"{found['num_processes'] - 1}, one below config.processes.count"
             )
+    if "num_processes" in found:
+        print(
+            f"process {found['process_id']} of {found['num_processes']}: waiting for the others at "
+            f"{coordinator}, for up to {processes.join_timeout_s} s",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         jax.distributed.initialize(
             **found,
@@ -247,9 +254,10 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # both come out of collectives
         text = " ".join(str(error).split())
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in text:
+        lost = "Gloo" in text or isinstance(error, jax.errors.JaxRuntimeError)
+        if jax.process_count() == 1 or not lost or "RESOURCE_EXHAUSTED" in text:
             raise
         raise DinError(
             "another process of this run failed or was killed (its own output says why, unless it "

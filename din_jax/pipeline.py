@@ -253,8 +253,8 @@ class BatchSource:
         if batch_size % shards.count:
             below = batch_size - batch_size % shards.count
             raise DinError(
-                f"a batch of {batch_size} samples is not split evenly among {shards.count} "
-                "devices; use "
+                f"config.train.batch_size={batch_size}: a batch is split evenly among "
+                f"{shards.count} devices; use "
                 + " or ".join(str(size) for size in (below, below + shards.count) if size)
             )
         self.shards = shards

@@ -86,7 +86,18 @@ def over_devices(
         devices=placement.devices,
         donate_argnums=donate,
     )
-    return lambda *arguments: jax.tree.unflatten(structure, mapped(*arguments))
+    return _Mapped(mapped, structure)
+
+
+class _Mapped:
+    """A `jax.pmap` with results of a structure. `lower` is as in `jax.jit`."""
+
+    def __init__(self, mapped: Any, structure: Any):
+        self._mapped, self._structure = mapped, structure
+        self.lower = mapped.lower
+
+    def __call__(self, *arguments: Any) -> Any:
+        return jax.tree.unflatten(self._structure, self._mapped(*arguments))
 
 
 def init_state(
@@ -317,27 +328,44 @@ def _of_state(
     """Maps a step; how its state lies is seen when it is first called."""
     # The regulariser is an argument, not a constant: n_j is as long as the tables.
     given = _laid_out(regularizer or Regularizer(), placement)
-    donate = (0,) if trains else ()
     if placement.axis is None:
+        donate = (0,) if trains else ()
         return functools.partial(
             over_devices(share, placement, None, None, donate=donate), regularizer=given
         )
-    mapped: dict[Any, Callable[..., Any]] = {}
+    return _OfState(share, placement, given, trains=trains)
 
-    def call(state: TrainState, batch: Batch) -> Any:
-        structure = jax.tree.structure(state)
-        if structure not in mapped:
-            axes, given_axes = _axes((state, given))
-            mapped[structure] = over_devices(
-                share,
-                placement,
+
+class _OfState:
+    """A step on several devices, mapped for the state that it is first given.
+
+    `lower` is as in `jax.jit`.
+    """
+
+    def __init__(
+        self, share: Callable[..., Any], placement: Placement, given: Regularizer, *, trains: bool
+    ):
+        self._share, self._placement, self._given = share, placement, given
+        self._trains = trains
+        self._mapped: Any = None
+
+    def _of(self, state: TrainState) -> Any:
+        if self._mapped is None:
+            axes, given_axes = _axes((state, self._given))
+            self._mapped = over_devices(
+                self._share,
+                self._placement,
                 (axes, _MAPPED, given_axes),
-                (axes, _COMMON) if trains else _COMMON,
-                donate=donate,
+                (axes, _COMMON) if self._trains else _COMMON,
+                donate=(0,) if self._trains else (),
             )
-        return mapped[structure](state, batch, given)
+        return self._mapped
 
-    return call
+    def __call__(self, state: TrainState, batch: Batch) -> Any:
+        return self._of(state)(state, batch, self._given)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        return self._of(state).lower(state, batch, self._given)
 
 
 def _axes(tree: Any) -> Any:

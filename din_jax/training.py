@@ -91,7 +91,7 @@ class Run(NamedTuple):
             score_step(self.model, self.regularizer, self.placement),
             self.store,
             split,
-            batch_size=self.config.eval.batch_size,
+            batch_size=self.placement.block(self.config.eval.batch_size) * self.placement.count,
             max_history=self.config.data.max_history,
             shards=_shards(self.placement),
         )
@@ -118,12 +118,6 @@ def open_run(config: ConfigDict) -> Run:
     store = Store(path)
     tables = models.tables(store.schema, config.model)
     placement = devices.choose(config.devices, config.placement, tables)
-    if config.eval.batch_size % placement.count:
-        raise DinError(
-            f"config.eval.batch_size={config.eval.batch_size} is not a multiple of the "
-            f"{placement.count} devices; use "
-            f"{-(-config.eval.batch_size // placement.count) * placement.count}"
-        )
     source = BatchSource(
         store,
         config.data.fit,

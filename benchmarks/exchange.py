@@ -1,0 +1,127 @@
+"""Bytes that devices exchange in a train step, as compiled, as the table of goods grows.
+
+    JAX_NUM_CPU_DEVICES=8 python benchmarks/exchange.py
+
+Counts the collectives of the compiled program, of the same DIN as `table_growth.py`, with the table
+of goods replicated and sharded. A ring of M devices sends, from each, (M − 1)/M of what an
+all-gather gives, as much of what a reduce-scatter takes, and twice that of an all-reduce. The last
+line is JSON: `PLACEMENT_ROWS` is the bytes a device sends a step, `formula_PLACEMENT` what
+docs/scaling.md's formula says, `ratio_PLACEMENT` the largest table's over the smallest's.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+
+os.environ.setdefault("NPROC", "32")  # JAX on CPU can abort with several devices and few threads
+
+import jax
+import numpy as np
+from table_growth import make_batches, schema_of
+
+from din_jax import models, optim
+from din_jax.config import default_config
+from din_jax.devices import choose
+from din_jax.regularizers import Regularizer
+from din_jax.step import init_state, train_step
+
+_BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
+_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\(")
+
+
+def sent_bytes(compiled_text: str, devices: int) -> dict[str, float]:
+    """Bytes that each device sends in the collectives of a compiled program, by their kind."""
+    ring = (devices - 1) / devices
+    # Of what it gives: a reduce-scatter gives one part of M.
+    times = {
+        "all-gather": ring,
+        "all-reduce": 2 * ring,
+        "reduce-scatter": devices * ring,
+        "all-to-all": ring,
+    }
+    found = dict.fromkeys(times, 0.0)
+    for shapes, kind, _ in _COLLECTIVE.findall(compiled_text):
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            size = math.prod(int(n) for n in sizes.split(",") if n)
+            found[kind] += times[kind] * size * _BYTES[dtype]
+    return found
+
+
+def formula(placement: str, devices: int, batch_size: int, behaviors: int, dim: int) -> float:
+    """docs/scaling.md's bytes for one table that goes by rows.
+
+    Args:
+      placement: "replicated" or "sharded".
+      devices: M.
+      batch_size, behaviors: B and T, over all devices, padding of the packed axis included.
+      dim: D.
+    """
+    ways = {"replicated": 1, "sharded": 2}[placement]
+    return (devices - 1) / devices * (batch_size + behaviors) * 4 * (1 + ways * dim)
+
+
+def compiled_step(rows: int, placement: str, devices: int, batch_size: int) -> tuple[str, int, int]:
+    """The text of the compiled train step, the behaviours T of its batch, and its parameters."""
+    config = default_config()
+    config.model.embedding_dim = 16
+    config.model.hidden = config.model.attention.hidden = (80, 40)
+    config.optimizer.decay_samples = 1_000_000
+    config.regularizer.name = "mba"
+    schema = schema_of(rows)
+    # The table of categories is small, and goes as a whole.
+    wanted = f"item={placement}"
+    where = choose(devices, wanted, models.tables(schema, config.model))
+    model = models.build(schema, config.model, where.axis)
+    transform = optim.build(
+        config.optimizer,
+        config.regularizer,
+        batch_size,
+        model.tables,
+        where.axis,
+        where.sharded,
+    )
+    shares = make_batches(rows, batch_size // devices)[:devices]
+    batch = jax.tree.map(lambda *x: np.stack(x), *(shares * devices)[:devices])
+    counts = {name: np.ones(spec.rows, np.float32) for name, spec in model.tables.items()}
+    state = init_state(model, transform, batch, 0, placement=where)
+    step = train_step(model, transform, Regularizer(counts=counts), where)
+    text = step.lower(state, batch).compile().as_text()
+    return (
+        text,
+        batch.sequences["history"].segment_ids.size,
+        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    )
+
+
+def main() -> None:
+    """Compiles, counts, and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default="100000,10000000", help="sizes K of the table of goods")
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1024, help="over all devices")
+    arguments = parser.parse_args()
+    devices = arguments.devices
+    sizes = [int(rows) for rows in arguments.rows.split(",")]
+    figures: dict[str, float] = {"devices": devices}
+    for placement in ("replicated", "sharded"):
+        totals = []
+        for rows in sizes:
+            text, behaviors, params = compiled_step(rows, placement, devices, arguments.batch)
+            found = sent_bytes(text, devices)
+            totals.append(sum(found.values()))
+            figures[f"{placement}_{rows}"] = totals[-1]
+            kinds = "  ".join(f"{kind} {size:,.0f}" for kind, size in found.items())
+            print(f"{placement:<12}{rows:>12,} rows: {totals[-1]:>12,.0f} bytes  ({kinds})")
+        goods = formula(placement, devices, arguments.batch, behaviors, 16)
+        ids = (devices - 1) / devices * (arguments.batch + behaviors) * 4
+        whole = ids + 8 * (devices - 1) / devices * 801 * 16  # the categories
+        network = 8 * (devices - 1) / devices * params
+        figures[f"formula_{placement}"] = goods + whole + network
+        figures[f"ratio_{placement}"] = totals[-1] / totals[0]
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
