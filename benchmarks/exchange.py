@@ -19,13 +19,13 @@ os.environ.setdefault("NPROC", "32")  # JAX on CPU can abort with several device
 
 import jax
 import numpy as np
-from table_growth import make_batches, schema_of
+from table_growth import CATEGORIES, make_batches, schema_of
 
 from din_jax import models, optim
 from din_jax.config import default_config
-from din_jax.devices import choose
+from din_jax.devices import choose, is_sharded
 from din_jax.regularizers import Regularizer
-from din_jax.step import init_state, train_step
+from din_jax.step import state_shapes, train_step
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\(")
@@ -49,17 +49,22 @@ def sent_bytes(compiled_text: str, devices: int) -> dict[str, float]:
     return found
 
 
-def formula(placement: str, devices: int, batch_size: int, behaviors: int, dim: int) -> float:
-    """docs/scaling.md's bytes for one table that goes by rows.
+def formula(
+    placement: str, devices: int, batch_size: int, behaviors: int, params: int, dim: int = 16
+) -> float:
+    """docs/scaling.md's bytes, of goods that go by rows, of categories as a whole, of the network.
 
     Args:
-      placement: "replicated" or "sharded".
+      placement: of the goods, "replicated" or "sharded".
       devices: M.
       batch_size, behaviors: B and T, over all devices, padding of the packed axis included.
+      params: P.
       dim: D.
     """
-    ways = {"replicated": 1, "sharded": 2}[placement]
-    return (devices - 1) / devices * (batch_size + behaviors) * 4 * (1 + ways * dim)
+    ids = 4 * (batch_size + behaviors)
+    goods = ids * (1 + dim * {"replicated": 1, "sharded": 2}[placement])
+    categories = ids + 8 * CATEGORIES * dim
+    return (devices - 1) / devices * (goods + categories + 8 * params)
 
 
 def compiled_step(rows: int, placement: str, devices: int, batch_size: int) -> tuple[str, int, int]:
@@ -85,8 +90,16 @@ def compiled_step(rows: int, placement: str, devices: int, batch_size: int) -> t
     shares = make_batches(rows, batch_size // devices)[:devices]
     batch = jax.tree.map(lambda *x: np.stack(x), *(shares * devices)[:devices])
     counts = {name: np.ones(spec.rows, np.float32) for name, spec in model.tables.items()}
-    state = init_state(model, transform, batch, 0, placement=where)
     step = train_step(model, transform, Regularizer(counts=counts), where)
+
+    def in_memory(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if not is_sharded(leaf):
+            return leaf
+        shape = (where.count, where.block(leaf.shape[0]), *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    # Nothing is run: shapes do.
+    state = jax.tree.map(in_memory, state_shapes(model, transform, batch, placement=where))
     text = step.lower(state, batch).compile().as_text()
     return (
         text,
@@ -114,11 +127,9 @@ def main() -> None:
             figures[f"{placement}_{rows}"] = totals[-1]
             kinds = "  ".join(f"{kind} {size:,.0f}" for kind, size in found.items())
             print(f"{placement:<12}{rows:>12,} rows: {totals[-1]:>12,.0f} bytes  ({kinds})")
-        goods = formula(placement, devices, arguments.batch, behaviors, 16)
-        ids = (devices - 1) / devices * (arguments.batch + behaviors) * 4
-        whole = ids + 8 * (devices - 1) / devices * 801 * 16  # the categories
-        network = 8 * (devices - 1) / devices * params
-        figures[f"formula_{placement}"] = goods + whole + network
+        figures[f"formula_{placement}"] = formula(
+            placement, devices, arguments.batch, behaviors, params
+        )
         figures[f"ratio_{placement}"] = totals[-1] / totals[0]
     print(json.dumps(figures))
 

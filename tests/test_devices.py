@@ -1,17 +1,34 @@
-"""Several devices give what one gives: states, losses, scores."""
+"""Several devices, and several processes, give what one gives."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 from runs import small_config
 
-from din_jax import models, optim
+from din_jax import checkpoint, devices, embedding, models, optim, training
+from din_jax.checkpoint import Checkpoints
 from din_jax.devices import Placement, choose, is_sharded
-from din_jax.pipeline import Packer
-from din_jax.regularizers import Regularizer
+from din_jax.embedding import Lookup, TableSpec, init_tables
+from din_jax.errors import DinError
+from din_jax.pipeline import BatchSource, Packer, Shards
+from din_jax.regularizers import Regularizer, drop_ids
 from din_jax.step import init_state, score_step, state_shapes, train_step
 from din_jax.store import Store
 
+ROOT = Path(__file__).parent.parent
 STEPS = 20
 SHARE = 8  # samples a device, at most
 
@@ -179,6 +196,7 @@ def test_many_devices_are_one(planted_store, case, count, placement):
     config = small_config(planted_store, **CASES[case][2])
     config.model.hidden = config.model.attention.hidden = (8,)
     config.model.embedding_dim = 4
+    config.data.max_history = 0
     store, rng = Store(planted_store), np.random.default_rng(count)
     pairs = list(batch_pairs(store, rng, count))
     tables = models.build(store.schema, config.model).tables
@@ -195,3 +213,321 @@ def test_many_devices_are_one(planted_store, case, count, placement):
     z = np.asarray(many.score(many.state, stacked))[stacked.weight.reshape(-1) > 0]
     expected = np.asarray(one.score(one.state, single))[single.weight > 0]
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_a_table_have_the_values_of_the_whole(monkeypatch):
+    monkeypatch.setattr(embedding, "_ROWS_AT_ONCE", 16)
+    for rows in (5, 50, 97):
+        specs = {"t": TableSpec(rows, 3, nn.initializers.normal(1.0))}
+        expected = np.asarray(init_tables(specs, jax.random.key(7))["t"])
+        for count in (2, 8):
+
+            def block(m, specs=specs, size=-(-rows // count)):
+                return init_tables(specs, jax.random.key(7), blocks={"t": size}, block=m)["t"]
+
+            found = np.concatenate(jax.jit(jax.vmap(block))(np.arange(count)))
+            np.testing.assert_array_equal(found[:rows], expected)
+            assert not found[rows:].any()
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_by_global_norm_is_that_of_the_whole_gradient(max_norm):
+    rng = np.random.default_rng(2)
+    params = jnp.asarray(rng.normal(size=5), jnp.float32)
+    tables = {
+        "split": jnp.asarray(rng.normal(size=(12, 2)), jnp.float32),
+        "whole": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
+    }
+    tree = {"params": params, "tables": tables}
+    expected, _ = optax.clip_by_global_norm(max_norm).update(tree, optax.EmptyState())
+
+    clip = optim.clip_by_global_norm(max_norm, devices.AXIS, {"split"})
+    axes = {"params": None, "tables": {"split": 0, "whole": None}}
+    blocks = {**tree, "tables": {**tables, "split": tables["split"].reshape(4, 3, 2)}}
+    found = jax.vmap(
+        lambda updates: clip.update(updates, optax.EmptyState())[0],
+        in_axes=(axes,),
+        axis_name=devices.AXIS,
+    )(blocks)
+    for m in range(4):
+        np.testing.assert_allclose(found["params"][m], expected["params"], rtol=1e-6)
+    split = found["tables"]["split"].reshape(12, 2)
+    np.testing.assert_allclose(split, expected["tables"]["split"], rtol=1e-6)
+
+
+def test_padding_does_not_change_what_is_dropped():
+    def dropped(count):
+        ids = jnp.ones(count, jnp.int32)
+        lookups = {"t": {"history.t": Lookup(ids, jnp.arange(count) < 30)}}
+        return np.asarray(drop_ids(lookups, jax.random.key(1), 0.5)["t"]["history.t"].mask)
+
+    short, long = dropped(32), dropped(64)
+    assert 5 < short.sum() < 25
+    np.testing.assert_array_equal(short, long[:32])
+    assert not long[32:].any()
+
+
+def test_a_batch_is_split_evenly_and_read_only_where_it_is_used(rich):
+    store = rich[0]
+    for shuffle in (True, False):
+        alone = BatchSource(store, "train", 24, seed=3, shuffle=shuffle)
+        split = BatchSource(store, "train", 24, seed=3, shuffle=shuffle, shards=Shards(4, range(4)))
+        second = BatchSource(
+            store, "train", 24, seed=3, shuffle=shuffle, shards=Shards(4, range(2, 4))
+        )
+        assert len(split) == len(alone) == 3
+        for i in range(3):
+            one, four, two = alone[i], split[i], second[i]
+            assert alone.real_samples(i) == one.weight.sum()
+            for name in ("label", "weight", "user"):
+                np.testing.assert_array_equal(
+                    getattr(four, name).reshape(-1), getattr(one, name), strict=True
+                )
+            jax.tree.map(np.testing.assert_array_equal, two, jax.tree.map(lambda x: x[2:], four))
+            views = four.sequences["views"]
+            real = views.segment_ids < 6
+            whole = one.sequences["views"]
+            np.testing.assert_array_equal(
+                views.fields["film"][real], whole.fields["film"][whole.segment_ids < 24]
+            )
+            np.testing.assert_array_equal(
+                (views.segment_ids + 6 * np.arange(4)[:, None])[real],
+                whole.segment_ids[whole.segment_ids < 24],
+            )
+            genres = views.fields["genres"]
+            assert (genres.segment_ids[genres.segment_ids < views.segment_ids.shape[1]] >= 0).all()
+        assert four.weight.sum() == 12
+        assert (four.weight.sum(axis=1) == [6, 6, 0, 0]).all(), "devices without a sample"
+    with pytest.raises(DinError, match=r"batch_size=24: a batch is split .* 20 or 25"):
+        BatchSource(store, "train", 24, shards=Shards(5, range(5)))
+
+
+def test_devices_and_placements_are_read_from_the_config():
+    tables = ("item", "category")
+    assert choose(1, "sharded", tables) == Placement(tuple(jax.devices()[:1]))
+    assert choose("all", "replicated", tables).count == 8
+    for text, sharded in {
+        "replicated": set(),
+        "sharded": {"item", "category"},
+        "item=sharded": {"item"},
+        "sharded, category=replicated": {"item"},
+    }.items():
+        assert choose(4, text, tables).sharded == sharded
+    for text in ("shard", "item=split", "shop=sharded", "item"):
+        with pytest.raises(DinError, match=r"config.placement has .*: item, category"):
+            choose(2, text, tables)
+    with pytest.raises(DinError, match=r"config.devices=9: there are 8 cpu devices"):
+        choose(9, "replicated", tables)
+
+
+@pytest.mark.parametrize("wanted", [0, "some", 1.5])
+def test_other_numbers_of_devices_are_refused(planted_store, wanted):
+    config = small_config(planted_store)
+    config.devices = wanted
+    with pytest.raises(DinError, match=r"config.devices=.*expected a whole number from 1 on"):
+        training.open_run(config)
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, monkeypatch):
+    config = small_config(planted_store, **{"regularizer.name": "mba", "model.embedding_dim": 16})
+    run = training.open_run(config)
+    rows = run.model.tables["item"].rows
+    # Weights, Adam's two moments, n_j, and a scratch if it goes by rows.
+    item = rows * 4 * (16 * 3 + 1 + ("item" in run.like().scratch))
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: item // 2)
+    with pytest.raises(DinError) as refused:
+        training.open_run(config)
+    text = str(refused.value)
+    assert f"'item' of {rows:,} rows takes {item / 1e9:.3g} GB" in text
+    assert f"which has {item // 2 / 1e9:.3g} GB" in text
+    assert "use at least 3 devices, with config.placement='sharded'" in text
+
+    config.devices = 4
+    with pytest.raises(DinError, match=r"config.placement='item=sharded'"):
+        training.open_run(config)
+    config.placement = "item=sharded"
+    assert training.open_run(config).placement.sharded == {"item"}
+
+
+def test_a_checkpoint_goes_from_any_devices_to_any_others(planted_store, tmp_path):
+    def opened(count, placement):
+        config = small_config(planted_store, **{"optimizer.name": "adagrad"})
+        config.model.hidden = config.model.attention.hidden = (8,)
+        config.devices, config.placement = count, placement
+        return training.open_run(config)
+
+    ways = [(1, "replicated"), (2, "replicated"), (2, "sharded"), (8, "sharded")]
+    runs = [opened(*way) for way in ways]
+    first = runs[0].init()
+    checksums = set()
+    for i, saver in enumerate(runs):
+        state = saver.init()
+        meta = checkpoint.describe(saver.config, saver.store.schema, saver.source)
+        saver.checkpoints(tmp_path / str(i)).save("last", state, meta | {"best": None})
+        for restorer in runs:
+            restored, meta = restorer.checkpoints(tmp_path / str(i)).restore(
+                "last", restorer.like()
+            )
+            assert_same_state(saved(first), saved(restored), rtol=0)
+            assert_replicas_equal(restored)
+            shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.sharding), restored.scratch)
+            assert shapes == jax.tree.map(
+                lambda leaf: (leaf.shape, leaf.sharding), restorer.init().scratch
+            )
+        checksums.add(json.dumps(meta["checksums"], sort_keys=True))
+    assert len(checksums) == 1, "a checksum does not depend on how a state lies"
+
+
+def test_a_run_on_several_devices_ends_as_on_one(planted_store, tmp_path):
+    config = small_config(planted_store, **{"train.epochs": 1, "eval.batch_size": 1000})
+    one = training.train(config, tmp_path / "one")
+    config.devices, config.placement = 3, "sharded"
+    with pytest.raises(DinError, match=r"config.train.batch_size=64: .* 63 or 66"):
+        training.train(config, tmp_path / "three")
+    config.devices = 4
+    four = training.train(config, tmp_path / "four")
+    assert four.metrics == pytest.approx(one.metrics, rel=1e-3)
+    # The same weights scored on other devices: the same metrics but for rounding.
+    for on in ("1", "2", "all"):
+        run = training.reopen(tmp_path / "four", on=on)
+        state, _ = run.checkpoints(tmp_path / "four").restore("best", run.like())
+        evaluator = run.evaluator("test")
+        again = evaluator.metrics(evaluator.probabilities(state))
+        assert again == pytest.approx(four.metrics, rel=1e-6)
+
+
+def test_what_devices_exchange_does_not_grow_with_the_table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from exchange import compiled_step, formula, sent_bytes
+
+    found = {}
+    for placement in ("replicated", "sharded"):
+        for rows in (100_000, 10_000_000):
+            text, behaviors, params = compiled_step(rows, placement, 4, 64)
+            found[placement, rows] = sent_bytes(text, 4)
+        assert found[placement, 100_000] == found[placement, 10_000_000]
+        total = sum(found[placement, 100_000].values())
+        expected = formula(placement, 4, 64, behaviors, params)
+        # Dice's sums and the loss come on top.
+        assert expected < total < 1.05 * expected
+    answers = found["sharded", 100_000]["reduce-scatter"]
+    assert answers == 0.75 * (64 + behaviors) * 4 * 16
+    assert found["replicated", 100_000]["reduce-scatter"] == 0
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def two_processes(arguments):
+    """Starts the same command twice, as processes that train together."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(i),
+                "JAX_NUM_CPU_DEVICES": "1",
+            },
+        )
+        for i in range(2)
+    ]
+
+
+_LOSSES = """
+import json, sys
+from ml_collections import ConfigDict
+import jax
+from din_jax import devices, training
+from configs.quickstart import get_config
+
+config = get_config()
+config.update_from_flattened_dict(json.loads(sys.argv[1]))
+run = training.open_run(config)
+step, state = run.step(), run.init()
+for i in range(20):
+    state, loss = step(state, run.source[i])
+    print(float(jax.block_until_ready(loss)))
+"""
+
+
+def test_two_processes_have_the_losses_of_one(planted_store):
+    keys = {
+        "data.store": str(planted_store),
+        "data.prepare": "",
+        "data.max_history": 2,
+        "train.batch_size": 64,
+        "regularizer.name": "mba",
+        "optimizer.clip_norm": 0.1,
+        "placement": "item=sharded",
+    }
+    config = small_config(planted_store, **keys)
+    run = training.open_run(config)
+    step, state = run.step(), run.init()
+    expected = []
+    for i in range(20):
+        state, loss = step(state, run.source[i])
+        expected.append(float(loss))
+    started = two_processes(["-c", _LOSSES, json.dumps(keys | {"devices": 2})])
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        losses = [float(line) for line in out.splitlines() if re.fullmatch(r"[\d.e-]+", line)]
+        assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
+    config = small_config(planted_store, **{"train.epochs": 3})
+    one = training.train(config, tmp_path / "one")
+    workdir = tmp_path / "two"
+    command = [
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--config.data.store={planted_store}",
+        "--config.data.prepare=",
+        "--config.data.max_history=4",
+        "--config.train.batch_size=64",
+        "--config.train.epochs=3",
+        "--config.devices=all",
+        f"--workdir={workdir}",
+    ]
+    first, second = two_processes(command)
+    until = time.monotonic() + 240
+    while not list(workdir.glob("checkpoints/last/94")):  # the first epoch's
+        assert time.monotonic() < until and first.poll() is None, first.communicate()[1]
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = first.communicate(timeout=60)
+    second.communicate()
+    assert time.monotonic() - killed < 60
+    assert first.returncode == 1
+    assert "error: another process of this run failed or was killed" in err
+    assert "Traceback" not in err
+
+    started = two_processes(command)
+    results = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], results
+    (out, _), (quiet, _) = results
+    assert re.search(r"the run goes on at step (94|188) of 282", out)
+    assert "test metrics" in out
+    assert "step" not in quiet and "metrics" not in quiet, "only the first one prints"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    test = [line for line in lines if line["split"] == "test"]
+    assert len(test) == 1
+    for name, value in one.metrics.items():
+        assert test[0][name] == pytest.approx(value, rel=1e-3)
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [94, 188, 282]
+    # One process goes on from, or scores, what two have saved.
+    run = training.reopen(workdir, on="1")
+    state, _ = Checkpoints(workdir).restore("last", run.like())
+    assert int(state.step) == 282

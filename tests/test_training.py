@@ -112,7 +112,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss_of_the_real_samples(plante
 
 
 def test_compilations_are_no_more_than_rungs(planted_store):
-    config = small_config(planted_store, **{"train.batch_size": 128})
+    config = small_config(planted_store, **{"train.batch_size": 128, "data.max_history": 0})
     run = training.open_run(config)
     step, state = train_step(run.model, run.optimizer), run.init()
     for i in range(len(run.source)):
