@@ -125,7 +125,8 @@ def _plain(error: Exception) -> str:
     text = str(error).replace("\\n", "\n").replace("\\'", "'").strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
-    lines = text.splitlines() or [""]
+    # What ml_collections lists after these words is the whole config.
+    lines = [line.split(" Other fields present")[0] for line in text.splitlines()] or [""]
     if any("Traceback" in line for line in lines):
         return lines[-1]
     close = [line for line in lines if line.startswith("Did you mean")]

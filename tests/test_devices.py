@@ -154,7 +154,7 @@ CASES = {
         {"model.name": "din", "model.activation": "dice", **SGD, **MBA, **CLIP},
     ),
     "base-sgd": (
-        (2, 8),
+        (2,),
         ("sharded,category=replicated",),
         {"model.name": "base", "model.activation": "dice", **SGD, **CLIP},
     ),

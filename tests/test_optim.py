@@ -116,7 +116,7 @@ def test_a_step_decays_the_rows_of_its_batch_and_no_other(planted_store, name):
     without, _ = train_step(plain.model, plain.optimizer, plain.regularizer)(plain.init(), batch)
     with_decay, _ = train_step(run.model, run.optimizer, run.regularizer)(run.init(), batch)
 
-    counts = sample_counts(run.store, "train")
+    counts = sample_counts(run.store, "train", max_history=4)
     for table, specs in run.model.lookups(batch).items():
         present = present_by_loops(specs, len(before[table]))
         n = counts.get(table)

@@ -121,7 +121,7 @@ def test_compilations_are_no_more_than_rungs(planted_store):
 
 
 def test_batch_size_changes_no_score(planted_store):
-    config = small_config(planted_store)
+    config = small_config(planted_store, **{"data.max_history": 0})
     run = training.open_run(config)
     state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
     scores = []
@@ -360,7 +360,7 @@ def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch
     assert sum(leaf.nbytes > 10_000 for leaf in jax.tree.leaves(state)) >= 3
     Checkpoints(tmp_path).save("last", state, meta)
     restored, _ = Checkpoints(tmp_path).restore("last", run.like())
-    assert same(restored, state)
+    assert same(restored.replace(scratch={}), state.replace(scratch={}))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
     like = run.like()
@@ -377,7 +377,12 @@ def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
     for name in ("base", "din"):
         config = small_config(
             tmp_path / "store",
-            **{"model.name": name, "train.epochs": 3, "train.batch_size": 512},
+            **{
+                "model.name": name,
+                "train.epochs": 3,
+                "train.batch_size": 512,
+                "data.max_history": 0,
+            },
         )
         found[name] = training.train(config, tmp_path / name).metrics["user_weighted_auc"]
     assert found["din"] > found["base"] + 0.02
@@ -449,7 +454,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(planted_store, tmp_path):
         (["--config.model.nme=base"], 'Did you mean "name" instead of "nme"'),
         (["--config.model.embedding_dim=many"], "invalid literal for int"),
         (["--config.model.name=dni"], r"expected 'base' or 'din' \(did you mean 'din'\?\)"),
-        (["--config.devices=3"], "config.devices=3: expected 1"),
+        (["--config.devices=3"], "config.devices=3: there is 1 cpu device"),
         (["--config.data.store=/nowhere"], "no store at /nowhere"),
         (["--config.train.epochs=0"], "config.train.epochs=0: expected at least 1"),
         (["--config.model.extra_fields=('user',)"], "optional fields are: user_id"),
