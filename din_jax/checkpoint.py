@@ -333,6 +333,16 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
+def as_texts(config: ConfigDict) -> dict[str, str]:
+    """A config's keys and values, without those that say where something is."""
+    local = ("processes.", "data.store", "data.prepare")
+    return {
+        f"config.{key}": repr(value)
+        for key, value in _flat(as_json(config)).items()
+        if not key.startswith(local)
+    }
+
+
 def _names_of(parts: Any) -> list[str]:
     return [f"{p.name}[{p.rows}]" if hasattr(p, "rows") else p.name for p in parts]
 

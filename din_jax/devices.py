@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
+import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -206,6 +210,11 @@ def connect(processes: Any) -> None:
         return
     found: dict[str, Any] = {}
     if coordinator != "auto":
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise DinError(
+                f"config.processes.coordinator={coordinator!r}: expected HOST:PORT of process 0, "
+                "or 'auto'"
+            )
         found["coordinator_address"] = coordinator
         for name, key, value, variable in (
             ("num_processes", "count", processes.count, "JAX_NUM_PROCESSES"),
@@ -230,6 +239,8 @@ def connect(processes: Any) -> None:
             file=sys.stderr,
             flush=True,
         )
+        if found["process_id"]:
+            _reach(coordinator, processes.join_timeout_s)
     try:
         jax.distributed.initialize(
             **found,
@@ -243,6 +254,23 @@ def connect(processes: Any) -> None:
             f"({' '.join(str(error).split())[:200]}); start all of them with the same coordinator "
             "(HOST:PORT of process 0) and count, and an index each"
         ) from error
+
+
+def _reach(coordinator: str, seconds: float) -> None:
+    """Waits until process 0 listens; JAX would abort where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise DinError(
+                    f"config.processes.coordinator={coordinator!r}: process 0 was not reached in "
+                    f"{seconds} s ({error}); start it there, with config.processes.index=0"
+                ) from error
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -291,6 +319,20 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def check_alike(texts: Mapping[str, str]) -> None:
+    """Raises DinError unless all processes give the same {name: text}: they would go apart."""
+    if jax.process_count() == 1:
+        return
+    sums = np.array([zlib.crc32(text.encode()) for text in texts.values()], np.uint32)
+    of_all = np.asarray(multihost_utils.process_allgather(sums))
+    for name, column, text in zip(texts, of_all.T, texts.values(), strict=True):
+        if (column != column[0]).any():
+            raise DinError(
+                f"the processes differ in {name}: this one has {text}; start all with the same "
+                "flags, and let all see the same store and the same --workdir"
+            )
 
 
 def summed_over_processes(values: np.ndarray) -> np.ndarray:

@@ -97,10 +97,14 @@ class Run(NamedTuple):
         )
 
 
-def open_run(config: ConfigDict) -> Run:
+def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     """Checks a config, joins the other processes, opens the store and builds the model.
 
     The process keeps freed memory from now on (`din_jax.allocator`).
+
+    Args:
+      config: see `din_jax.config`.
+      trains: if not, the training batches need not be split evenly among the devices.
 
     Raises:
       DinError: the config can't be used, the store can't be opened, or a table does not fit the
@@ -118,10 +122,11 @@ def open_run(config: ConfigDict) -> Run:
     store = Store(path)
     tables = models.tables(store.schema, config.model)
     placement = devices.choose(config.devices, config.placement, tables)
+    batch_size = config.train.batch_size
     source = BatchSource(
         store,
         config.data.fit,
-        config.train.batch_size,
+        batch_size if trains else placement.block(batch_size) * placement.count,
         max_history=config.data.max_history,
         seed=config.seed,
         epochs=config.train.epochs,
@@ -132,7 +137,7 @@ def open_run(config: ConfigDict) -> Run:
     optimizer = optim.build(
         config.optimizer,
         config.regularizer,
-        config.train.batch_size,
+        batch_size,
         _decayed(model),
         placement.axis,
         placement.sharded,
@@ -251,7 +256,7 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
             "it is with --store"
         )
     checkpoint.check_same_data(meta, Store(config.data.store), workdir)
-    return open_run(config)
+    return open_run(config, trains=False)
 
 
 def final_kind(run: Run, workdir: str | Path) -> Kind:
@@ -295,6 +300,13 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     config = run.config
     checkpoints = run.checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
+    devices.check_alike(
+        {
+            **checkpoint.as_texts(config),
+            "the store's content": run.store.fingerprint,
+            "the run's folder": f"a last checkpoint of step {checkpoints.latest('last')}",
+        }
+    )
     # Now, so that a store without such a split is noticed now.
     evaluator = run.evaluator("test") if test else None
     state, best = None, None

@@ -531,3 +531,43 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     run = training.reopen(workdir, on="1")
     state, _ = Checkpoints(workdir).restore("last", run.like())
     assert int(state.step) == 282
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"coordinator": "host"}, "coordinator='host': expected HOST:PORT"),
+        ({"coordinator": "host:1"}, "count='': expected a whole number"),
+        ({"coordinator": "host:1", "count": 2}, "index='': expected a whole number"),
+        ({"coordinator": "host:1", "count": 2, "index": 2}, "index=2: expected 0 to 1"),
+        (
+            {"coordinator": "localhost:9", "count": 2, "index": 1, "join_timeout_s": 1},
+            "coordinator='localhost:9': process 0 was not reached in 1 s",
+        ),
+    ],
+)
+def test_processes_that_cannot_come_together_say_why(planted_store, keys, message):
+    config = small_config(planted_store, **{f"processes.{k}": v for k, v in keys.items()})
+    with pytest.raises(DinError, match=re.escape(f"config.processes.{message}")):
+        training.open_run(config)
+    assert jax.process_count() == 1
+
+
+def test_processes_with_different_flags_are_stopped(planted_store, tmp_path):
+    started = two_processes(
+        [
+            "-c",
+            "import sys, os; sys.argv.append('--config.seed=' + os.environ['JAX_PROCESS_ID']);"
+            "import runpy; runpy.run_path('train.py', run_name='__main__')",
+            "--config=configs/quickstart.py",
+            f"--config.data.store={planted_store}",
+            "--config.data.prepare=",
+            "--config.devices=all",
+            f"--workdir={tmp_path / 'run'}",
+        ]
+    )
+    for process in started:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "error: the processes differ in config.seed: this one has" in err
+    assert not (tmp_path / "run").exists()
