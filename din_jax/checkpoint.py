@@ -148,7 +148,7 @@ class Checkpoints:
                     "from the saved one); restore the folder from a copy or train again"
                 )
         scratch = {
-            name: self.placement.put(np.zeros(of.shape, of.dtype), sharded=is_sharded(of))
+            name: self.placement.zeros(of.shape[0], of.dtype, sharded=is_sharded(of))
             for name, of in like.scratch.items()
         }
         return state.replace(scratch=scratch), meta

@@ -89,6 +89,17 @@ class Placement:
 
         return self.assemble((self.count, rows, *values.shape[1:]), block, sharded=True)
 
+    def zeros(self, rows: int, dtype: Any, *, sharded: bool) -> jax.Array:
+        """[rows], or sharded [M, ⌈rows/M⌉], made where it lies."""
+        if self.axis is None:
+            return jnp.zeros(rows, dtype)
+        block = self.block(rows)
+        return self.assemble(
+            (self.count, block) if sharded else (rows,),
+            lambda m: jnp.zeros((1, block) if sharded else rows, dtype, device=self.devices[m]),
+            sharded=sharded,
+        )
+
     def assemble(
         self, shape: tuple[int, ...], part: Callable[[int], Any], *, sharded: bool
     ) -> jax.Array:
