@@ -109,7 +109,7 @@ def init_state(
     lazy: bool = True,
     placement: Placement | None = None,
 ) -> TrainState:
-    """A state before the first step: the same values however it lies on the devices.
+    """A state before the first step: but for rounding the same, however it lies on the devices.
 
     Args:
       model, optimizer: what is to be trained, and how.
