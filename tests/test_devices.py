@@ -194,16 +194,29 @@ CASES = {
 )
 def test_many_devices_are_one(planted_store, case, count, placement):
     config = small_config(planted_store, **CASES[case][2])
+    state = train_on_one_and_many(Store(planted_store), config, count, placement)
+    by_rows = {"item"} if config.optimizer.lazy else set()
+    assert state.scratch.keys() == by_rows, "tables go both ways"
+
+
+@pytest.mark.parametrize("rows_above", [0, 1000])
+def test_many_devices_are_one_with_every_kind_of_field(rich, monkeypatch, rows_above):
+    """Several-valued fields, two sequences on one table, tables of fewer rows than devices."""
+    monkeypatch.setattr(embedding, "ROWS_ABOVE", rows_above)
+    keys = {"model.item_bias": "film", "model.activation": "dice", "regularizer.name": "difacto"}
+    config = small_config(rich[0].path, **keys, **SGD)
+    train_on_one_and_many(rich[0], config, 8, "sharded,hour=replicated")
+
+
+def train_on_one_and_many(store, config, count, placement):
+    """Takes steps on one device and on `count`, and compares; returns the state on these."""
     config.model.hidden = config.model.attention.hidden = (8,)
     config.model.embedding_dim = 4
-    config.data.max_history = 0
-    store, rng = Store(planted_store), np.random.default_rng(count)
+    rng = np.random.default_rng(count)
     pairs = list(batch_pairs(store, rng, count))
     tables = models.build(store.schema, config.model).tables
     one = Trained(store, config, placement_of(1), pairs[0][0])
     many = Trained(store, config, choose(count, placement, tables), pairs[0][1])
-    by_rows = {"item"} if config.optimizer.lazy else set()
-    assert many.state.scratch.keys() == by_rows, "tables go both ways"
     assert_same_state(saved(one.state), saved(many.state), rtol=1e-6)
     for single, stacked in pairs:
         assert many.take(stacked) == pytest.approx(one.take(single), rel=1e-5)
@@ -213,6 +226,7 @@ def test_many_devices_are_one(planted_store, case, count, placement):
     z = np.asarray(many.score(many.state, stacked))[stacked.weight.reshape(-1) > 0]
     expected = np.asarray(one.score(one.state, single))[single.weight > 0]
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-5)
+    return many.state
 
 
 def test_blocks_of_a_table_have_the_values_of_the_whole(monkeypatch):
