@@ -4,7 +4,7 @@ import sys
 
 from absl import flags
 
-from din_jax import cli, devices, evaluation, training
+from din_jax import cli, evaluation, processes, training
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of the store to score.")
@@ -26,7 +26,7 @@ def main() -> None:
     kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
     state, _ = run.checkpoints(_WORKDIR.value).restore(kind, run.like())
     metrics = evaluator.metrics(evaluator.probabilities(state))
-    if devices.is_first():
+    if processes.is_first():
         title = f"{_SPLIT.value} metrics, weights of step {int(state.step):,}"
         print(evaluation.table(title, metrics))
 

@@ -32,9 +32,10 @@ import tensorstore
 from ml_collections import ConfigDict
 
 from din_jax.config import default_config
-from din_jax.devices import Placement, is_sharded, one_device, summed_over_processes
+from din_jax.devices import Placement, is_sharded, one_device
 from din_jax.errors import DinError
 from din_jax.pipeline import BatchSource
+from din_jax.processes import summed_over_processes
 from din_jax.schema import Schema
 from din_jax.step import TrainState
 from din_jax.store import Store

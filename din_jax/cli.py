@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from din_jax import devices
+from din_jax import processes
 from din_jax.errors import DinError, Interrupted
 
 
@@ -24,12 +24,12 @@ def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:
     try:
         status = _status(main, argv)
     except BaseException:
-        if devices.one_of_several():
+        if processes.one_of_several():
             traceback.print_exc()
-            devices.leave(1)
+            processes.leave(1)
         raise
     if status == 1:
-        devices.leave(status)
+        processes.leave(status)
     return status
 
 

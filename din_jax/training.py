@@ -19,7 +19,7 @@ import tqdm
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from din_jax import checkpoint, devices, evaluation, models, optim
+from din_jax import checkpoint, devices, evaluation, models, optim, processes
 from din_jax.allocator import keep_freed_memory
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check, default_config
@@ -112,13 +112,13 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     """
     check(config)
     keep_freed_memory()
-    devices.connect(config.processes)
+    processes.connect(config.processes)
     path = Path(config.data.store)
     if config.data.prepare == config.data.store and not path.exists():
-        if devices.is_first():
+        if processes.is_first():
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
-        devices.wait_for_all("embedded data set")
+        processes.wait_for_all("embedded data set")
     store = Store(path)
     tables = models.tables(store.schema, config.model)
     placement = devices.choose(config.devices, config.placement, tables)
@@ -240,7 +240,7 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
     Raises:
       DinError: there is no checkpoint, or the store is not the one that it was trained on.
     """
-    devices.connect(default_config().processes)
+    processes.connect(default_config().processes)
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
     checkpoint.check_complete(config, workdir)
@@ -292,7 +292,7 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
       Interrupted: a signal asked to stop; the state is saved.
     """
     run = open_run(config)
-    with devices.together():
+    with processes.together():
         return _train(run, Path(workdir), test=test)
 
 
@@ -300,7 +300,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     config = run.config
     checkpoints = run.checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
-    devices.check_alike(
+    processes.check_alike(
         {
             **checkpoint.as_texts(config),
             "the store's content": run.store.fingerprint,
@@ -323,7 +323,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
                 f"{config.train.epochs} asks for {total:,}; give another --workdir"
             )
         what = "is complete" if taken == total else "goes on"
-        if devices.is_first():
+        if processes.is_first():
             print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
     if state is None:
         state = run.init()
@@ -338,7 +338,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
         probabilities = evaluator.probabilities(state)
         metrics = evaluator.metrics(probabilities)
         log.write(int(state.step), "test", metrics)
-    if devices.is_first():
+    if processes.is_first():
         print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
     return Tested(metrics, evaluator.users, evaluator.labels, probabilities)
 
@@ -376,7 +376,7 @@ class _Trainer:
         iterator = batches(self.source, start=done)
         loss, samples, compiled = None, 0, set[Any]()
         # None: shown on a terminal only.
-        hidden = None if devices.is_first() else True
+        hidden = None if processes.is_first() else True
         with tqdm.tqdm(
             total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
         ) as bar:
@@ -448,7 +448,7 @@ class _Trainer:
                 self._save("best", state)
         for split, evaluator in self.curves.items():
             log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
-        if devices.is_first():
+        if processes.is_first():
             bar.write(line)
 
     def _save(self, kind: Kind, state: TrainState) -> None:
@@ -537,7 +537,7 @@ class Log:
     """
 
     def __init__(self, workdir: Path, from_step: int):
-        self._writes = devices.is_first()
+        self._writes = processes.is_first()
         if not self._writes:
             return
         workdir.mkdir(parents=True, exist_ok=True)

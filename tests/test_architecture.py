@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "din_jax"
 # The house, top to bottom (docs/design.md). Modules on one line do not import one another.
 LAYERS = [
     {"errors", "allocator"},
-    {"devices"},
+    {"devices", "processes"},
     {"config", "schema", "metrics", "cli"},
     {"store"},
     {"prepare"},

@@ -1,0 +1,166 @@
+"""The processes of one run, on one host or several: joining, agreeing, and failing together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from din_jax.errors import DinError
+
+
+def connect(processes: Any) -> None:
+    """Joins the processes that train together, if `config.processes` or the environment says so.
+
+    The environment's JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand in for
+    keys that are not set. Does nothing where the process is alone or has joined already.
+
+    Raises:
+      DinError: the keys can't be used, or the others are not reached.
+    """
+    coordinator = processes.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if not coordinator or jax.distributed.is_initialized():
+        return
+    found: dict[str, Any] = {}
+    if coordinator != "auto":
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise DinError(
+                f"config.processes.coordinator={coordinator!r}: expected HOST:PORT of process 0, "
+                "or 'auto'"
+            )
+        found["coordinator_address"] = coordinator
+        for name, key, value, variable in (
+            ("num_processes", "count", processes.count, "JAX_NUM_PROCESSES"),
+            ("process_id", "index", processes.index, "JAX_PROCESS_ID"),
+        ):
+            text = str(value) if value is not None else os.environ.get(variable, "")
+            if not text.isdecimal():
+                raise DinError(
+                    f"config.processes.{key}={text!r}: expected a whole number, in the config or "
+                    f"in {variable}, since {coordinator} coordinates several processes"
+                )
+            found[name] = int(text)
+        if not found["process_id"] < found["num_processes"]:
+            raise DinError(
+                f"config.processes.index={found['process_id']}: expected 0 to "
+                f"{found['num_processes'] - 1}, one below config.processes.count"
+            )
+    if "num_processes" in found:
+        print(
+            f"process {found['process_id']} of {found['num_processes']}: waiting for the others at "
+            f"{coordinator}, for up to {processes.join_timeout_s} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        if found["process_id"]:
+            _reach(coordinator, processes.join_timeout_s)
+    try:
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=processes.join_timeout_s,
+            heartbeat_timeout_seconds=processes.heartbeat_timeout_s,
+            shutdown_timeout_seconds=processes.heartbeat_timeout_s,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise DinError(
+            f"config.processes.coordinator={coordinator!r}: the processes did not come together "
+            f"({' '.join(str(error).split())[:200]}); start all of them with the same coordinator "
+            "(HOST:PORT of process 0) and count, and an index each"
+        ) from error
+
+
+def _reach(coordinator: str, seconds: float) -> None:
+    """Waits until process 0 listens; JAX would abort where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise DinError(
+                    f"config.processes.coordinator={coordinator!r}: process 0 was not reached in "
+                    f"{seconds} s ({error}); start it there, with config.processes.index=0"
+                ) from error
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns the failure of another process into an error that says so.
+
+    Raises:
+      DinError: what the block did together with other processes failed.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # both come out of collectives
+        text = " ".join(str(error).split())
+        lost = "Gloo" in text or isinstance(error, jax.errors.JaxRuntimeError)
+        if jax.process_count() == 1 or not lost or "RESOURCE_EXHAUSTED" in text:
+            raise
+        raise DinError(
+            "another process of this run failed or was killed (its own output says why, unless it "
+            f"was killed; here: {text[:150]}). Start all processes again with the same flags: the "
+            "run goes on from its last checkpoint"
+        ) from error
+
+
+def one_of_several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def leave(status: int) -> None:
+    """Ends this process at once if it is one of several.
+
+    Else it would wait for the others, which may be gone, until JAX aborts it.
+    """
+    if one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_first() -> bool:
+    """Whether this process writes logs, and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_alike(texts: Mapping[str, str]) -> None:
+    """Raises DinError unless all processes give the same {name: text}: they would go apart."""
+    if jax.process_count() == 1:
+        return
+    sums = np.array([zlib.crc32(text.encode()) for text in texts.values()], np.uint32)
+    of_all = np.asarray(multihost_utils.process_allgather(sums))
+    for name, column, text in zip(texts, of_all.T, texts.values(), strict=True):
+        if (column != column[0]).any():
+            raise DinError(
+                f"the processes differ in {name}: this one has {text}; start all with the same "
+                "flags, and let all see the same store and the same --workdir"
+            )
+
+
+def summed_over_processes(values: np.ndarray) -> np.ndarray:
+    """uint64 [N], summed modulo 2⁶⁴ over the processes."""
+    if jax.process_count() == 1:
+        return values
+    halves = multihost_utils.process_allgather(values.view(np.uint32))  # JAX has no 64 bits
+    return np.ascontiguousarray(halves).view(np.uint64).sum(axis=0, dtype=np.uint64)
