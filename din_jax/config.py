@@ -39,7 +39,7 @@ def default_config() -> ConfigDict:
     c.data.max_history = 0  # the most recent behaviours kept of a history; 0 keeps all
 
     c.model = ConfigDict()
-    c.model.name = "din"  # "base" or "din"
+    c.model.name = "din"  # "lr", "base", "wide_deep", "pnn", "deepfm" or "din"
     c.model.preset = "paper"  # "paper", or "released_code" for the structure of the authors' code
     c.model.activation = "dice"  # "dice", "prelu", "sigmoid" or "relu"
     c.model.embedding_dim = 12  # D of every table
@@ -56,6 +56,11 @@ def default_config() -> ConfigDict:
     c.model.attention.activation = ""  # of its hidden layers; "" is the model's
     c.model.attention.difference = False  # also feed ad − behaviour
     c.model.attention.outer = False  # feed the literal outer product in place of ad ∘ behaviour
+    c.model.wide = ConfigDict()  # wide_deep's crosses
+    c.model.wide.buckets = 1_000_000  # of each; fewer where there are not as many pairs of ids
+    c.model.wide.ad_values = 6  # of a multi-hot ad field, a film's genres, the first so many
+    c.model.pnn = ConfigDict()
+    c.model.pnn.product = "inner"  # "inner", or "outer" of the groups' sum
     c.model.dice = ConfigDict()  # Eq. 9
     c.model.dice.momentum = 0.99  # of the moving averages used in evaluation
     c.model.dice.epsilon = 1e-8  # beside the standard deviation, as the paper sets it
@@ -103,11 +108,12 @@ def default_config() -> ConfigDict:
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data.fit": ("train", "train+validation"),
-    "model.name": ("base", "din"),
+    "model.name": ("lr", "base", "wide_deep", "pnn", "deepfm", "din"),
     "model.preset": ("paper", "released_code"),
     "model.activation": ("dice", "prelu", "sigmoid", "relu"),
     "model.attention.activation": ("", "dice", "prelu", "sigmoid", "relu"),
     "model.pooling": ("sum", "mean"),
+    "model.pnn.product": ("inner", "outer"),
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
     "optimizer.lazy": (True, False),
     "eval.curves": (True, False),
@@ -120,6 +126,8 @@ _AT_LEAST: dict[str, float] = {
     "data.max_history": 0,
     "model.embedding_dim": 1,
     "model.embedding_stddev": 0,
+    "model.wide.buckets": 1,
+    "model.wide.ad_values": 1,
     "model.dice.epsilon": 0,
     "optimizer.learning_rate": 0,
     "optimizer.decay_samples": 1,
@@ -154,6 +162,11 @@ def check(config: ConfigDict) -> None:
         raise DinError(
             "config.optimizer.decay_samples is required: the learning rate falls by decay_rate "
             "every so many samples, and the paper does not give the period"
+        )
+    if config.model.preset == "released_code" and config.model.name not in ("base", "din"):
+        raise DinError(
+            f"config.model.name={config.model.name!r}: preset='released_code' has 'base' and "
+            "'din' alone"
         )
     for key, least in _AT_LEAST.items():
         if not _get(config, key) >= least:

@@ -23,12 +23,13 @@ class TableSpec(NamedTuple):
     """An embedding table to be made: K rows ("unknown" included), width D, initial values.
 
     The initializer is called on a part of the rows at a time: its values must not depend on how
-    many there are.
+    many there are. A table that is not `decayed` is left alone by MBA and DiFacto.
     """
 
     rows: int
     dim: int
     initializer: Initializer
+    decayed: bool = True
 
 
 class Lookup(NamedTuple):

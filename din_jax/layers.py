@@ -154,16 +154,25 @@ class MLP(nn.Module):
     activation: ActivationFactory
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Maps x [N, F] to [N, outputs]; mask [N] says which rows are real."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, *, train: bool, products: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps x [N, F] to [N, outputs]; mask [N] says which rows are real.
+
+        With `products` [N, P] they enter the first layer beside x, through a kernel of their own.
+        """
         for i, width in enumerate(self.hidden):
             x = _dense(width, f"hidden_{i}")(x)
+            if i == 0 and products is not None:
+                x += _dense(width, "products", use_bias=False)(products)
             x = self.activation(name=f"activation_{i}")(x, mask, train=train)
         return _dense(self.outputs, "output")(x)
 
 
-def _dense(width: int, name: str) -> nn.Dense:
-    return nn.Dense(width, kernel_init=nn.initializers.glorot_uniform(), name=name)
+def _dense(width: int, name: str, *, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(
+        width, use_bias=use_bias, kernel_init=nn.initializers.glorot_uniform(), name=name
+    )
 
 
 class ActivationUnit(nn.Module):

@@ -75,7 +75,7 @@ def drop_ids(
 
     A dropped id gives the zero vector, and its row is not present; those kept are scaled by
     1 / (1 − rate). An id is dropped by its place among the batch's real ids, which padding and the
-    number of devices do not change.
+    number of devices do not change; if it is looked up in several tables, in all of them.
 
     Args:
       lookups: of a batch, or of this device's share; padding stands behind what is real.
@@ -85,17 +85,17 @@ def drop_ids(
       axis: mapped axis of the devices, or None for one.
     """
     changed: _Changed = {}
-    names = sorted((table, name) for table, of_table in lookups.items() for name in of_table)
-    for i, (table, name) in enumerate(names):
-        at = lookups[table][name]
-        if is_behavior(name) or not behaviors_only:
-            places = jnp.arange(len(at.ids)) + _before(jnp.sum(at.mask), axis)
-            own_key = jax.random.fold_in(key, i)
-            drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
-                places
-            )
-            at = at._replace(mask=at.mask & (drawn >= rate), scale=at.scale / (1 - rate))
-        changed.setdefault(table, {})[name] = at
+    names = sorted({name for of_table in lookups.values() for name in of_table})
+    for table, of_table in lookups.items():
+        for name, at in of_table.items():
+            if is_behavior(name) or not behaviors_only:
+                places = jnp.arange(len(at.ids)) + _before(jnp.sum(at.mask), axis)
+                own_key = jax.random.fold_in(key, names.index(name))
+                drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
+                    places
+                )
+                at = at._replace(mask=at.mask & (drawn >= rate), scale=at.scale / (1 - rate))
+            changed.setdefault(table, {})[name] = at
     return changed
 
 

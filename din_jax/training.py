@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,7 @@ from din_jax.config import check, default_config
 from din_jax.counts import cached_counts
 from din_jax.devices import Placement
 from din_jax.errors import DinError, Interrupted
-from din_jax.models.base import ITEM_BIAS
-from din_jax.pipeline import BatchSource, Shards, batches
+from din_jax.pipeline import Batch, BatchSource, Shards, batches
 from din_jax.prepare import planted
 from din_jax.regularizers import Regularizer, most_frequent
 from din_jax.step import (
@@ -42,6 +41,7 @@ from din_jax.step import (
 from din_jax.store import Store
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
+_REMARKED_AT_ONCE = 4096  # samples of a batch that is looked at before training
 _LOWER_IS_BETTER = ("log_loss",)
 
 
@@ -187,8 +187,8 @@ def _gigabytes(size: int) -> str:
 
 
 def _decayed(model: models.Model) -> list[str]:
-    """The embedding tables; a bias per id is not decayed."""
-    return [name for name in model.tables if name != ITEM_BIAS]
+    """The embedding tables; not a bias or a weight per id that stands beside them."""
+    return [name for name, spec in model.tables.items() if spec.decayed]
 
 
 def _regularizer(config: ConfigDict, store: Store, model: models.Model) -> Regularizer:
@@ -209,11 +209,18 @@ def _regularizer(config: ConfigDict, store: Store, model: models.Model) -> Regul
         without = [name for name in _decayed(model) if name not in n]
         if without:
             raise DinError(
-                f"config.regularizer.name='mba': no counts n_j for {', '.join(without)}: a table "
-                "of hashed ids has none, since several ids share a row; use 'difacto', which "
-                "needs none"
+                f"config.regularizer.name='mba': no counts n_j for {', '.join(without)}: the data "
+                "set's own tables have them, but not a table of hashed ids, several of which "
+                "share a row, or of one input's weights; use 'difacto', which needs none"
             )
         return Regularizer(counts={name: n[name].astype(np.float32) for name in _decayed(model)})
+    beside = [name for name in model.tables if name not in n]
+    if beside:
+        raise DinError(
+            f"config.regularizer.name='filter' with config.model.name={config.model.name!r}: the "
+            f"ids that it takes out of the data set's tables would live on in {', '.join(beside)}; "
+            "use another regularizer, or a model without such tables"
+        )
     schema = store.schema.without(config.model.without)
     goods = dict.fromkeys(sequence.fields[0].table for sequence in schema.sequences)
     filtered = tuple(chosen.filter_tables) or tuple(goods)
@@ -328,6 +335,9 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     if state is None:
         state = run.init()
     trainer = _Trainer(run, checkpoints, meta, best)
+    if processes.is_first():
+        for remark in _remarks(run):
+            print(remark)
 
     with Log(workdir, from_step=int(state.step)) as log, _stop_signal() as stop:
         trainer.fit(state, log, stop)
@@ -341,6 +351,21 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     if processes.is_first():
         print(evaluation.table(f"test metrics, weights of step {int(state.step):,}", metrics))
     return Tested(metrics, evaluator.users, evaluator.labels, probabilities)
+
+
+def _remarks(run: Run) -> Iterable[str]:
+    def shuffled() -> Iterator[Batch]:
+        source = BatchSource(
+            run.store,
+            run.config.data.fit,
+            _REMARKED_AT_ONCE,
+            max_history=run.config.data.max_history,
+            seed=run.config.seed,
+            epochs=1,
+        )
+        yield from (source[i] for i in range(len(source)))
+
+    return models.remarks(shuffled(), run.store.schema, run.config.model)
 
 
 class _Trainer:

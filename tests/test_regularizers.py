@@ -185,7 +185,9 @@ def test_mba_on_a_table_without_counts_is_refused(planted_store, monkeypatch):
         "cached_counts",
         lambda *a, **k: {n: c for n, c in counts(*a, **k).items() if n != "shop"},
     )
-    with pytest.raises(DinError, match="no counts n_j for shop: a table of hashed ids has none"):
+    with pytest.raises(
+        DinError, match="no counts n_j for shop: the data set's own tables have them"
+    ):
         training.open_run(small_config(planted_store, **{"regularizer.name": "mba"}))
 
 

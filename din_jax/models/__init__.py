@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
 from din_jax.embedding import Lookup, TableSpec
 from din_jax.errors import DinError
-from din_jax.models import base, din, released_code
+from din_jax.models import base, deepfm, din, lr, pnn, released_code, wide_deep
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
 
@@ -26,6 +26,16 @@ class Model(NamedTuple):
     module: nn.Module
     tables: dict[str, TableSpec]
     lookups: Callable[[Batch], dict[str, dict[str, Lookup]]]
+
+
+_FILES = {
+    "lr": lr,
+    "base": base,
+    "wide_deep": wide_deep,
+    "pnn": pnn,
+    "deepfm": deepfm,
+    "din": din,
+}
 
 
 def build(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
@@ -55,7 +65,20 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     return _file(config).tables(schema.without(config.without), config)
 
 
+def remarks(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterable[str]:
+    """What is to be said of a model on a data set before it is trained, a line each.
+
+    Args:
+      batches: of training samples in random order.
+      schema: the data set's.
+      config: `config.model`.
+    """
+    if _file(config) is not wide_deep:
+        return ()
+    return wide_deep.remarks(batches, schema.without(config.without), config)
+
+
 def _file(config: Any) -> Any:
     if config.preset == "released_code":
         return released_code
-    return {"base": base, "din": din}[config.name]
+    return _FILES[config.name]

@@ -6,6 +6,7 @@ pooling; all are concatenated and fed to an MLP with a 2-unit output layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from flax import linen as nn
 
 from din_jax.config import table_dims
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.errors import DinError
 from din_jax.layers import MLP, ActivationFactory, activation_factory, segment_mean, segment_pool
 from din_jax.pipeline import Batch, Packed
 from din_jax.schema import Schema
@@ -37,19 +39,31 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     specs = {name: TableSpec(schema.rows(name), dims[name], initializer) for name in sorted(used)}
     if config.item_bias:
         rows = schema.rows(schema.ad_field(config.item_bias).table)
-        specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros)
+        specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros, decayed=False)
     return specs
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """What the model looks up for a batch: {table: {name: (ids, mask)}}.
+    """What the model looks up for a batch: {table: {name: (ids, mask)}}."""
+    found = input_lookups(batch, schema, config.extra_fields)
+    if config.item_bias:
+        name = schema.ad_field(config.item_bias).name
+        bias = _lookup_of(batch.fields[name], batch.weight > 0, len(batch.label))
+        found[ITEM_BIAS] = {ITEM_BIAS: bias}
+    return found
+
+
+def input_lookups(
+    batch: Batch, schema: Schema, extra_fields: Iterable[str]
+) -> dict[str, dict[str, Lookup]]:
+    """The ids of every input, by the data set's tables.
 
     A field's lookup has the field's name, a behaviour field's is "SEQUENCE.FIELD".
     """
     samples = len(batch.label)
     real = batch.weight > 0
     found: dict[str, dict[str, Lookup]] = {}
-    for field in schema.inputs(config.extra_fields):
+    for field in schema.inputs(extra_fields):
         ids = batch.fields[field.name]
         found.setdefault(field.table, {})[field.name] = _lookup_of(ids, real, samples)
     for sequence in schema.sequences:
@@ -60,9 +74,6 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
             found.setdefault(behavior.table, {})[name] = _lookup_of(
                 behaviors.fields[behavior.name], mask, len(mask)
             )
-    if config.item_bias:
-        name = schema.ad_field(config.item_bias).name
-        found[ITEM_BIAS] = {ITEM_BIAS: _lookup_of(batch.fields[name], real, samples)}
     return found
 
 
@@ -134,6 +145,46 @@ def embed(
     return Features(groups["user"], sequences, groups["ad"], groups["context"])
 
 
+def pool_histories(features: Features, samples: int, *, mean: bool) -> dict[str, jax.Array]:
+    """One vector a sequence, [B, E]: its behaviours' sum or mean, the same whatever the ad."""
+    pool = segment_mean if mean else segment_pool
+    return {
+        name: pool(s.behaviors, s.segment_ids, samples) for name, s in features.sequences.items()
+    }
+
+
+def group_vectors(
+    features: Features, interests: dict[str, jax.Array], schema: Schema
+) -> list[jax.Array]:
+    """One vector [B, D] a group of Table 1, in the order of concatenation.
+
+    A sequence of several aligned fields (goods, shop, category) is as many groups. All tables have
+    one width: see `one_width`.
+    """
+    visited = [
+        part
+        for sequence in schema.sequences
+        for part in jnp.split(interests[sequence.name], len(sequence.fields), axis=1)
+    ]
+    return [*features.profile, *visited, *features.ad, *features.context]
+
+
+def one_width(schema: Schema, config: Any) -> None:
+    """Raises `DinError` unless all tables that the model reads have one width.
+
+    Args:
+      schema: the data set's.
+      config: `config.model`.
+    """
+    dims = {name: spec.dim for name, spec in tables(schema, config).items() if name != ITEM_BIAS}
+    if len(set(dims.values())) > 1:
+        found = ", ".join(f"{name}={dim}" for name, dim in dims.items())
+        raise DinError(
+            f"config.model.name={config.name!r} multiplies the groups' vectors with each other, so "
+            f"all tables need one width; found {found}. Leave config.model.table_dims empty"
+        )
+
+
 class Head(nn.Module):
     """Concatenation and MLP: from the features and one interest vector a sequence to logits.
 
@@ -158,13 +209,15 @@ class Head(nn.Module):
         batch: Batch,
         *,
         train: bool,
+        products: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, 2] of "no click" and "click"."""
+        """Logits [B, 2] of "no click" and "click"; `products` [B, P] also enter the MLP."""
         parts = [*features.profile, *interests.values(), *features.ad, *features.context]
         if self.interest_product:
             parts += [interests[name] * s.ad for name, s in features.sequences.items()]
         x = jnp.concatenate(parts, axis=1)
-        logits = MLP(self.hidden, 2, self.activation, name="mlp")(x, batch.weight > 0, train=train)
+        mlp = MLP(self.hidden, 2, self.activation, name="mlp")
+        logits = mlp(x, batch.weight > 0, train=train, products=products)
         if self.item_bias:
             bias = lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
             logits = logits.at[:, 1].add(bias)
@@ -197,18 +250,14 @@ class Base(nn.Module):
         features = embed(
             tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
         )
-        pool = segment_mean if self.mean else segment_pool
-        interests = {
-            name: pool(s.behaviors, s.segment_ids, len(batch.label))
-            for name, s in features.sequences.items()
-        }
+        interests = pool_histories(features, len(batch.label), mean=self.mean)
         head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
         logits = head(features, interests, tables, lookups, batch, train=train)
         return logits, {"interest": interests}
 
 
 def options(schema: Schema, config: Any, axis_name: str | None) -> dict[str, Any]:
-    """The attributes that `Base` and `DIN` share, from `config.model`."""
+    """The attributes that all deep models share, from `config.model`."""
     return {
         "schema": schema,
         "hidden": tuple(config.hidden),

@@ -1,0 +1,80 @@
+"""DeepFM (Guo et al., IJCAI 2017): base and a factorisation machine on the same embeddings.
+
+The logit of a click is base's plus the machine's, w · x + Σ_{i<j} ⟨v_i, v_j⟩ (DeepFM's Eq. 2), in
+which v_i is the one vector of a group: a list of ids is pooled first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from din_jax.embedding import Lookup, Lookups, Tables, TableSpec
+from din_jax.layers import ActivationFactory
+from din_jax.models import base, lr
+from din_jax.models.base import Head, embed, group_vectors, one_width, options, pool_histories
+from din_jax.pipeline import Batch
+from din_jax.schema import Schema
+
+
+def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
+    """The tables of base, and those of the weights w, which are not decayed."""
+    weights = lr.tables(schema, config)
+    return base.tables(schema, config) | {
+        name: spec._replace(decayed=False) for name, spec in weights.items()
+    }
+
+
+def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
+    """What base looks up, and the weights w."""
+    return base.lookups(batch, schema, config) | lr.lookups(batch, schema, config)
+
+
+def pairwise(vectors: list[jax.Array]) -> jax.Array:
+    """Σ_{i<j} ⟨v_i, v_j⟩, [B], of F groups' vectors [B, D], in F steps and not F².
+
+    It is half of what is left of ‖Σ v_i‖² without Σ ‖v_i‖² (Rendle 2010, Lemma 3.1).
+    """
+    total = sum(vectors[1:], vectors[0])
+    alone = sum(jnp.square(v) for v in vectors)
+    return (jnp.square(total) - alone).sum(axis=1) / 2
+
+
+class DeepFM(nn.Module):
+    """DeepFM. Attributes: see `Base`."""
+
+    schema: Schema
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    mean: bool = False
+    interest_product: bool = False
+    item_bias: bool = False
+    extra_fields: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        how: dict[str, Any] = {"extra_fields": self.extra_fields, "mean": self.mean}
+        features = embed(tables, lookups, batch, self.schema, **how)
+        interests = pool_histories(features, len(batch.label), mean=self.mean)
+        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        logits = head(features, interests, tables, lookups, batch, train=train)
+        machine = lr.linear(tables, lookups, batch, self.schema, **how) + pairwise(
+            group_vectors(features, interests, self.schema)
+        )
+        return logits.at[:, 1].add(machine), {"interest": interests}
+
+
+def module(schema: Schema, config: Any, axis_name: str | None = None) -> DeepFM:
+    """The module that `config.model` describes.
+
+    Raises:
+      DinError: the tables have not all one width.
+    """
+    one_width(schema, config)
+    return DeepFM(**options(schema, config, axis_name))

@@ -1,0 +1,87 @@
+"""Product-based Neural Network (Qu et al., ICDM 2016): base, whose MLP also sees products.
+
+The first layer adds up l_z, of the groups' vectors, and l_p, of their products, each with a kernel
+of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from din_jax.embedding import Lookups, Tables
+from din_jax.layers import ActivationFactory
+from din_jax.models.base import (
+    Head,
+    embed,
+    group_vectors,
+    lookups,
+    one_width,
+    options,
+    pool_histories,
+    tables,
+)
+from din_jax.pipeline import Batch
+from din_jax.schema import Schema
+
+__all__ = ["PNN", "inner_products", "lookups", "module", "outer_product", "tables"]
+
+
+def inner_products(vectors: list[jax.Array]) -> jax.Array:
+    """[B, F·(F − 1) / 2]: ⟨v_i, v_j⟩ of every two of F groups' vectors [B, D]."""
+    stacked = jnp.stack(vectors, axis=1)
+    first, second = np.triu_indices(len(vectors), k=1)
+    return jnp.einsum("bfd,bgd->bfg", stacked, stacked)[:, first, second]
+
+
+def outer_product(vectors: list[jax.Array]) -> jax.Array:
+    """[B, D²]: v_Σ ⊗ v_Σ with v_Σ = Σ v_i, which is Σ_i Σ_j v_i ⊗ v_j, in one product."""
+    total = sum(vectors[1:], vectors[0])
+    return (total[:, :, None] * total[:, None, :]).reshape(len(total), -1)
+
+
+class PNN(nn.Module):
+    """PNN.
+
+    Attributes:
+      outer: the outer product in place of the inner ones.
+      The others: see `Base`.
+    """
+
+    schema: Schema
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    outer: bool = False
+    mean: bool = False
+    interest_product: bool = False
+    item_bias: bool = False
+    extra_fields: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        features = embed(
+            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
+        )
+        interests = pool_histories(features, len(batch.label), mean=self.mean)
+        vectors = group_vectors(features, interests, self.schema)
+        products = outer_product(vectors) if self.outer else inner_products(vectors)
+        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        logits = head(features, interests, tables, lookups, batch, train=train, products=products)
+        return logits, {"interest": interests}
+
+
+def module(schema: Schema, config: Any, axis_name: str | None = None) -> PNN:
+    """The module that `config.model` describes.
+
+    Raises:
+      DinError: the tables have not all one width.
+    """
+    one_width(schema, config)
+    return PNN(**options(schema, config, axis_name), outer=config.pnn.product == "outer")
