@@ -201,8 +201,12 @@ def paper(
     interest_product: bool = False,
     item_bias: str = "",
     extra_fields: Sequence[str] = (),
+    products: str = "",
+    machine: bool = False,
+    crosses: dict[str, int] | None = None,
+    ad_values: int = 0,
 ) -> dict[str, Any]:
-    """The base model (section 4.2) or, with `attention`, DIN (section 4.3).
+    """The base model (section 4.2), and what other models add to it.
 
     Args:
       samples: the mini-batch, without padding.
@@ -212,6 +216,10 @@ def paper(
       attention, difference, outer, interest_product, item_bias, extra_fields: as in the config.
       train: whether Dice takes the statistics of these samples.
       mean: pool multi-hot fields, and in the base model the history, by mean.
+      products: PNN's, "inner" or "outer": the MLP's first kernel has rows for them at its end.
+      machine: add DeepFM's factorisation machine to the logit of a click.
+      crosses: add the weights of Wide & Deep's crosses: {table: buckets}.
+      ad_values: how many values of a multi-hot ad field are crossed.
 
     Returns:
       logits [samples, 2]; interest {sequence: [samples, E]}; weights
@@ -225,7 +233,7 @@ def paper(
             )
 
     interest: dict[str, Rows] = {}
-    products: list[Rows] = []
+    with_ad: list[Rows] = []
     weights, entered = {}, {}
     for sequence in schema.sequences:
         histories, ads = _histories(samples, sequence, tables, mean)
@@ -247,7 +255,7 @@ def paper(
                 pool(history, len(ad), mean) for history, ad in zip(histories, ads, strict=True)
             ]
         if interest_product:
-            products.append(
+            with_ad.append(
                 [u * ad for u, ad in zip(interest[sequence.name], ads, strict=True)],
             )
 
@@ -256,10 +264,34 @@ def paper(
         *interest.values(),
         *groups["ad"],
         *groups["context"],
-        *products,
+        *with_ad,
     ]
     inputs = [np.concatenate([column[i] for column in columns]) for i in range(len(samples))]
+    vectors = [
+        [group[i] for group in groups["user"]]
+        + [
+            part
+            for sequence in schema.sequences
+            for part in np.split(interest[sequence.name][i], len(sequence.fields))
+            if products or machine
+        ]
+        + [group[i] for group in [*groups["ad"], *groups["context"]]]
+        for i in range(len(samples))
+    ]
+    if products == "inner":
+        inputs = [np.append(x, pair_products(v)) for x, v in zip(inputs, vectors, strict=True)]
+    elif products == "outer":
+        inputs = [
+            np.append(x, sum(np.outer(a, b) for a in v for b in v))
+            for x, v in zip(inputs, vectors, strict=True)
+        ]
     logits, entered["mlp"] = mlp(inputs, network["mlp"], train)
+    for i, sample in enumerate(samples):
+        if machine:
+            logits[i][1] += linear(sample, schema, tables, mean, extra_fields)
+            logits[i][1] += math.fsum(pair_products(vectors[i]))
+        for table, buckets in (crosses or {}).items():
+            logits[i][1] += cross(sample, schema, tables[table], table, buckets, ad_values)
     if item_bias:
         for sample, logit in zip(samples, logits, strict=True):
             logit[1] += tables["item-bias"][sample["fields"][item_bias]][0]
@@ -269,6 +301,81 @@ def paper(
         "weights": weights,
         "entered": entered,
     }
+
+
+def pair_products(vectors: Rows) -> list[float]:
+    """⟨v_i, v_j⟩ of every two vectors, the first with each after it, then the second, …"""
+    return [
+        math.fsum(a * b for a, b in zip(v, w, strict=True))
+        for i, v in enumerate(vectors)
+        for w in vectors[i + 1 :]
+    ]
+
+
+def linear(
+    sample: dict[str, Any],
+    schema: Any,
+    tables: dict[str, np.ndarray],
+    mean: bool,
+    extra_fields: Sequence[str],
+) -> float:
+    """The weights of a sample's ids: of each input a table, "INPUT-weight"."""
+
+    def weight(table: np.ndarray, ids: Any) -> float:
+        return float(embed(table, ids, mean)[0])
+
+    total = 0.0
+    for field in schema.fields:
+        if not field.optional or field.name in extra_fields:
+            total += weight(tables[f"{field.name}-weight"], sample["fields"][field.name])
+    for sequence in schema.sequences:
+        history = sample["sequences"][sequence.name]
+        for field in sequence.fields:
+            table = tables[f"{sequence.name}-{field.name}-weight"]
+            visited = math.fsum(weight(table, behavior[field.name]) for behavior in history)
+            total += visited / len(history) if mean and history else visited
+    return total
+
+
+def bucket(visited: int, shown: int, rows: int, buckets: int) -> int:
+    """The row of a cross: exact if all pairs of known ids have room, else by MurmurHash3's mix."""
+    if not visited or not shown:
+        return 0
+    if (rows - 1) ** 2 <= buckets:
+        return 1 + (visited - 1) * (rows - 1) + shown - 1
+
+    def mixed(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+        return x ^ (x >> 16)
+
+    return 1 + mixed((mixed(visited) + shown) % 2**32) % buckets
+
+
+def crossed(sample: dict[str, Any], schema: Any, table: str, buckets: int, most: int) -> list[int]:
+    """The rows of a cross table, "SEQUENCE-FIELD-cross", that a sample looks up."""
+    name, field_name, _ = table.split("-")
+    (field,) = (
+        f for s in schema.sequences for f in s.fields if (s.name, f.name) == (name, field_name)
+    )
+
+    def several(ids: Any) -> list[int]:
+        return [ids] if isinstance(ids, int) else ids
+
+    shown = sample["fields"][field.ad]
+    return [
+        bucket(v, a, schema.rows(field.table), buckets)
+        for behavior in sample["sequences"][name]
+        for v in several(behavior[field.name])
+        for a in (several(shown) if isinstance(shown, int) else shown[:most])
+    ]
+
+
+def cross(
+    sample: dict[str, Any], schema: Any, weights: np.ndarray, table: str, buckets: int, most: int
+) -> float:
+    """The sum of a sample's weights in a cross table."""
+    return math.fsum(weights[i][0] for i in crossed(sample, schema, table, buckets, most))
 
 
 def idle_batch_norm(row: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:

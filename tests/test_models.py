@@ -13,7 +13,7 @@ from din_jax.config import default_config
 from din_jax.embedding import Lookup, init_tables, lookup
 from din_jax.errors import DinError
 from din_jax.losses import negative_log_likelihood, weighted_mean
-from din_jax.models import build
+from din_jax.models import build, deepfm, pnn, remarks
 from din_jax.models.base import ITEM_BIAS
 from din_jax.pipeline import Batch, Behaviors, Packed
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
@@ -186,18 +186,23 @@ def schema_of(name):
     return RELEASED_SCHEMA if name.startswith("released") else SCHEMA
 
 
-@functools.cache
-def case(name, axis_name=None):
-    schema = schema_of(name)
-    options = CASES[name]
+def config_of(name):
     config = default_config().model
     config.embedding_dim = 3
-    if schema is SCHEMA:
+    if schema_of(name) is SCHEMA and CASES[name]["name"] not in ("pnn", "deepfm"):
         config.table_dims = ",".join(f"{table}={dim}" for table, dim in DIMS.items())
     config.hidden = (6, 4)
     config.attention.hidden = (5,)
     config.dice.momentum = 0.8
-    config.update_from_flattened_dict(options)
+    config.update_from_flattened_dict(CASES[name])
+    return config
+
+
+@functools.cache
+def case(name, axis_name=None, config=None):
+    schema = schema_of(name)
+    options = CASES[name]
+    config = config or config_of(name)
     model = build(schema, config, axis_name)
 
     def apply(variables, batch, **how):
@@ -265,6 +270,42 @@ CASES = {
         "interest_product": True,
         "extra_fields": ("user_id",),
     },
+    "lr": {"name": "lr"},
+    "lr mean": {"name": "lr", "pooling": "mean", "extra_fields": ("user_id",)},
+    # Of 100 pairs of goods some share one of 40 buckets; pairs of shops and of tags have room.
+    "wide_deep": {
+        "name": "wide_deep",
+        "activation": "prelu",
+        "wide.buckets": 40,
+        "wide.ad_values": 2,
+    },
+    "wide_deep extras": {
+        "name": "wide_deep",
+        "activation": "dice",
+        "pooling": "mean",
+        "item_bias": "goods",
+        "interest_product": True,
+        "extra_fields": ("user_id",),
+    },
+    "pnn inner": {"name": "pnn", "activation": "dice"},
+    "pnn outer": {
+        "name": "pnn",
+        "activation": "sigmoid",
+        "pnn.product": "outer",
+        "pooling": "mean",
+        "item_bias": "shop",
+        "interest_product": True,
+        "extra_fields": ("user_id",),
+    },
+    "deepfm": {"name": "deepfm", "activation": "dice"},
+    "deepfm extras": {
+        "name": "deepfm",
+        "activation": "relu",
+        "pooling": "mean",
+        "item_bias": "shop",
+        "interest_product": True,
+        "extra_fields": ("user_id",),
+    },
     "released din sigmoid": {
         "preset": "released_code",
         "name": "din",
@@ -280,7 +321,8 @@ CASES = {
     "released base sigmoid": {"preset": "released_code", "name": "base", "activation": "sigmoid"},
     "released base dice": {"preset": "released_code", "name": "base", "activation": "dice"},
 }
-PAPER = [name for name in CASES if not name.startswith("released")]
+PAPER = [name for name in CASES if not name.startswith(("released", "lr"))]
+LR = [name for name in CASES if name.startswith("lr")]
 RELEASED = [name for name in CASES if name.startswith("released")]
 
 
@@ -349,6 +391,9 @@ def paper_oracle(name, samples, variables, train):
             part = f"activation_unit_{sequence.name}"
             units[sequence.name] = unit_layers_of(unit_kind, params[part], stats.get(part, {}))
     mlp = layers_of(kind, params["Head_0"]["mlp"], stats.get("Head_0", {}).get("mlp", {}))
+    if config.name == "pnn":
+        beside = params["Head_0"]["mlp"]["products"]["kernel"]
+        mlp[0]["kernel"] = np.concatenate([mlp[0]["kernel"], beside])
     return oracles.paper(
         samples,
         SCHEMA,
@@ -362,7 +407,25 @@ def paper_oracle(name, samples, variables, train):
         interest_product=options.get("interest_product", False),
         item_bias=options.get("item_bias", ""),
         extra_fields=options.get("extra_fields", ()),
+        products=config.pnn.product if config.name == "pnn" else "",
+        machine=config.name == "deepfm",
+        crosses=crosses_of(name),
+        ad_values=config.wide.ad_values,
     )
+
+
+def crosses_of(name):
+    """{table of a cross: its buckets}"""
+    model = case(name).model
+    return {k: case(name).config.wide.buckets for k in model.tables if k.endswith("-cross")}
+
+
+def lr_logits(name, samples, variables):
+    tables, params = f64(variables["tables"]), f64(variables["params"])
+    config = case(name).config
+    how = (config.pooling == "mean", config.extra_fields)
+    z = [oracles.linear(s, SCHEMA, tables, *how) + float(params["bias"]) for s in samples]
+    return np.stack([np.zeros(len(z)), z], axis=1)
 
 
 def released_oracle(name, samples, variables):
@@ -409,6 +472,14 @@ def test_paper_models_match_the_oracle(name, train):
         check_activation_weights(aux, batch, expected["weights"])
 
 
+@pytest.mark.parametrize("name", LR)
+def test_logistic_regression_matches_the_oracle(name):
+    for seed in range(3):
+        samples, batch, variables = setup(name, seed)
+        for logits, _ in case(name).forward(variables, batch).values():
+            close(logits[:REAL], lr_logits(name, samples, variables))
+
+
 @pytest.mark.parametrize("name", RELEASED)
 @pytest.mark.parametrize("train", [True, False])
 def test_released_code_matches_the_oracle(name, train):
@@ -444,7 +515,19 @@ def test_moving_averages_match_the_oracle(name):
     assert compared == len(jax.tree.leaves(stats)) > 0
 
 
-@pytest.mark.parametrize("name", ["base mean", "din extras"])
+GRADIENTS = [
+    "base mean",
+    "din extras",
+    "lr mean",
+    "wide_deep",
+    "pnn inner",
+    "pnn outer",
+    "deepfm",
+    "deepfm extras",
+]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_loss_and_gradient_match_the_oracle(name):
     # Every parameter and table moves at once in random directions; what the oracle's loss changes
     # by is the gradient's product with the direction.
@@ -453,7 +536,10 @@ def test_loss_and_gradient_match_the_oracle(name):
     labels = [s["label"] for s in samples]
 
     def oracle_loss(trained):
-        logits = paper_oracle(name, samples, {**variables, **trained}, train=True)["logits"]
+        if name in LR:
+            logits = lr_logits(name, samples, {**variables, **trained})
+        else:
+            logits = paper_oracle(name, samples, {**variables, **trained}, train=True)["logits"]
         return oracles.negative_log_likelihood(logits, labels)
 
     trained = f64({k: variables[k] for k in ("params", "tables")})
@@ -478,6 +564,83 @@ def test_item_bias_adds_to_the_click_alone():
     close(after[:REAL] - before[:REAL], np.tile([0, 1], (REAL, 1)))
 
 
+# What is left without a model's own part
+
+
+@pytest.mark.parametrize("name", ["wide_deep", "pnn inner", "pnn outer", "deepfm"])
+def test_model_without_its_part_is_base_bit_for_bit(name, monkeypatch):
+    if name == "deepfm":  # its products have no parameters of their own
+        monkeypatch.setattr(deepfm, "pairwise", lambda vectors: jnp.zeros(len(vectors[0])))
+    # A case of its own: compiled after the part was taken out.
+    alone = case.__wrapped__(name)
+    config = alone.config.copy_and_resolve_references()
+    config.name = "base"
+    base = case.__wrapped__(name, config=config)
+    _, batch, variables = setup(name, 21)
+    params, tables = jax.tree.map(np.array, (variables["params"], variables["tables"]))
+    if name.startswith("pnn"):
+        params["Head_0"]["mlp"]["products"]["kernel"] *= 0
+    for table in tables:
+        if table.endswith(("-weight", "-cross")):
+            tables[table] *= 0
+    variables = {**variables, "params": params, "tables": tables}
+    one, two = alone.forward(variables, batch), base.forward(variables, batch)
+    for train in (True, False):
+        np.testing.assert_array_equal(one[train][0], two[train][0])
+    # It is there: with other weights the logits are others.
+    with_part = case(name).forward(setup(name, 21)[2], batch)[False][0]
+    assert (np.asarray(with_part) != np.asarray(one[False][0]))[:REAL].any()
+
+
+@examples
+@given(seeds, st.integers(2, 6), st.integers(1, 5))
+def test_pairwise_products_in_f_steps_are_those_of_all_pairs(seed, groups, dim):
+    rng = np.random.default_rng(seed)
+    vectors = [rng.standard_normal((4, dim)).astype(np.float32) for _ in range(groups)]
+    expected = [oracles.pair_products([v[i] for v in f64(vectors)]) for i in range(4)]
+    close(deepfm.pairwise(vectors), [sum(products) for products in expected], atol=1e-5)
+    close(pnn.inner_products(vectors), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pnn", "deepfm"])
+def test_products_need_one_width(name):
+    config = default_config().model
+    config.name, config.table_dims = name, "goods=4"
+    with pytest.raises(DinError, match=r"all tables need one width; found .*goods=4, hour=12"):
+        build(SCHEMA, config)
+
+
+@pytest.mark.parametrize("key", ["item_bias", "interest_product"])
+def test_logistic_regression_names_what_it_does_not_have(key):
+    config = default_config().model
+    config.name = "lr"
+    config[key] = {"item_bias": "goods", "interest_product": True}[key]
+    with pytest.raises(DinError, match=f"config.model.{key}"):
+        build(SCHEMA, config)
+
+
+def test_shared_buckets_are_counted():
+    """A cross of goods in 40 buckets against the pairs of these samples, one by one."""
+    parts = [draw_samples(np.random.default_rng(seed), SCHEMA) for seed in range(5)]
+    some = [make_batch(part, SCHEMA, np.random.default_rng(22)) for part in parts]
+    samples = sum(parts, [])
+    config = case("wide_deep").config
+    pairs = {
+        (b["goods"], s["fields"]["goods"])
+        for s in samples
+        for b in s["sequences"]["clicks"]
+        if b["goods"] and s["fields"]["goods"]
+    }
+    held = [oracles.bucket(v, a, 11, 40) for v, a in pairs]
+    shared = sum(held.count(i) > 1 for i in held)
+    assert shared > 0
+    tags, goods, shops = remarks(some, SCHEMA, config)
+    assert tags == "clicks-tags-cross: every pair of ids has a weight of its own"
+    assert shops == "visits-shop-cross: every pair of ids has a weight of its own"
+    assert f"of {len(pairs)} distinct pairs" in goods
+    assert f" {100 * shared / len(pairs):.1f} % share one of 40 buckets" in goods
+
+
 # Padding, buckets, order
 
 
@@ -493,7 +656,15 @@ def scores(name, variables, batch):
     return np.asarray(case(name).forward(variables, batch)[False][0])
 
 
-SOME = ["base mean", "din extras", "released din dice"]
+SOME = [
+    "base mean",
+    "din extras",
+    "lr mean",
+    "wide_deep",
+    "pnn inner",
+    "deepfm",
+    "released din dice",
+]
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -529,8 +700,25 @@ def test_rows_outside_the_batch_have_no_gradient(name):
         behaviors = [(s, b) for s in schema.sequences for b in sample["sequences"][s.name]]
         found = [(f.table, sample["fields"][f.name]) for f in schema.fields if f.table in grads]
         found += [(f.table, b[f.name]) for s, b in behaviors for f in s.fields]
+        found += [
+            (f"{f.name}-weight", sample["fields"][f.name])
+            for f in schema.fields
+            if f"{f.name}-weight" in grads
+        ]
+        found += [
+            (f"{s.name}-{f.name}-weight", b[f.name])
+            for s, b in behaviors
+            for f in s.fields
+            if f"{s.name}-{f.name}-weight" in grads
+        ]
+        most = case(name).config.wide.ad_values
+        found += [
+            (table, oracles.crossed(sample, schema, table, buckets, most))
+            for table, buckets in crosses_of(name).items()
+        ]
         for table, ids in found:
-            present[table] |= {ids} if isinstance(ids, int) else set(ids)
+            if table in grads:
+                present[table] |= {ids} if isinstance(ids, int) else set(ids)
     if ITEM_BIAS in grads:
         bias = case(name).config.item_bias or schema.sequences[0].fields[0].ad
         present[ITEM_BIAS] = {s["fields"][bias] for s in samples}
@@ -549,6 +737,9 @@ def test_batch_of_empty_histories_is_finite(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
     if name.startswith("released"):
         close(found["logits"][:, 1], released_oracle(name, samples, variables)["logit"])
+        return
+    if name in LR:
+        close(found["logits"], lr_logits(name, samples, variables))
         return
     close(found["logits"], paper_oracle(name, samples, variables, train=True)["logits"])
     for part in found["stats"]:
