@@ -623,7 +623,7 @@ def test_shared_buckets_are_counted():
     """A cross of goods in 40 buckets against the pairs of these samples, one by one."""
     parts = [draw_samples(np.random.default_rng(seed), SCHEMA) for seed in range(5)]
     some = [make_batch(part, SCHEMA, np.random.default_rng(22)) for part in parts]
-    samples = sum(parts, [])
+    samples = [sample for part in parts for sample in part]
     config = case("wide_deep").config
     pairs = {
         (b["goods"], s["fields"]["goods"])
