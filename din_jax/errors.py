@@ -9,6 +9,10 @@ class DinError(Exception):
     """
 
 
+class Diverged(DinError):
+    """The loss is no longer a number: no weights that were saved since are worth anything."""
+
+
 class Interrupted(Exception):
     """A signal asked to stop and the work is saved; the message says how to go on.
 

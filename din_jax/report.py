@@ -1,16 +1,18 @@
-"""Compares trained models over seeds.
+"""Compares trained models over seeds, and makes the paper's tables.
 
-    python -m din_jax.report compare --config … --workdir …   models and activations
+    python -m din_jax.report table3 --store …                 the paper's tables 3, 4 and 5
     python -m din_jax.report lines --config … --workdir …     the lines that a config file defines
+    python -m din_jax.report compare --config … --workdir …   models and activations
 
-Config keys are flags as they are of train.py.
+Config keys are flags as they are of train.py. Runs that are complete are not trained again, one
+that was stopped goes on: the same command resumes.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
-import re
 import runpy
 import sys
 from collections.abc import Mapping
@@ -21,18 +23,27 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from din_jax import cli, training
-from din_jax.checkpoint import Checkpoints
+from din_jax import cli
 from din_jax.config import check
 from din_jax.errors import DinError
-from din_jax.metrics import UserAUC, paired_difference, rela_impr, user_auc
+from din_jax.experiments import METRICS, compare_lines, mean_over_seeds, shown, tested
+from din_jax.metrics import paired_difference, rela_impr, user_auc
+from din_jax.store import Store
 
-_METRICS = ("user_weighted_auc", "auc", "log_loss")
+TABLES = ("table3", "table4", "table5")
+_CONFIGS = Path(__file__).parent.parent / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
 )
 _MODELS = flags.DEFINE_list("models", "base,din", "What to train; the first is compared with.")
 _ACTIVATIONS = flags.DEFINE_list("activations", "dice", "Each model with each of these.")
+_STORE = flags.DEFINE_string("store", None, "Of a table: the store to train and test on.")
+_PROTOCOL = flags.DEFINE_string(
+    "protocol",
+    "paper",
+    "Of a table: paper (the paper's lines and training, fixed) or tuned (every line searched on "
+    "validation with one budget).",
+)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
@@ -73,11 +84,11 @@ def compare(
         for variant in configs:
             folder = workdir / f"{name}-{activation}-{variant.seed}"
             print(f"--- {folder}", flush=True)
-            runs.append(_tested(variant, folder))
+            runs.append(tested(variant, folder))
         by_user[name, activation] = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
         lines.append(
             {"model": name, "activation": activation, "seeds": seeds}
-            | {metric: [run.metrics[metric] for run in runs] for metric in _METRICS}
+            | {metric: [run.metrics[metric] for run in runs] for metric in METRICS}
         )
     differences = []
     for activation, name in itertools.product(activations, models[1:]):
@@ -86,7 +97,7 @@ def compare(
             o.weighted("impressions") - t.weighted("impressions")
             for o, t in zip(ours, theirs, strict=True)
         ]
-        paired = paired_difference(_mean_over_seeds(ours), _mean_over_seeds(theirs))
+        paired = paired_difference(mean_over_seeds(ours), mean_over_seeds(theirs))
         base = float(np.mean([t.weighted("impressions") for t in theirs]))
         differences.append(
             {
@@ -109,7 +120,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     ]
     rows += [
         f"| {line['model']} | {line['activation']} | "
-        + " | ".join(_mean_std(line[m]) for m in _METRICS)
+        + " | ".join(_mean_std(line[m]) for m in METRICS)
         + " |"
         for line in result["lines"]
     ]
@@ -130,85 +141,6 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def compare_lines(
-    config: ConfigDict, lines: Mapping[str, Mapping[str, Any]], seeds: int, workdir: Path
-) -> dict[str, Any]:
-    """Trains the lines of an experiment on each seed, each with what its search found best.
-
-    A line is config keys and their values. A list of values is searched: each is tried with the
-    first seed, the best on validation is taken, and the trials leave the test split alone. Runs
-    that are complete are not trained again.
-
-    Args:
-      config: of every run, but for the seed and what a line sets.
-      lines: {name: {config key: value, or list of values to search}}. The first is compared with.
-      seeds: how many, from `config.seed` on.
-      workdir: folder of the runs.
-
-    Returns:
-      {"lines": for each its name, the values chosen, its trials' validation, test metrics by seed,
-      RelaImpr of the mean against the first line, the difference to it paired over users, and with
-      `eval.curves` the metrics an evaluation}.
-    """
-    planned = {name: _settings(name, keys) for name, keys in lines.items()}
-    if config.data.fit != "train" and any(len(settings) > 1 for settings in planned.values()):
-        raise DinError(
-            f"config.data.fit={config.data.fit!r}: a line is searched on validation, which must "
-            "not be trained on; use data.fit='train'"
-        )
-    names = [_folder_name(n, s, lines[n]) for n, settings in planned.items() for s in settings]
-    for shared in names:
-        if names.count(shared) > 1:
-            raise DinError(f"two lines, or values of a line, would share the folder {shared!r}")
-    for settings in planned.values():
-        for setting in settings:
-            check(_with(config, setting))  # all of them, before the first is trained
-    found: list[dict[str, Any]] = []
-    first: list[UserAUC] = []
-    for name, settings in planned.items():
-        trials = []
-        for setting in settings if len(settings) > 1 else []:
-            folder = workdir / "trials" / _folder_name(name, setting, lines[name])
-            print(f"--- {folder}", flush=True)
-            training.train(_with(config, setting | {"eval.curves": False}), folder, test=False)
-            trials.append(Checkpoints(folder).meta("last")["best"])
-        best = max if config.train.select != "log_loss" else min
-        chosen = settings[trials.index(best(trials))] if trials else settings[0]
-        runs, curves = [], []
-        for seed in range(config.seed, config.seed + seeds):
-            folder = workdir / f"{_folder_name(name, chosen, lines[name])}-{seed}"
-            print(f"--- {folder}", flush=True)
-            runs.append(_tested(_with(config, chosen | {"seed": seed}), folder))
-            curves.append(_curves(folder))
-        ours = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
-        first = first or ours
-        base, mine = (
-            float(np.mean([u.weighted("impressions") for u in us])) for us in (first, ours)
-        )
-        found.append(
-            {
-                "line": name,
-                "chosen": {key: chosen[key] for key in _searched(lines[name])},
-                "trials": [
-                    {key: setting[key] for key in _searched(lines[name])} | {"validation": value}
-                    for setting, value in zip(settings, trials, strict=bool(trials))
-                ]
-                if trials
-                else [],
-                **{m: [run.metrics[m] for run in runs] for m in _METRICS},
-                "rela_impr": rela_impr(mine, base),
-                "difference": paired_difference(
-                    _mean_over_seeds(ours), _mean_over_seeds(first)
-                )._asdict(),
-                "curves": [
-                    {key: float(np.mean([c[key] for c in same])) for key in same[0]}
-                    for same in zip(*curves, strict=True)
-                ],
-            }
-        )
-    return {"seeds": seeds, "lines": found}
-
-
 def lines_as_markdown(result: dict[str, Any]) -> str:
     """The lines as Markdown tables: the scores, the searches, and the curves if there are any."""
     rows = [
@@ -223,17 +155,9 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
             f"| {line['rela_impr']:+.2f} % "
             f"| {d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) "
             f"| {_mean_std(line['auc'])} | {_mean_std(line['log_loss'])} "
-            f"| {_shown(line['chosen'])} |"
+            f"| {shown(line['chosen'])} |"
         )
-    if any(line["trials"] for line in result["lines"]):
-        rows += ["", "| line | validation of each trial |", "| --- | --- |"]
-    for line in result["lines"]:
-        trials = [
-            f"{_shown({k: v for k, v in t.items() if k != 'validation'})}: {t['validation']:.4f}"
-            for t in line["trials"]
-        ]
-        if trials:
-            rows.append(f"| {line['line']} | {'; '.join(trials)} |")
+    rows += _trials_as_markdown(result)
     if any(line["curves"] for line in result["lines"]):
         rows += [
             "",
@@ -249,64 +173,6 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
         for c in line["curves"]
     ]
     return "\n".join(rows)
-
-
-def _searched(keys: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in keys.items() if isinstance(value, list)]
-
-
-def _settings(name: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All combinations of a line's values."""
-    for key in _searched(keys):
-        if not keys[key]:
-            raise DinError(f"line {name!r}: the list of values of {key} is empty")
-    values = [value if isinstance(value, list) else [value] for value in keys.values()]
-    return [dict(zip(keys, chosen, strict=True)) for chosen in itertools.product(*values)]
-
-
-def _shown(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in setting.items())
-
-
-def _value(value: Any) -> str:
-    """The shortest text of a value."""
-    short = f"{value:g}" if isinstance(value, float) else ""
-    return short if short and float(short) == value else str(value)
-
-
-def _folder_name(name: str, setting: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    parts = [name, *(_value(setting[key]) for key in _searched(keys))]
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
-
-
-def _with(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
-    changed = config.copy_and_resolve_references()
-    try:
-        changed.update_from_flattened_dict(dict(setting))
-    except (KeyError, TypeError) as error:
-        raise DinError(f"a line sets {dict(setting)}: {error.args[0]}") from error
-    return changed
-
-
-def _tested(config: ConfigDict, folder: Path) -> training.Tested:
-    tested = training.train(config, folder)
-    assert tested is not None
-    return tested
-
-
-def _curves(folder: Path) -> list[dict[str, float]]:
-    """The metrics of train and test at each evaluation of a run, from its log."""
-    points: dict[int, dict[str, float]] = {}
-    epoch = {}
-    for text in (folder / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if line["split"] == "train":
-            epoch[line["step"]] = line["epoch"]
-        split, _, kind = line["split"].partition("_")
-        if kind == "curve":
-            point = points.setdefault(line["step"], {"epoch": epoch[line["step"]]})
-            point |= {f"{split}_{metric}": line[metric] for metric in _METRICS}
-    return [points[step] for step in sorted(points)]
 
 
 def _lines_of(path: str) -> dict[str, dict[str, Any]]:
@@ -326,18 +192,113 @@ def _variant(config: ConfigDict, name: str, activation: str, seed: int) -> Confi
     return variant
 
 
-def _mean_over_seeds(runs: list[UserAUC]) -> UserAUC:
-    return runs[0]._replace(auc=np.mean([r.auc for r in runs], axis=0))
-
-
 def _mean_std(values: list[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
 
 
+def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of the paper: the lines' scores, and published ones beside them.
+
+    Args:
+      result: of `compare_lines`.
+      published: {heading of a column: {line: AUC}}.
+    """
+    difference = f"minus {result['against']}, paired (95 %)"
+    headings = ["line", "user_weighted_auc", "RelaImpr", difference, *published, "auc", "log_loss"]
+    searched = any(line["chosen"] for line in result["lines"])
+    refit = any("epochs" in line for line in result["lines"])
+    headings += ["chosen"] * searched + ["epochs"] * refit
+    rows = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    for line in result["lines"]:
+        d = line["difference"]
+        cells = [
+            line["line"],
+            _mean_std(line["user_weighted_auc"]),
+            f"{line['rela_impr']:+.2f} %",
+            f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})",
+        ]
+        for figures in published.values():
+            auc = figures.get(line["line"])
+            relative = auc and rela_impr(auc, figures[result["against"]])
+            cells.append(f"{auc:.4f} ({relative:+.2f} %)" if auc else "")
+        cells += [_mean_std(line["auc"]), _mean_std(line["log_loss"])]
+        cells += [shown(line["chosen"])] * searched
+        cells += [str(line.get("epochs", ""))] * refit
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, *_trials_as_markdown(result)])
+
+
+def _trials_as_markdown(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for line in result["lines"]:
+        trials = [
+            f"{shown({k: v for k, v in t.items() if k != 'validation'})}: {t['validation']:.4f}"
+            for t in line["trials"]
+        ]
+        if len(trials) > 1:
+            rows.append(f"| {line['line']} | {'; '.join(trials)} |")
+    return ["", "| line | validation of each trial |", "| --- | --- |", *rows] if rows else []
+
+
+def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
+    """Trains a table's lines: (what was found, the same as Markdown)."""
+    module = runpy.run_path(str(_CONFIGS / f"{name}.py"))
+    protocol, against, refit = _PROTOCOL.value, module["AGAINST"], module["REFIT"]
+    origin = Store(_STORE.value).origin
+    published: dict[str, dict[str, float]] = next(
+        (
+            figures
+            for facts, figures in module["PUBLISHED"]
+            if all(origin.get(key) == value for key, value in facts.items())
+        ),
+        {},
+    )
+    lines = module["PROTOCOLS"][protocol]
+    result = compare_lines(
+        _CONFIG.value, lines, _SEEDS.value, workdir, against=against, refit=refit
+    )
+    result |= {"table": name, "protocol": protocol, "store": origin, "published": published}
+    text = f"{name}, protocol {protocol}, {_SEEDS.value} seeds, RelaImpr against {against}\n\n"
+    text += table_as_markdown(result, published)
+    if not published:
+        text += "\n\nThe data is not the paper's, so that its figures do not stand here."
+    return result, text
+
+
+def _with_config_of_table(argv: list[str]) -> list[str]:
+    """The command line of a table, which names a store, as one that names a config."""
+    name = next((a for a in argv[1:] if a in TABLES), None)
+    if name is None:
+        return argv
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--store", "--protocol", "--workdir", "--config"):
+        parser.add_argument(flag, default="")
+    given, _ = parser.parse_known_args(argv[1:])
+    if given.config:
+        raise DinError(
+            f"{name} has a config of its own, configs/{name}.py; single keys are flags: "
+            "--config.train.epochs=1"
+        )
+    if not given.store:
+        raise DinError(f"{name} needs --store=…: the folder of a prepared store")
+    protocol = given.protocol or "paper"
+    if protocol not in ("paper", "tuned"):
+        raise DinError(f"--protocol={protocol}: expected paper or tuned")
+    file = _CONFIGS / f"{name}.py"
+    if not file.is_file():
+        raise DinError(f"no {file}: run from a checkout of the project, which has configs/")
+    Store(given.store)  # now, for its own error
+    added = [f"--config={file}:{protocol}:{given.store}"]
+    if not given.workdir:
+        added.append(f"--workdir=runs/{name}-{Path(given.store).name}-{protocol}")
+    return [argv[0], *added, *argv[1:]]
+
+
 def main() -> None:
     """Runs the report that the command line names."""
-    (name,) = cli.parse_flags(sys.argv, required=("config", "workdir"), positional=1) or [""]
+    argv = _with_config_of_table(sys.argv)
+    (name,) = cli.parse_flags(argv, required=("config", "workdir"), positional=1) or [""]
     workdir = Path(_WORKDIR.value)
     if name == "compare":
         result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
@@ -346,10 +307,13 @@ def main() -> None:
         lines = _lines_of(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir)
         text = lines_as_markdown(result)
+    elif name in TABLES:
+        result, text = _table(name, workdir)
     else:
         found = f"no report {name!r}" if name else "which report?"
         raise DinError(
-            f"{found}: expected `python -m din_jax.report compare --config=…` or `lines`"
+            f"{found}: expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, "
+            "`lines --config=…` or `compare --config=…`"
         )
     (workdir / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (workdir / f"{name}.md").write_text(text + "\n")

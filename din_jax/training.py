@@ -25,7 +25,7 @@ from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check, default_config
 from din_jax.counts import cached_counts
 from din_jax.devices import Placement
-from din_jax.errors import DinError, Interrupted
+from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.pipeline import Batch, BatchSource, Shards, batches
 from din_jax.prepare import planted
 from din_jax.regularizers import Regularizer, most_frequent
@@ -447,7 +447,7 @@ class _Trainer:
             f"input wait {figures['input_wait']:.1%}"
         )
         if not np.isfinite(figures["loss"]):
-            raise DinError(
+            raise Diverged(
                 f"the loss is {figures['loss']} by step {done:,}: training has diverged; "
                 "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
             )

@@ -20,6 +20,7 @@ LAYERS = [
     {"step"},
     {"checkpoint", "evaluation"},
     {"training"},
+    {"experiments"},
     {"report"},
 ]
 
