@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from din_jax import training
 from din_jax.checkpoint import Checkpoints
 from din_jax.config import check
-from din_jax.errors import DinError
+from din_jax.errors import DinError, Diverged
 from din_jax.metrics import UserAUC, paired_difference, rela_impr, user_auc
 from din_jax.store import Store
 
@@ -51,9 +51,10 @@ def compare_lines(
         many, and score the last weights. Otherwise a run scores those that were best on validation.
 
     Returns:
-      {"seeds", "against", "lines": for each its name, the values chosen, the epochs of a refit, its
-      trials' validation, test metrics by seed, RelaImpr of the mean and the difference paired over
-      users, both against that line, and with `eval.curves` the metrics an evaluation}.
+      {"seeds", "against", "lines": for each its name, the values chosen, the epochs of a refit, how
+      many seeds diverged, its trials' validation (None: diverged), test metrics by seed that did
+      not, RelaImpr of the mean and the difference paired over users, both against that line, and
+      with `eval.curves` the metrics an evaluation}.
 
     Raises:
       DinError: lines can't be told apart, or a value can't be used; before anything is trained.
@@ -66,20 +67,24 @@ def compare_lines(
         trials, epochs = [], []
         for setting in settings if len(settings) > 1 or refit else []:
             folder = workdir / "trials" / _folder_name(name, setting, lines[name])
-            print(f"--- {folder}", flush=True)
-            tried = _with(config, setting | {"eval.curves": False})
-            training.train(tried, folder, test=False)
-            trials.append(Checkpoints(folder).meta("last")["best"])
-            epochs.append(_epochs(tried, Checkpoints(folder).latest("best")))
+            value, epoch = _tried(_with(config, setting | {"eval.curves": False}), folder)
+            trials.append(value)
+            epochs.append(epoch)
         best = max if config.train.select != "log_loss" else min
-        at = trials.index(best(trials)) if trials else 0
+        finished = [value for value in trials if value is not None]
+        at = trials.index(best(finished)) if finished else 0
         chosen = settings[at]
         final = {"data.fit": "train+validation", "train.epochs": epochs[at]} if refit else {}
         runs, curves = [], []
         for seed in range(config.seed, config.seed + seeds):
+            if trials and not finished:
+                break  # with every setting it diverged
             folder = workdir / f"{_folder_name(name, chosen, lines[name])}-{seed}"
-            print(f"--- {folder}", flush=True)
-            runs.append(tested(_with(config, chosen | final | {"seed": seed}), folder))
+            try:
+                runs.append(tested(_with(config, chosen | final | {"seed": seed}), folder))
+            except Diverged as error:
+                print(error, flush=True)
+                continue
             curves.append(_curves(folder))
         by_user[name] = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
         found.append(
@@ -87,6 +92,7 @@ def compare_lines(
                 "line": name,
                 "chosen": {key: chosen[key] for key in _searched(lines[name])},
                 **({"epochs": epochs[at]} if refit else {}),
+                "diverged": seeds - len(runs),
                 "trials": [
                     {key: setting[key] for key in _searched(lines[name])} | {"validation": value}
                     for setting, value in zip(settings, trials, strict=bool(trials))
@@ -104,6 +110,9 @@ def compare_lines(
     theirs = by_user[against]
     for line in found:
         ours = by_user[line["line"]]
+        if not ours or not theirs:
+            line["rela_impr"] = line["difference"] = None
+            continue
         base, mine = (
             float(np.mean([u.weighted("impressions") for u in us])) for us in (theirs, ours)
         )
@@ -136,6 +145,18 @@ def _check_lines(
     for settings in planned.values():
         for setting in settings:
             check(_with(config, setting))
+
+
+def _tried(config: ConfigDict, folder: Path) -> tuple[float | None, int]:
+    """A trial's best value on validation, and after how many epochs; None if it diverged."""
+    print(f"--- {folder}", flush=True)
+    try:
+        training.train(config, folder, test=False)
+    except Diverged as error:
+        print(error, flush=True)
+        return None, config.train.epochs
+    checkpoints = Checkpoints(folder)
+    return checkpoints.meta("last")["best"], _epochs(config, checkpoints.latest("best"))
 
 
 def _epochs(config: ConfigDict, step: int | None) -> int:
@@ -185,6 +206,7 @@ def _with(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
 
 def tested(config: ConfigDict, folder: Path) -> training.Tested:
     """Trains a run, if it isn't complete, and scores test."""
+    print(f"--- {folder}", flush=True)
     tested = training.train(config, folder)
     assert tested is not None
     return tested

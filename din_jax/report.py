@@ -83,7 +83,6 @@ def compare(
         runs = []
         for variant in configs:
             folder = workdir / f"{name}-{activation}-{variant.seed}"
-            print(f"--- {folder}", flush=True)
             runs.append(tested(variant, folder))
         by_user[name, activation] = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
         lines.append(
@@ -152,9 +151,13 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
         d = line["difference"]
         rows.append(
             f"| {line['line']} | {_mean_std(line['user_weighted_auc'])} "
-            f"| {line['rela_impr']:+.2f} % "
-            f"| {d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) "
-            f"| {_mean_std(line['auc'])} | {_mean_std(line['log_loss'])} "
+            + (
+                f"| {line['rela_impr']:+.2f} % "
+                f"| {d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) "
+                if d
+                else "| | "
+            )
+            + f"| {_mean_std(line['auc'])} | {_mean_std(line['log_loss'])} "
             f"| {shown(line['chosen'])} |"
         )
     rows += _trials_as_markdown(result)
@@ -193,6 +196,8 @@ def _variant(config: ConfigDict, name: str, activation: str, seed: int) -> Confi
 
 
 def _mean_std(values: list[float]) -> str:
+    if not values:
+        return "diverged"
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
 
@@ -215,8 +220,8 @@ def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[st
         cells = [
             line["line"],
             _mean_std(line["user_weighted_auc"]),
-            f"{line['rela_impr']:+.2f} %",
-            f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})",
+            f"{line['rela_impr']:+.2f} %" if d else "",
+            f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})" if d else "",
         ]
         for figures in published.values():
             auc = figures.get(line["line"])
@@ -233,7 +238,8 @@ def _trials_as_markdown(result: dict[str, Any]) -> list[str]:
     rows = []
     for line in result["lines"]:
         trials = [
-            f"{shown({k: v for k, v in t.items() if k != 'validation'})}: {t['validation']:.4f}"
+            f"{shown({k: v for k, v in t.items() if k != 'validation'})}: "
+            + ("diverged" if t["validation"] is None else f"{t['validation']:.4f}")
             for t in line["trials"]
         ]
         if len(trials) > 1:
