@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from din_jax.errors import DinError
-from din_jax.prepare import amazon
+from din_jax.prepare import amazon, lines
 from din_jax.store import SPLITS, Store
 
 # User, good, time; not in order of time. Ann's reviews 2 and 3 fall on one second: the file's
@@ -248,7 +248,7 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
 
 
 def test_lines_are_numbered_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(amazon, "_BLOCK_BYTES", 150)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 150)
     write(tmp_path)
     prepare(tmp_path)
     whole = Store(tmp_path / "store").fingerprint
@@ -257,7 +257,7 @@ def test_lines_are_numbered_across_blocks(tmp_path, monkeypatch):
     write(tmp_path / "again")
     prepare(tmp_path / "again")
     assert Store(tmp_path / "again/store").fingerprint == whole
-    monkeypatch.setattr(amazon, "_BLOCK_BYTES", 150)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 150)
     spoil(tmp_path / "reviews.json.gz", 6, "oops")
     with pytest.raises(DinError, match="line 7: 'oops'"):
         amazon.prepare(tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz", tmp_path / "x")

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +29,10 @@ import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
+from din_jax.prepare import lines
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
-_BLOCK_BYTES = 1 << 26
 _ASIN = re.compile(rb"""['"]asin['"]: *(?:'([^'\\]*)'|"([^"\\]*)")""")
 
 
@@ -253,8 +251,8 @@ def _raise_first_bad_review(path: Path, first_line: int, block: bytes) -> None:
             good = False
         if not good:
             raise DinError(
-                f"{path}, line {number}: {_shown(line)} is not a review; expected a JSON object "
-                "with reviewerID and asin (text) and unixReviewTime (whole seconds). "
+                f"{path}, line {number}: {lines.shown(line)} is not a review; expected a JSON "
+                "object with reviewerID and asin (text) and unixReviewTime (whole seconds). "
                 "Mend or delete the line"
             )
     raise DinError(
@@ -289,7 +287,7 @@ def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
             except (ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError,
                     MemoryError, RecursionError) as error:  # fmt: skip
                 raise DinError(
-                    f"{path}, line {number}: {_shown(line)} is not a good; expected a Python "
+                    f"{path}, line {number}: {lines.shown(line)} is not a good; expected a Python "
                     "literal like {'asin': '…', 'categories': [['…', '…']]}. "
                     "Mend or delete the line"
                 ) from error
@@ -302,31 +300,6 @@ def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (number of the first line, whole lines), some tens of megabytes at a time."""
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            if path.suffix == ".gz" and not packed:
-                raise DinError(f"{path}: named .gz, but it is not a gzip file")
-        line, rest = 1, b""
-        with gzip.open(path) if packed else path.open("rb") as file:
-            while data := file.read(_BLOCK_BYTES):
-                head, newline, tail = data.rpartition(b"\n")
-                if not newline:
-                    rest += data
-                    continue
-                block = rest + head + newline
-                yield line, block
-                line += block.count(b"\n")
-                rest = tail
-        if rest:
-            yield line, rest
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DinError(f"{path}: cut short or damaged ({error}); fetch the file again") from error
-    except OSError as error:
-        raise DinError(f"{path}: {error.strerror or error}") from error
-
-
-def _shown(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").strip()
-    return repr(text if len(text) <= 80 else text[:79] + "…")
+    if path.suffix == ".gz" and not lines.is_gzip(path):
+        raise DinError(f"{path}: named .gz, but it is not a gzip file")
+    return lines.blocks(path)
