@@ -3,6 +3,9 @@
     python -m din_jax.prepare movielens --ratings ratings.csv --movies movies.csv \
         --out data/movielens
     python train.py --config configs/movielens.py
+
+On ml-1m, whose histories are 193 films long on average, of which 100 are kept: three minutes on 2
+busy cores, user_weighted_auc 0.718 on test (0.708 with --config.model.name=base), one seed each.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +17,7 @@ def get_config() -> ConfigDict:
     """The config of this experiment."""
     c = default_config()
     c.data.store = "data/movielens"
-    c.data.max_history = 100
+    c.data.max_history = 100  # the latest; the paper does not say how many it keeps
     c.model.embedding_dim = 16
     c.model.hidden = (80, 40)
     c.optimizer.decay_samples = 10_000_000

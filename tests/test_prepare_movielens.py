@@ -31,9 +31,8 @@ def raw(seed=3):
             for f in films
         ]
     ratings = [ratings[i] for i in rng.permutation(len(ratings))]
-    for at in (5, 50, 500):  # rows that stand twice, and one three times
-        ratings.insert(at * 2, ratings[at])
-    ratings.append(ratings[5])
+    # Rows that stand twice, one three times; the first of them keeps its place among its ties.
+    ratings += ratings[:200:5] + ratings[5:6]
     # The same film again, with another rating or at another time, is no duplicate.
     ratings += [
         (100 + USERS, 7 + 11 * 40, stars, when) for stars in (3.5, 4.0, 4.5) for when in (9, 9, 8)
@@ -287,6 +286,7 @@ def layouts():
     yield "byte order mark", [b"\xef\xbb\xbf" + text.encode() for text in csv]
     yield "no last line feed", [text.rstrip("\n").encode() for text in csv]
     yield "blank lines", [text.replace("\n", "\n\n").encode() + b" \n" for text in csv]
+    yield "blank lines, returns", [text.replace("\n", "\r\n\r\n").encode() for text in csv]
     yield ":: with blank lines", [text.replace("\n", "\n\n").encode() for text in dat]
 
 
@@ -295,7 +295,16 @@ def test_every_layout_gives_the_same_bytes(tmp_path, content, monkeypatch):
     expected = files_of(prepare(tmp_path / "expected"))
     assert files_of(prepare(tmp_path / "whole", content)) == expected
     monkeypatch.setattr(lines, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(movielens, "_AT_ONCE", 100)
     assert files_of(prepare(tmp_path / "in blocks", content)) == expected
+
+
+def test_a_genre_is_taken_once_and_an_empty_one_not_at_all(tmp_path):
+    ratings = b"".join(b"%d::1::4::0\n%d::2::4::1\n" % (user, user) for user in range(5))
+    store = prepare(tmp_path / "a", (ratings, b"1::A::War| Drama||War|\n2::B::\n"))
+    assert store.vocabulary("genre").ids.to_list() == [None, "Drama", "War"]
+    assert store.column("fields/genres")[:4].tolist() == [2, 1, 2, 1]
+    assert store.column("fields/genres.offsets").tolist() == [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
 
 
 def test_users_outside_train_change_no_vocabulary(tmp_path):
@@ -368,6 +377,7 @@ def with_line(data, number, line):
         ((RATINGS, with_line(MOVIES, 6, b"1,Toy Story")), r"/movies, line 6: '1,Toy Story' is not"),
         ((RATINGS, with_line(MOVIES, 6, b",,")), r"movies, line 6: ',,' is not a movie"),
         ((RATINGS, with_line(MOVIES, 6, b"x,Toy,War")), r"line 6: 'x,Toy,War' is not .* movieId,t"),
+        ((RATINGS, with_line(MOVIES, 6, b'1,"Toy" x,War')), r"line 6: .* x,War' is not a movie"),
         ((RATINGS, with_line(MOVIES, 6, b'1,"Toy,War')), r"line 6: '1,\"Toy,War' is not a movie"),
         (
             (RATINGS, with_line(MOVIES_DAT, 6, b"1::Toy")),
