@@ -469,9 +469,9 @@ def _opened(path: Path, wanted: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
     found, separator = _layout(head.decode("utf-8", "replace").strip())
     if found != wanted:
         raise DinError(
-            f"{path}, line 1: found {lines.shown(head)}, "
-            + ("" if found is None else f"which is of {found}; are the two files swapped? ")
-            + f"Expected the header {_HEADERS[wanted]}, or fields split by :: as in ml-1m"
+            f"{path}, line 1: found {lines.shown(head)}"
+            + (f", which is of {found} (are the two files swapped?)" if found else "")
+            + f"; expected the header {_HEADERS[wanted]}, or fields split by :: as in ml-1m"
         )
     here = (first_line, block) if separator == "::" else (first_line + 1, rest)
     return separator, itertools.chain([here] if here[1] else [], blocks)
