@@ -31,6 +31,8 @@ import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
+from din_jax.prepare import industrial
+from din_jax.prepare.draws import GoodsOfBundles, pick
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
@@ -56,31 +58,72 @@ TASTE = 0.8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
-    parser.add_argument("--users", type=int, default=6000, help="how many users (default 6000)")
     parser.add_argument(
+        "--shape",
+        choices=("quickstart", "industrial"),
+        default="quickstart",
+        help="quickstart (the default): small and strong signals, as described above; industrial: "
+        "the feature groups of the paper's table 1, weak signals, any size "
+        "(din_jax/prepare/industrial.py)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
+    parser.add_argument(
+        "--users",
+        type=int,
+        help="how many users (default 6000; industrial: a fortieth of the samples)",
+    )
+    quickstart = parser.add_argument_group("quickstart")
+    quickstart.add_argument(
         "--goods-per-category",
         type=int,
-        default=GOODS_PER_CATEGORY,
         help=f"how fine-grained the goods are (default {GOODS_PER_CATEGORY})",
     )
-    parser.add_argument(
+    quickstart.add_argument(
         "--taste",
         type=float,
-        default=TASTE,
         help=f"strength of the activated behaviours; 0: the ad activates nothing (default {TASTE})",
     )
+    shaped = parser.add_argument_group("industrial")
+    shaped.add_argument(
+        "--samples",
+        type=int,
+        help=f"training samples (default {industrial.SAMPLES:,}); validation has an eighth of "
+        "that, test a quarter",
+    )
+    for name, default in (
+        ("goods", f"1 a {industrial.SAMPLES_PER_GOOD} training samples"),
+        ("shops", f"1 a {industrial.GOODS_PER_SHOP} goods"),
+        ("categories", "about the square root of the goods"),
+    ):
+        shaped.add_argument(f"--{name}", type=int, help=f"how many {name} (default {default})")
+
+
+_FLAGS = {
+    "quickstart": ("users", "taste", "goods_per_category"),
+    "industrial": ("users", "samples", "goods", "shops", "categories"),
+}
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the store and prints what is in it."""
-    origin = prepare(
-        arguments.out,
-        seed=arguments.seed,
-        users=arguments.users,
-        taste=arguments.taste,
-        goods_per_category=arguments.goods_per_category,
-    )
+    """Prepares the store and prints what is in it.
+
+    Raises:
+      DinError: a flag of the other shape is given, or as `prepare` and `industrial.prepare` do.
+    """
+    shape = arguments.shape
+    given = {
+        name: getattr(arguments, name)
+        for name in dict.fromkeys(sum(_FLAGS.values(), ()))
+        if getattr(arguments, name) is not None
+    }
+    for name in given:
+        if name not in _FLAGS[shape]:
+            raise DinError(
+                f"--{name.replace('_', '-')} is no flag of --shape {shape}; it has: "
+                + ", ".join(f"--{flag.replace('_', '-')}" for flag in _FLAGS[shape])
+            )
+    make = prepare if shape == "quickstart" else industrial.prepare
+    origin = make(arguments.out, seed=arguments.seed, **given)
     for name, value in origin.items():
         print(f"{name:<36}{value}")
     print(f"store written to {arguments.out}")
@@ -126,7 +169,7 @@ def prepare(
     shop_of_good = rng.integers(SHOPS, size=goods)
     popularity = POPULARITY_STDDEV * rng.standard_normal(goods)
     bundle_of_good = bundle_of_category[category_of_good]
-    draw = _GoodsOfBundles(bundle_of_good, popularity)
+    draw = GoodsOfBundles(bundle_of_good, np.exp(popularity))
 
     # Users and their histories.
     age = rng.integers(AGES, size=users)
@@ -138,7 +181,7 @@ def prepare(
     history = np.where(
         rng.random(len(of_user)) < HISTORY_NOISE,
         draw.any(rng, len(of_user)),
-        draw.of(rng, _pick(rng, interests, interest_count, of_user)),
+        draw.of(rng, pick(rng, interests, interest_count, of_user)),
     )
 
     # Impressions.
@@ -146,7 +189,7 @@ def prepare(
     user = np.repeat(np.arange(users), per_user)
     ad = np.where(
         rng.random(len(user)) < MATCHED_ADS,
-        draw.of(rng, _pick(rng, interests, interest_count, user)),
+        draw.of(rng, pick(rng, interests, interest_count, user)),
         draw.any(rng, len(user)),
     )
     hour = rng.integers(HOURS, size=len(user))
@@ -242,36 +285,6 @@ def _schema(goods: int, categories: int, shops: int, users: int) -> Schema:
             Sequence("history", tuple(BehaviorField(name, name, ad=name) for name in names)),
         ),
     )
-
-
-class _GoodsOfBundles:
-    """Draws goods by popularity: from all, or from given bundles."""
-
-    def __init__(self, bundle_of_good: np.ndarray, popularity: np.ndarray):
-        self.order = np.argsort(bundle_of_good, kind="stable")
-        weight = np.exp(popularity)[self.order]
-        self.cumulative = np.concatenate([[0.0], np.cumsum(weight)])
-        counts = np.bincount(bundle_of_good)
-        self.first = np.concatenate([[0], np.cumsum(counts)])
-
-    def of(self, rng: np.random.Generator, bundle: np.ndarray) -> np.ndarray:
-        low = self.cumulative[self.first[bundle]]
-        high = self.cumulative[self.first[bundle + 1]]
-        return self._at(low + (high - low) * rng.random(len(bundle)))
-
-    def any(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        return self._at(self.cumulative[-1] * rng.random(size))
-
-    def _at(self, x: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(self.cumulative, x, side="right") - 1
-        return self.order[np.minimum(at, len(self.order) - 1)]
-
-
-def _pick(
-    rng: np.random.Generator, interests: np.ndarray, count: np.ndarray, user: np.ndarray
-) -> np.ndarray:
-    """One of each user's interests, uniformly."""
-    return interests[user, (rng.random(len(user)) * count[user]).astype(np.int64)]
 
 
 def _names(what: str, count: int) -> pl.Series:
