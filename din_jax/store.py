@@ -203,14 +203,15 @@ class StoreWriter:
             start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
             self._check_range(start, 0, events)
             self._check_range(end, 0, events)
-            begins, ends = self._written(start), self._written(end)
-            for at in range(0, len(begins), _CHECKED_AT_ONCE):
-                part = slice(at, at + _CHECKED_AT_ONCE)
-                if (begins[part] > ends[part]).any():
-                    row = at + int(np.argmax(begins[part] > ends[part]))
+            at = 0
+            for begins, ends in zip(self._written(start), self._written(end), strict=True):
+                if (begins > ends).any():
+                    row = int(np.argmax(begins > ends))
                     raise DinError(
-                        f"store: {start}[{row}] is {begins[row]}, after {end}[{row}], {ends[row]}"
+                        f"store: {start}[{at + row}] is {begins[row]}, "
+                        f"after {end}[{at + row}], {ends[row]}"
                     )
+                at += len(begins)
 
     def _events(self, sequence: Sequence) -> int:
         """Behaviours of a sequence, by its first field."""
@@ -233,18 +234,21 @@ class StoreWriter:
     def _check_offsets(self, name: str) -> None:
         values = self._columns[name].length
         self._check_range(f"{name}.offsets", 0, values)
-        offsets = self._written(f"{name}.offsets")
-        ends_right = len(offsets) and offsets[0] == 0 and offsets[-1] == values
-        for at in range(0, len(offsets), _CHECKED_AT_ONCE):
-            part = offsets[at : at + _CHECKED_AT_ONCE + 1]
-            ends_right = ends_right and (part[1:] >= part[:-1]).all()
-        if not ends_right:
+        rises, first, last = True, None, 0
+        for part in self._written(f"{name}.offsets"):
+            first = part[0] if first is None else first
+            rises = rises and part[0] >= last and bool((part[1:] >= part[:-1]).all())
+            last = part[-1]
+        if first != 0 or last != values or not rises:
             raise DinError(f"store: {name}.offsets must rise from 0 to {values}")
 
-    def _written(self, name: str) -> np.ndarray:
+    def _written(self, name: str) -> Iterator[np.ndarray]:
+        """A closed column in parts, read and not mapped: mapped pages would stay in memory."""
         column = self._columns[name]
-        path = self._partial / f"{name}.npy"
-        return np.load(path, mmap_mode="r") if column.length else np.empty(0, column.dtype)
+        with (self._partial / f"{name}.npy").open("rb") as file:
+            file.seek(column.header_bytes)
+            for at in range(0, column.length, _CHECKED_AT_ONCE):
+                yield np.fromfile(file, column.dtype, min(_CHECKED_AT_ONCE, column.length - at))
 
 
 class Store:
@@ -380,6 +384,7 @@ class _Column:
         self.digest = hashlib.sha256()
         self.file = path.open("wb")
         self._header()
+        self.header_bytes = self.file.tell()
 
     def _header(self) -> None:
         # NumPy leaves room in the header for the first axis to grow.

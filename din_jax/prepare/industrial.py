@@ -31,6 +31,7 @@ with samples or users, and more users leave those before them as they were.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ class Size:
         shops: int | None = None,
         categories: int | None = None,
     ) -> Size:
-        """What is not given grows with the samples, categories with the square root of the goods."""
+        """What is not given grows with the samples, and categories as the root of the goods."""
         users = users if users is not None else max(1, round(samples / SAMPLES_PER_USER))
         goods = goods if goods is not None else max(64, round(samples / SAMPLES_PER_GOOD))
         at_least = CATEGORIES_PER_BUNDLE * max(
@@ -363,8 +364,8 @@ def prepare(
             "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
         }
         written.vocabularies()
-        stops = np.cumsum([size.samples_of(split) for split in SPLITS]).tolist()
-        writer.finish(dict(zip(SPLITS, zip([0, *stops], stops), strict=False)), origin)
+        bounds = np.cumsum([0, *(size.samples_of(split) for split in SPLITS)]).tolist()
+        writer.finish(dict(zip(SPLITS, itertools.pairwise(bounds), strict=True)), origin)
     return origin
 
 
