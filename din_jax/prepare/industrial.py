@@ -76,7 +76,7 @@ TASTE = 0.3
 LOYALTY = 0.15
 
 USERS_AT_ONCE = 4096  # a chunk; another number would make another store
-_BOUND_SAMPLES = 500_000  # test samples that the bounds are computed on, at most
+_BOUND_SAMPLES = 250_000  # test samples that the bounds are computed on, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +339,7 @@ def prepare(
 
     Returns:
       Counts and bounds, kept in the store as its origin. The bounds are of the first test samples,
-      half a million at most: "bayes" is that of the click probability itself, "without_history"
+      a quarter of a million at most: "bayes" is that of the click probability itself, "without_history"
       of that less what the behaviours add.
 
     Raises:
