@@ -6,7 +6,8 @@
 BARS HAS NO VALIDATION SPLIT HERE: it selects on test, and so does this. Figures are comparable with
 those that BARS publishes and with nothing else. It publishes for DIN gAUC 0.883526, AUC 0.886028,
 logloss 0.430190 (reczoo/BARS, ranking/ctr/DIN/DIN_amazonelectronics_x1/README.md, experiment 015 of
-tuner_config_11); gAUC is `user_weighted_auc` here. Not yet trained here: the data can't be had.
+tuner_config_11); gAUC is `user_weighted_auc` here: both
+weight a user by samples and skip users of one class. Not yet trained here: the data can't be had.
 
 Taken from that experiment: D = 64, MLP 1024-512-256, activation unit 512-256, Dice, Adam 0.0005,
 batch 1024, histories cut to the last 100. The experiment's learning rate falls to a tenth when

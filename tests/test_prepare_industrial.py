@@ -169,6 +169,11 @@ def test_more_users_leave_those_before_them_as_they_were(tmp_path, monkeypatch):
     np.testing.assert_array_equal(events, many.column("events/visited/goods_id")[: len(events)])
     later = part(many, "fields/goods_id", "train")
     assert (later[:2000] != later[2000:4000]).mean() > 0.5  # no chunk repeats another
+    # 50 users a chunk: 2000 training samples.
+    start = many.column("sequences/visited.start")[:8000].reshape(4, 2000).astype(int)
+    second, third = (many.column("events/visited/goods_id")[first:][:500] for first in
+                     (start[1].min(), start[2].min()))  # fmt: skip
+    assert (second != third).mean() > 0.5
 
 
 def test_days_are_of_their_split(prepared):

@@ -339,8 +339,8 @@ def prepare(
 
     Returns:
       Counts and bounds, kept in the store as its origin. The bounds are of the first test samples,
-      a quarter of a million at most: "bayes" is that of the click probability itself, "without_history"
-      of that less what the behaviours add.
+      a quarter of a million at most: "bayes" is that of the click probability itself,
+      "without_history" of that less what the behaviours add.
 
     Raises:
       DinError: `out` exists, or an argument is out of range.
