@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from din_jax import store as store_module
 from din_jax.errors import DinError
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.store import Store, StoreWriter
@@ -138,7 +139,11 @@ def write_ragged(path, **columns):
         ("sequences/history.start", [0, 3, 2], r"start\[1\] is 3, after .*end\[1\], 2"),
     ],
 )
-def test_values_that_cannot_be_trained_on_are_refused(tmp_path, column, values, message):
+@pytest.mark.parametrize("at_once", [1, 2, 1 << 20])
+def test_values_that_cannot_be_trained_on_are_refused(
+    tmp_path, monkeypatch, at_once, column, values, message
+):
+    monkeypatch.setattr(store_module, "_CHECKED_AT_ONCE", at_once)
     with pytest.raises(DinError, match=message):
         write_ragged(tmp_path / "s", **{column: values})
     assert list(tmp_path.iterdir()) == []

@@ -207,7 +207,7 @@ def _lengths(histories: pl.Series) -> np.ndarray:
 def _read(path: Path) -> pl.DataFrame:
     """The columns of a file, checked; labels are uint8, all else text."""
     try:
-        frame = pl.read_csv(path, infer_schema=False, quote_char=None)
+        frame = pl.read_csv(path, infer_schema=False, quote_char=None, glob=False)
     except OSError as error:
         raise DinError(f"{path}: {error.strerror or error}") from error
     except pl.exceptions.PolarsError as error:
