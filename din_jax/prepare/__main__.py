@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from din_jax import cli
-from din_jax.prepare import amazon, bars, movielens, planted
+from din_jax.prepare import amazon, bars, log, movielens, planted
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m din_jax.prepare", description=__doc__)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for module in (amazon, bars, movielens, planted):
+    for module in (amazon, bars, log, movielens, planted):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(
