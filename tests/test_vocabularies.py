@@ -63,3 +63,32 @@ def test_all_null_has_no_rows():
     )
     assert len(fitted.ids) == 0
     assert fitted.rows(pl.Series([5])).tolist() == [0]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.floats(width=16)), min_size=1),
+    st.integers(2, 9),
+    st.lists(st.floats(width=16)),
+)
+def test_buckets_are_between_the_quantiles_of_the_numbers(numbers, buckets, asked):
+    fitted = vocabularies.fit_buckets(pl.Series("price", numbers, pl.Float64), buckets)
+    real = sorted(x for x in numbers if x is not None and x == x)
+    # The smallest numbers that a share of i / buckets of all do not exceed.
+    ends = {real[-(-len(real) * i // buckets) - 1] for i in range(1, buckets)} if real else set()
+    lower = [-np.inf, *sorted(end for end in ends if end > real[0])]
+    assert fitted.ids.to_list() == lower
+
+    def row(x):
+        return 0 if x is None or x != x else sum(x >= end for end in lower)
+
+    asked = [*numbers, *asked]
+    assert fitted.rows(pl.Series(asked, dtype=pl.Float64)).tolist() == [row(x) for x in asked]
+    rows = [row(x) for x in numbers]
+    assert fitted.counts.tolist() == [rows.count(r) for r in range(1, len(lower) + 1)]
+
+
+def test_rare_ids_are_unknown_and_no_more_are_left_out():
+    ids = pl.Series("goods", [1] * 5 + [2] * 3 + [3] * 2 + list(range(10, 30)))
+    fitted = vocabularies.fit(ids, np.random.default_rng(0), unknown_share=0.5, min_count=3)
+    assert (fitted.ids.to_list(), fitted.counts.tolist()) == ([1, 2], [5, 3])
+    assert (fitted.left_out, fitted.rare) == (0, 21)

@@ -318,9 +318,8 @@ def _join(
     """
     known = _index(table[key], ids)
     if side.valid_from is None:
-        row_of = np.full(len(ids) + 1, -1)
+        row_of = np.full(len(ids) + 1, -1)  # the last is of ids that nobody asks for
         row_of[known] = np.arange(len(table))
-        row_of[-1] = -1  # written by rows of ids that nobody asks for
         at = row_of[of]
     else:
         rows = table.select(".time", pl.Series(".id", known)).with_row_index(".row")

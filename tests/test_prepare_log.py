@@ -1,0 +1,460 @@
+"""The preparation of a log against plain loops over its rows; planted leaks; clear errors."""
+
+import datetime
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from din_jax.errors import DinError
+from din_jax.prepare import log
+from din_jax.store import SPLITS, Store
+
+SPEC = """
+[impressions]
+path = "impressions.parquet"
+label = "click"
+user = "user"
+item = "film"
+time = "at"
+context = ["tab", "price"]
+
+[items]
+path = "films.parquet"
+item = "film"
+valid_from = "since"
+columns = ["category", "tags"]
+
+[users]
+path = "users.parquet"
+user = "user"
+columns = ["age"]
+
+[split]
+by = "time"
+validation = 0.15
+test = 0.25
+
+[tables]
+item.unknown_share = 0
+user.unknown_share = 0
+tab.unknown_share = 0
+category.unknown_share = 0
+tags.unknown_share = 0
+age.unknown_share = 0
+price.buckets = 4
+"""
+VIEWS = """
+[behaviours]
+path = "views.parquet"
+user = "user"
+item = "film"
+time = "at"
+"""
+IDS = ("user", "item", "tab", "category", "tags", "age")  # all tables but that of prices
+
+
+def tables_of_a_log(seed=0, impressions=400, users=8, films=25, times=60):
+    """Rows of each table. Times are few, so that many are equal; some rows stand twice."""
+    rng = np.random.default_rng(seed)
+
+    def some(n):
+        return [int(v) for v in rng.integers(n, size=impressions)]
+
+    rows = [
+        {
+            "user": user,
+            "film": film,
+            "at": at,
+            "click": click,
+            "tab": (None, "home", "search", "new")[tab],
+            "price": None if tab == 3 else at % 7 + film / 2,
+        }
+        for user, film, at, click, tab in zip(
+            some(users), some(films), some(times), some(2), some(4), strict=True
+        )
+    ]
+    views = [
+        {"user": u, "film": f, "at": at}
+        for u, f, at in zip(some(users + 3), some(films + 9), some(times), strict=True)
+    ]
+    return {
+        "impressions": rows + rows[::9],
+        "views": views + views[:5],
+        "films": [
+            {
+                "film": film,
+                "since": since,
+                "category": [None, "a", "b", f"c{film}"][film % 4],
+                "tags": [f"t{int(t) + 3 * (since // 50)}" for t in rng.integers(6, size=film % 3)],
+            }
+            for film in range(2, films + 30)
+            for since in rng.choice(times, size=1 + film % 3, replace=False).tolist()
+        ],
+        "users": [{"user": user, "age": user % 3} for user in range(1, users)],
+    }
+
+
+def write(folder, tables, spec):
+    folder.mkdir(exist_ok=True)
+    for name, rows in tables.items():
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(folder / f"{name}.parquet")
+    (folder / "spec.toml").write_text(spec)
+
+
+def prepare(folder, tables, spec, **options):
+    write(folder, tables, spec)
+    log.prepare(folder / "spec.toml", folder / "store", **options)
+    return Store(folder / "store")
+
+
+# --- The same in plain Python -------------------------------------------------------------------
+
+
+def distinct(rows):
+    return list({tuple(row.items()): row for row in rows}.values())
+
+
+def as_of(rows, key, value, time):
+    """The row of this key that held at a time; of a table without times, the row."""
+    held = [r for r in rows if r[key] == value and ("since" not in r or r["since"] <= time)]
+    return max(held, key=lambda r: r.get("since", 0)) if held else {}
+
+
+def behaviors_before(impression, behaviors):
+    mine = [b for b in behaviors if b["user"] == impression["user"]]
+    earlier = [b for b in mine if b["at"] < impression["at"]]
+    return sorted(earlier, key=lambda b: b["at"])
+
+
+def by_time(rows, validation=0.15, test=0.25):
+    """The split of each row: whole times, from the back."""
+    times = sorted(r["at"] for r in rows)
+    begin = {
+        "test": times[round(len(rows) * (1 - test))],
+        "validation": times[round(len(rows) * (1 - test - validation))],
+    }
+    return [
+        next((name for name, time in begin.items() if row["at"] >= time), "train") for row in rows
+    ]
+
+
+def oracle(tables, split_of=by_time, clicks=True):
+    """{split: samples} with raw values; ids that training does not hold are None."""
+    rows = distinct(tables["impressions"])
+    behaviors = [r for r in rows if r["click"]] if clicks else distinct(tables["views"])
+
+    def of_item(film, time):
+        held = as_of(tables["films"], "film", film, time)
+        return {"category": held.get("category"), "tags": held.get("tags", [])}
+
+    splits = {name: [] for name in SPLITS}
+    for row, split in sorted(
+        zip(rows, split_of(rows), strict=True), key=lambda p: (SPLITS.index(p[1]), p[0]["at"])
+    ):
+        splits[split].append(
+            {
+                "label": row["click"],
+                "price": row["price"],
+                "user_id": row["user"],
+                "age": as_of(tables["users"], "user", row["user"], None).get("age"),
+                "item": row["film"],
+                "tab": row["tab"],
+                **of_item(row["film"], row["at"]),
+                "history": [
+                    {"event": id(b), "item": b["film"], **of_item(b["film"], b["at"])}
+                    for b in behaviors_before(row, behaviors)
+                ],
+            }
+        )
+    # What training holds of each table: its samples, and the events of their histories once each.
+    events = {b["event"]: b for s in splits["train"] for b in s["history"]}
+    seen = {table: [] for table in IDS}
+    for holder in [*splits["train"], *events.values()]:
+        for field, value in holder.items():
+            table = "user" if field == "user_id" else field
+            if table in seen:
+                seen[table] += value if isinstance(value, list) else [value]
+
+    held = {table: set(values) for table, values in seen.items()}
+
+    def known(table, value):
+        return value if value in held[table] else None
+
+    for sample in [s for samples in splits.values() for s in samples]:
+        for holder in [sample, *sample["history"]]:
+            holder.pop("event", None)
+            for field in ("user_id", "item", "tab", "age", "category"):
+                if field in holder:
+                    holder[field] = known("user" if field == "user_id" else field, holder[field])
+            holder["tags"] = [known("tags", tag) for tag in holder["tags"]]
+    return splits, {table: [v for v in values if v is not None] for table, values in seen.items()}
+
+
+def decoded(store):
+    """{split: samples} of a store, as the oracle has them; prices as rows of their table."""
+    ids = {t.name: store.vocabulary(t.name).ids for t in store.schema.tables}
+
+    def value(name, field, at):
+        column = store.column(name)
+        raw = ids[field.table] if field.table in IDS else range(99)
+        if not field.multi_hot:
+            return raw[int(column[at])]
+        offsets = store.column(f"{name}.offsets")
+        return [raw[int(row)] for row in column[int(offsets[at]) : int(offsets[at + 1])]]
+
+    def sample(i):
+        found = {f.name: value(f"fields/{f.name}", f, i) for f in store.schema.fields}
+        for s in store.schema.sequences:
+            start, end = (int(store.column(f"sequences/{s.name}.{e}")[i]) for e in ("start", "end"))
+            found[s.name] = [
+                {f.name: value(f"events/{s.name}/{f.name}", f, at) for f in s.fields}
+                for at in range(start, end)
+            ]
+        return found | {"label": int(store.column("samples/label")[i])}
+
+    return {split: [sample(i) for i in store.split(split)] for split in SPLITS}
+
+
+def without(samples, *fields):
+    return [{k: v for k, v in s.items() if k not in fields} for s in samples]
+
+
+# --- Against it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("clicks", [True, False])
+def test_samples_histories_and_side_tables_are_those_of_plain_loops(tmp_path, seed, clicks):
+    tables = tables_of_a_log(seed)
+    store = prepare(tmp_path, tables, SPEC + ("" if clicks else VIEWS))
+    expected, seen = oracle(tables, clicks=clicks)
+    found = decoded(store)
+    for split in SPLITS:
+        assert without(found[split], "price") == without(expected[split], "price")
+    for table in IDS:
+        ids, counts = store.vocabulary(table)
+        assert ids.to_list()[1:] == sorted(set(seen[table]))
+        assert counts.tolist()[1:] == [seen[table].count(i) for i in ids[1:]]
+
+
+def test_prices_fall_in_buckets_between_quantiles_of_training(tmp_path):
+    tables = tables_of_a_log()
+    store = prepare(tmp_path, tables, SPEC)
+    expected, _ = oracle(tables)
+    ends, counts = store.vocabulary("price")
+    prices = np.array(sorted(s["price"] for s in expected["train"] if s["price"] is not None))
+    # The smallest prices that a quarter, a half and three quarters of training do not exceed.
+    quartiles = [prices[int(np.ceil(len(prices) * q)) - 1] for q in (0.25, 0.5, 0.75)]
+    assert ends.to_list() == [None, -np.inf, *quartiles]
+    assert ends.dtype == pl.Float64
+    for split, samples in decoded(store).items():
+        for sample, plain in zip(samples, expected[split], strict=True):
+            price = plain["price"]
+            row = 0 if price is None else 1 + sum(price >= end for end in quartiles)
+            assert sample["price"] == row
+    rows = store.column("fields/price")[: len(expected["train"])]
+    assert counts.tolist()[1:] == np.bincount(rows, minlength=5)[1:].tolist()
+
+
+def test_the_report_counts_what_went_in_and_came_out(tmp_path):
+    tables = tables_of_a_log()
+    origin = prepare(tmp_path, tables, SPEC + VIEWS).origin
+    expected, seen = oracle(tables, clicks=False)
+    views = distinct(tables["views"])
+    assert origin["rows"]["impressions"] == {
+        "read": len(tables["impressions"]),
+        "duplicates": len(tables["impressions"]) - len(distinct(tables["impressions"])),
+        "in no split": 0,
+    }
+    assert origin["rows"]["behaviours"] == {
+        "read": len(tables["views"]),
+        "duplicates": len(tables["views"]) - len(views),
+        "of users without impressions": sum(v["user"] >= 8 for v in views),
+    }
+    for split, samples in expected.items():
+        lengths = [len(s["history"]) for s in samples]
+        assert origin["samples"][split] == len(samples)
+        assert origin["label rate"][split] == pytest.approx(
+            np.mean([s["label"] for s in samples]), abs=1e-6
+        )
+        assert origin["histories"]["history"][split] == {
+            "mean": pytest.approx(np.mean(lengths), abs=1e-3),
+            "longest": max(lengths),
+            "empty": pytest.approx(lengths.count(0) / len(lengths), abs=1e-6),
+        }
+        unknown = {
+            "age": [s["age"] is None for s in samples],
+            "category": [s["category"] is None for s in samples],
+            "tags": [tag is None for s in samples for tag in s["tags"]],
+            "price": [s["price"] is None for s in samples],
+        }
+        for field, values in unknown.items():
+            assert origin["unknown"][field][split] == pytest.approx(np.mean(values))
+    assert origin["tables"]["item"]["ids"] == len(set(seen["item"]))
+
+
+def test_the_command_reports_and_writes(tmp_path):
+    write(tmp_path, tables_of_a_log(), SPEC)
+    command = [sys.executable, "-m", "din_jax.prepare", "log", "--out", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*command, "--spec", str(tmp_path / "spec.toml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    origin = Store(tmp_path / "store").origin
+    assert f"train samples               {origin['samples']['train']:,}, label" in done.stdout
+    assert f"read {origin['rows']['impressions']['read']:,}, duplicates" in done.stdout
+
+
+# --- Leaks --------------------------------------------------------------------------------------
+
+
+def test_a_click_is_in_no_history_of_its_own_time_or_before(tmp_path):
+    # Every impression has a film of its own, and all of a user's at one time: a history that held
+    # what was clicked at the same time would give the label away.
+    tables = tables_of_a_log(impressions=300, times=20)
+    tables["impressions"] = [r | {"film": i} for i, r in enumerate(tables["impressions"])]
+    time_of = {r["film"]: r["at"] for r in tables["impressions"]}
+    tables["views"] = [r for r in tables["impressions"] if r["click"]]
+    for spec in (SPEC, SPEC + VIEWS):
+        # The films' rows, not their ids: those of validation and test are unknown.
+        store = prepare(tmp_path / str(len(spec)), tables, spec)
+        samples = [s for split in decoded(store).values() for s in split]
+        known = [s for s in samples if s["item"] is not None]
+        assert sum(len(s["history"]) for s in known) > 500
+        for sample in known:
+            at = time_of[sample["item"]]
+            assert all(time_of[b["item"]] < at for b in sample["history"])
+
+
+def spoiled(tables, cut):
+    """The log with everything changed that is not before `cut`, and as many rows."""
+    rng = np.random.default_rng(7)
+    changed = {name: [dict(r) for r in rows] for name, rows in tables.items()}
+    for name in ("impressions", "views"):
+        late = [r for r in changed[name] if r["at"] >= cut]
+        for key in late[0]:
+            if key not in ("at", "split"):
+                values = [r[key] for r in late]
+                for row, i in zip(late, rng.permutation(len(late)), strict=True):
+                    row[key] = values[i]
+        for row in late[::3]:
+            row |= {"film": 1000 + row["film"]} | ({"tab": "later"} if "tab" in row else {})
+            if "price" in row:
+                row["price"] = 1e6
+        for row in late[::4]:
+            row["user"] -= 500
+    return changed
+
+
+@pytest.mark.parametrize("behaviors", ["", VIEWS])
+@pytest.mark.parametrize("split", ["time", "column"])
+def test_nothing_of_validation_and_test_changes_training(tmp_path, behaviors, split):
+    tables = tables_of_a_log(impressions=1500)
+    cut = 36
+    for row in tables["impressions"]:
+        row["split"] = "old" if row["at"] < 45 else "new"
+    spec = SPEC.replace("unknown_share = 0", "unknown_share = 0.01") + behaviors
+    if split == "time":
+        spec = spec.replace("0.15", str(cut)).replace("0.25", "45")
+    else:
+        share = sum(cut <= r["at"] < 45 for r in distinct(tables["impressions"])) / sum(
+            r["at"] < 45 for r in distinct(tables["impressions"])
+        )
+        spec = spec.replace(
+            'by = "time"\nvalidation = 0.15\ntest = 0.25',
+            f'by = "column"\ncolumn = "split"\ntrain = "old"\nvalidation = {share}\ntest = "new"',
+        )
+    before = prepare(tmp_path / "before", tables, spec)
+    after = prepare(tmp_path / "after", spoiled(tables, cut), spec)
+    assert before.split("train") == after.split("train")
+    assert before.fingerprint != after.fingerprint
+    assert decoded(before)["test"] != decoded(after)["test"]
+    for table in before.schema.tables:
+        path = f"vocab/{table.name}.parquet"
+        assert (before.path / path).read_bytes() == (after.path / path).read_bytes()
+    assert before.origin["tables"] == after.origin["tables"]
+    assert before.origin["tables"]["item"]["made unknown"] == 0  # none is seen once
+    train = slice(0, len(before.split("train")))
+    columns = ["samples/label", "samples/user"] + [
+        f"fields/{f.name}" for f in before.schema.fields if not f.multi_hot
+    ]
+    for name in columns:
+        a, b = before.column(name)[train], after.column(name)[train]
+        assert a.tobytes() == b.tobytes(), name
+    # Later events of other users may move where a history lies, and nothing else.
+    assert decoded(before)["train"] == decoded(after)["train"]
+
+
+def test_a_click_of_a_later_split_may_not_be_in_a_training_history(tmp_path):
+    tables = tables_of_a_log()
+    for i, row in enumerate(tables["impressions"]):
+        row["split"] = ("train", "train", "validation", "test")[i % 4]
+    spec = SPEC.replace('by = "time"\nvalidation = 0.15\ntest = 0.25', NAMED)
+    with pytest.raises(DinError, match=r"samples of the split train, of user \d+ .*later split"):
+        prepare(tmp_path, tables, spec)
+    # Behaviours of a table of their own are not labels.
+    assert len(prepare(tmp_path, tables, spec + VIEWS)) == len(distinct(tables["impressions"]))
+
+
+# --- Splits -------------------------------------------------------------------------------------
+
+NAMED = """by = "column"
+column = "split"
+train = "train"
+validation = "validation"
+test = "test"
+"""
+
+
+def users_by_split(store):
+    user = store.column("samples/user")
+    return [set(user[store.split(s).start : store.split(s).stop].tolist()) for s in SPLITS]
+
+
+def test_a_split_by_user_is_seeded_and_keeps_users_whole(tmp_path):
+    tables = tables_of_a_log(users=40, impressions=900)
+    spec = SPEC.replace('"time"\nv', '"user"\nv')
+    stores = [prepare(tmp_path / f"{i}", tables, spec, seed=s) for i, s in enumerate((0, 0, 1))]
+    train, validation, test = users_by_split(stores[0])
+    assert (len(train), len(validation), len(test)) == (24, 6, 10)
+    assert not (train & validation or train & test or validation & test)
+    assert stores[0].fingerprint == stores[1].fingerprint != stores[2].fingerprint
+    # All users of the others are unknown to training.
+    assert {s["user_id"] for s in decoded(stores[0])["test"]} == {None}
+
+
+def test_a_split_at_points_in_time(tmp_path):
+    tables = tables_of_a_log()
+    store = prepare(tmp_path, tables, SPEC.replace("0.15", "30").replace("0.25", "50"))
+    times = [r["at"] for r in distinct(tables["impressions"])]
+    assert [len(store.split(s)) for s in SPLITS] == [
+        sum(t < 30 for t in times),
+        sum(30 <= t < 50 for t in times),
+        sum(t >= 50 for t in times),
+    ]
+
+
+def test_a_split_by_column_with_the_latest_of_train_as_validation(tmp_path):
+    tables = tables_of_a_log()
+    for row in tables["impressions"]:
+        row["split"] = "early" if row["at"] < 40 else ("late", "odd")[row["film"] % 2]
+    spec = SPEC.replace(
+        'by = "time"\nvalidation = 0.15\ntest = 0.25',
+        'by = "column"\ncolumn = "split"\ntrain = "early"\nvalidation = 0.1\ntest = ["late"]\n'
+        'ignore = "odd"',
+    )
+    store = prepare(tmp_path, tables, spec)
+    rows = distinct(tables["impressions"])
+    early = [r for r in rows if r["split"] == "early"]
+    times = sorted(r["at"] for r in early)
+    begin = times[round(len(early) * 0.9)]
+    assert [len(store.split(s)) for s in SPLITS] == [
+        sum(t < begin for t in times),
+        sum(t >= begin for t in times),
+        sum(r["split"] == "late" for r in rows),
+    ]
+    odd = sum(r["split"] == "odd" for r in rows)
+    assert store.origin["rows"]["impressions"]["in no split"] == odd > 0
