@@ -1,7 +1,7 @@
 """DIN with Dice on KuaiRand-Pure, prepared by a spec as any log of your own is (docs/your-data.md).
 
-    python -m din_jax.prepare log --spec configs/kuairand.toml --data DIR --out data/kuairand
-    python train.py --config configs/kuairand.py
+python -m din_jax.prepare log --spec configs/kuairand.toml --data DIR --out data/kuairand
+python train.py --config configs/kuairand.py
 """
 
 from ml_collections import ConfigDict

@@ -458,3 +458,304 @@ def test_a_split_by_column_with_the_latest_of_train_as_validation(tmp_path):
     ]
     odd = sum(r["split"] == "odd" for r in rows)
     assert store.origin["rows"]["impressions"]["in no split"] == odd > 0
+
+
+# --- What tables may look like ------------------------------------------------------------------
+
+
+def as_text(value):
+    """The same with every id as text, as CSV has them."""
+    if isinstance(value, dict):
+        return {k: v if k in ("label", "price") else as_text(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [as_text(v) for v in value]
+    return None if value is None else str(value)
+
+
+def test_csv_gives_what_parquet_gives(tmp_path):
+    tables = tables_of_a_log()
+    spec = SPEC + VIEWS
+    expected = decoded(prepare(tmp_path / "parquet", tables, spec))
+    folder = tmp_path / "csv"
+    write(folder, {}, spec.replace(".parquet", ".csv"))
+    for name, rows in tables.items():
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+        if name == "films":
+            frame = frame.with_columns(pl.col("tags").list.join("|"))
+        frame.write_csv(folder / f"{name}.csv", separator=";" if name == "users" else ",")
+    text = (folder / "spec.toml").read_text()
+    text = text.replace(
+        'columns = ["category", "tags"]', 'columns = {category = {}, tags = {separator = "|"}}'
+    ).replace('columns = ["age"]', 'columns = ["age"]\ndelimiter = ";"')
+    (folder / "spec.toml").write_text(text)
+    log.prepare(folder / "spec.toml", folder / "store")
+    found = decoded(Store(folder / "store"))
+    assert {s: as_text(found[s]) for s in SPLITS} == {s: as_text(expected[s]) for s in SPLITS}
+
+    # Ids that are numbers in one table and text in another are the same ids.
+    pl.DataFrame(tables["impressions"], infer_schema_length=None).write_parquet(
+        folder / "impressions.parquet"
+    )
+    (folder / "spec.toml").write_text(text.replace("impressions.csv", "impressions.parquet"))
+    log.prepare(folder / "spec.toml", folder / "mixed")
+    mixed = decoded(Store(folder / "mixed"))
+    assert {s: as_text(mixed[s]) for s in SPLITS} == {s: as_text(expected[s]) for s in SPLITS}
+
+
+def test_folders_of_files_and_of_partitions(tmp_path):
+    tables = tables_of_a_log()
+    spec = SPEC + VIEWS
+    whole = prepare(tmp_path / "whole", tables, spec)
+    folder = tmp_path / "parts"
+    write(folder, {n: t for n, t in tables.items() if n in ("films", "users")}, spec)
+    text = spec.replace("impressions.parquet", "log").replace("views.parquet", "views")
+    (folder / "spec.toml").write_text(text)
+    # In their order, one file after another: as if they were one.
+    views = pl.DataFrame(tables["views"])
+    (folder / "views").mkdir()
+    for i in range(4):
+        views[i * 110 : (i + 1) * 110].write_parquet(folder / f"views/part-{i}.parquet")
+    (folder / "views/_SUCCESS").touch()
+    (folder / "views/.part-0.parquet.crc").touch()
+    (folder / "log").mkdir()
+    rows = pl.DataFrame(tables["impressions"], infer_schema_length=None)
+    rows.write_parquet(folder / "log/all.parquet")
+    log.prepare(folder / "spec.toml", folder / "store")
+    assert Store(folder / "store").fingerprint == whole.fingerprint
+    # By the values of a column: the same rows in another order.
+    (folder / "log/all.parquet").unlink()
+    for (tab,), part in rows.partition_by("tab", as_dict=True, include_key=False).items():
+        place = folder / f"log/tab={'__HIVE_DEFAULT_PARTITION__' if tab is None else tab}"
+        place.mkdir()
+        part.write_parquet(place / "part-0.parquet")
+    log.prepare(folder / "spec.toml", folder / "partitioned")
+    found, expected = decoded(Store(folder / "partitioned")), decoded(whole)
+    for split in SPLITS:
+        assert sorted(map(repr, found[split])) == sorted(map(repr, expected[split]))
+
+
+def test_dates_are_times(tmp_path):
+    tables = tables_of_a_log()
+    expected = prepare(tmp_path / "numbers", tables, SPEC + VIEWS).fingerprint
+
+    def dated(rows, key, of):
+        return [row | {key: of(row[key])} for row in rows]
+
+    def day(n):
+        return datetime.date(2024, 1, 1) + datetime.timedelta(days=n)
+
+    def midnight(n):
+        return datetime.datetime.combine(day(n), datetime.time())
+
+    def elsewhere(n):  # the same moment, on a clock three hours ahead
+        zone = datetime.timezone(datetime.timedelta(hours=3))
+        return midnight(n).replace(tzinfo=datetime.UTC).astimezone(zone).isoformat()
+
+    dates = tables | {
+        "impressions": dated(tables["impressions"], "at", midnight),
+        "views": dated(tables["views"], "at", elsewhere),
+        "films": dated(tables["films"], "since", day),
+    }
+    assert prepare(tmp_path / "dates", dates, SPEC + VIEWS).fingerprint == expected
+    cut = (SPEC + VIEWS).replace("0.15", "2024-02-01").replace("0.25", "'2024-02-20 00:00'")
+    numbers = (SPEC + VIEWS).replace("0.15", "31").replace("0.25", "50")
+    assert (
+        prepare(tmp_path / "cut", dates, cut).fingerprint
+        == prepare(tmp_path / "cut-numbers", tables, numbers).fingerprint
+    )
+
+
+def test_several_sequences_and_prior_behaviours_in_their_order(tmp_path):
+    tables = tables_of_a_log()
+    rng = np.random.default_rng(3)
+    tables["earlier"] = [
+        {"user": u, "film": int(rng.integers(25)), "place": int(place)}
+        for u in range(6)
+        for place in rng.permutation(7)
+    ]
+    spec = SPEC.replace('valid_from = "since"', "").replace('"category", "tags"', '"category"')
+    spec = spec.replace("tags.unknown_share = 0", "")
+    tables["films"] = list({r["film"]: r for r in tables["films"]}.values())
+    spec += VIEWS.replace("[behaviours]", "[behaviours.views]") + (
+        "[behaviours.earlier]\n"
+        'path = "earlier.parquet"\nuser = "user"\nitem = "film"\nprior = true\norder = "place"\n'
+    )
+    store = prepare(tmp_path, tables, spec)
+    assert [s.name for s in store.schema.sequences] == ["views", "earlier"]
+    views = distinct(tables["views"])
+    rows = sorted(distinct(tables["impressions"]), key=lambda r: r["at"])
+    samples = [s for split in decoded(store).values() for s in split]
+    for row, sample in zip(rows, samples, strict=True):
+        mine = [r for r in tables["earlier"] if r["user"] == row["user"]]
+        mine = sorted(mine, key=lambda r: r["place"])
+        assert [b["item"] for b in sample["earlier"]] == [r["film"] for r in mine]
+        seen = [b["film"] for b in behaviors_before(row, views)]
+        assert len(sample["views"]) == len(seen)
+        # A film that training does not hold is unknown.
+        assert all(b["item"] in (None, s) for b, s in zip(sample["views"], seen, strict=True))
+
+
+def test_columns_of_the_impressions_are_fields_of_all_groups(tmp_path):
+    tables = tables_of_a_log()
+    for row in tables["impressions"]:
+        row |= {"Shop Name": f"shop{row['film'] % 3}", "vip": row["user"] % 2 == 1}
+    for row in tables["views"]:
+        row["shop"] = f"shop{row['film'] % 3}"
+    ad = '\n[impressions.ad]\nshop = {column = "Shop Name", table = "firm"}\n'
+    spec = SPEC.replace('context = ["tab", "price"]', 'context = ["tab", "price"]\n' + ad)
+    spec = spec.replace('time = "at"', 'time = "at"\nprofile = ["vip"]')
+    store = prepare(tmp_path / "clicks", tables, spec)
+    groups = {f.name: (f.group, f.table) for f in store.schema.fields}
+    assert (groups["shop"], groups["vip"]) == (("ad", "firm"), ("user", "vip"))
+    assert store.vocabulary("vip").ids.to_list() == [None, "false", "true"]
+    spec += VIEWS + 'ad = {shop = {table = "firm"}}\n'
+    for found in (store, prepare(tmp_path / "views", tables, spec)):
+        for sample in [s for split in decoded_with(found, "firm", "vip").values() for s in split]:
+            for holder in [sample, *sample["history"]]:
+                if holder["item"] is not None:
+                    assert holder["shop"] == f"shop{holder['item'] % 3}"
+
+
+def decoded_with(store, *tables):
+    global IDS
+    before, IDS = IDS, (*IDS, *tables)
+    try:
+        return decoded(store)
+    finally:
+        IDS = before
+
+
+def test_rare_ids_are_unknown(tmp_path):
+    tables = tables_of_a_log()
+    store = prepare(tmp_path, tables, SPEC.replace("item.unknown_share = 0", "item.min_count = 20"))
+    _, seen = oracle(tables)
+    frequent = {film for film in seen["item"] if seen["item"].count(film) >= 20}
+    assert set(store.vocabulary("item").ids[1:]) == frequent
+    assert store.origin["tables"]["item"] == {
+        "ids": len(frequent),
+        "made unknown": 0,
+        "too rare": len(set(seen["item"])) - len(frequent),
+    }
+    assert 0 < len(frequent) < len(set(seen["item"]))
+
+
+# --- Errors -------------------------------------------------------------------------------------
+
+
+def spec_with(old, new):
+    def change(folder):
+        text = (folder / "spec.toml").read_text()
+        assert old in text
+        (folder / "spec.toml").write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def frame_with(name, *expressions, **columns):
+    def change(folder):
+        path = folder / f"{name}.parquet"
+        pl.read_parquet(path).with_columns(*expressions, **columns).write_parquet(path)
+
+    return change
+
+
+def value_at(column, row, value):
+    return pl.when(pl.int_range(pl.len()) == row).then(value).otherwise(column).alias(column)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        # The spec.
+        (lambda f: (f / "spec.toml").unlink(), r"spec.toml: No such file"),
+        (spec_with("[users]", "[users"), r"spec.toml: not TOML: .*line 16"),
+        (spec_with("[users]", "[user]"), r"unknown section 'user' \(did you mean 'users'\?\)"),
+        (spec_with("label", "lable"), r"\[impressions\] unknown key 'lable' \(did you mean 'label"),
+        (spec_with('label = "click"', ""), r"\[impressions\] has no 'label'; expected the name of"),
+        (spec_with('"click"', "3"), r"\[impressions\] label = 3; expected .* in quotes"),
+        (spec_with('["age"]', '"age"'), r"\[users\] columns = 'age'; expected a list of columns"),
+        (
+            spec_with('["age"]', '{age = {seperator = "|"}}'),
+            r"users.columns.age\] unknown key 'sep",
+        ),
+        (
+            spec_with('["age"]', '["my age"]'),
+            r"'my age' can't be a field's name.*NAME = \{column =",
+        ),
+        (
+            spec_with('["age"]', '["age", "tab"]'),
+            r"\[users\] has a field 'tab', a name that a field of",
+        ),
+        (spec_with('["age"]', "[]"), r"\[users\] has no 'columns'"),
+        (spec_with('["tab", ', '["click", "tab", '), r"has the label, 'click', as a field"),
+        (spec_with("item.unk", "itm.unk"), r"\[tables.itm\] is of no table \(did you mean 'item'"),
+        (spec_with("price.buckets = 4", "price.buckets = 1"), r"buckets = 1; .* number from 2 on"),
+        (spec_with("item.unknown_share = 0", "item.unknown_share = 2"), r"= 2; expected a share"),
+        (spec_with("item.unknown_share = 0", "item.buckets = 9"), r"has buckets, but holds ids"),
+        (spec_with('"time"\nv', '"tim"\nv'), r"by = 'tim'; .*did you mean 'time'"),
+        (spec_with("0.15", "0.75"), r"the shares leave nothing to train on"),
+        (spec_with("validation = 0.15", ""), r"\[split\] has no 'validation'; expected the time"),
+        (spec_with("0.15", "30"), r"one share and one point in time"),
+        (spec_with("0.15\ntest = 0.25", "50\ntest = 30"), r"begins at 50, not before test at 30"),
+        (
+            spec_with("0.15\ntest = 0.25", "2024-01-01\ntest = 2024-01-02"),
+            r"\[split\] .* 2024-01-.*, but the times of \[impressions\], 'at', are Int64 from 0",
+        ),
+        (spec_with("0.15\ntest = 0.25", "50\ntest = 99"), r"without impressions: .*test has 0"),
+        (spec_with('by = "time"', 'by = "column"'), r"\[split\] has no 'train'"),
+        # The tables.
+        (
+            lambda f: (f / "films.parquet").unlink(),
+            r"films.parquet: no such file or folder.*\[items",
+        ),
+        (lambda f: (f / "films.parquet").write_text("no"), r"films.parquet: can not be read \("),
+        (spec_with('"click"', '"clck"'), r"no column 'clck' \(label\) \(did you mean 'click'\?\)"),
+        (
+            frame_with("impressions", value_at("click", 6, 2)),
+            r"impressions.parquet, row 7: column 'click' of \[impressions\] is 2; expected a label",
+        ),
+        (
+            frame_with("impressions", value_at("click", 6, None)),
+            r"impressions.parquet, row 7: column 'click' .* is empty; expected a value",
+        ),
+        (frame_with("impressions", value_at("user", 0, None)), r"row 1: column 'user' .* is empty"),
+        (frame_with("impressions", value_at("film", 3, None)), r"row 4: column 'film' .* is empty"),
+        (frame_with("impressions", value_at("at", 9, None)), r"row 10: column 'at' .* is empty"),
+        (
+            frame_with("impressions", pl.col("at") / 0),
+            r"row 1: column 'at' .* is inf; expected a time",
+        ),
+        (frame_with("impressions", pl.col("user") / 2), r"'user' .* holds Float64; expected ids"),
+        (frame_with("impressions", at=pl.lit("soon")), r"is 'soon'; expected a time"),
+        (
+            frame_with("impressions", price=pl.lit("dear")),
+            r"'price' .* is 'dear'; expected a number",
+        ),
+        (
+            frame_with("impressions", tab=pl.col("price")),
+            r"'tab' .* holds Float64; expected ids.*give their table buckets",
+        ),
+        (
+            frame_with("impressions", at=pl.from_epoch("at", time_unit="d")),
+            r"times are numbers in some tables and dates in others: \[impressions\] Datetime",
+        ),
+        (
+            frame_with("films", since=pl.lit(1)),
+            r"\[items\] has \d different rows of film = \d+ and",
+        ),
+        (
+            frame_with("users", user=pl.lit(1)),
+            r"\[users\] has 3 different rows of user = 1 \(1 such",
+        ),
+        (
+            lambda f: pl.DataFrame({"user": [], "age": []}).write_parquet(f / "users.parquet"),
+            "no rows",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
+    write(tmp_path, tables_of_a_log(), SPEC)
+    damage(tmp_path)
+    with pytest.raises(DinError, match=message):
+        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
+    assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == []

@@ -418,7 +418,7 @@ def _in_splits(
         raise DinError(
             f"{spec.path}: [split] leaves a split without impressions: "
             + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, sizes, strict=False))
-            + f"; their times go from {time.min()!s} to {time.max()!s}"
+            + f"; the times go from {time.min()!s} to {time.max()!s}. Give each split some"
         )
     bounds = [0, *np.cumsum(sizes[: len(SPLITS)]).tolist()]
     samples = (

@@ -6,6 +6,8 @@ does not depend on how its first lines look; what has to be a number or a time i
 
 from __future__ import annotations
 
+import csv
+import gzip
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,16 +72,19 @@ class Source:
                 have = frame.collect_schema().names()
                 for column, key in wanted.items():
                     if column not in have:
+                        alone = len(have) == 1 and _kind(file) == "csv"
                         raise DinError(
                             f"{file}: the table [{self.section}] has no column {column!r} ({key})"
                             f"{nearest(column, have)}; its columns are: {', '.join(have)}"
+                            + "; if something else than a comma stands between values, say so: "
+                            'delimiter = ";"' * alone
                         )
                 frames.append(frame.select(*wanted).collect())
             except pl.exceptions.PolarsError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise DinError(
-                    f"{file}: can't be read as {_kind(file)} ({reason}); expected the table "
-                    f"[{self.section}]"
+                    f"{file}: {self._too_wide(file) or f'can not be read ({reason})'}; expected "
+                    f"the table [{self.section}] as {_kind(file)}"
                 ) from error
         try:
             return pl.concat(frames, how="vertical_relaxed", rechunk=False)
@@ -94,9 +99,25 @@ class Source:
         for file in self.files:
             rows = self._scan(file).select(pl.len()).collect().item()
             if index < rows:
-                return f"{file}, row {index + 1:,}"
+                below = " below the header" if _kind(file) == "csv" else ""
+                return f"{file}, row {index + 1:,}{below}"
             index -= rows
         raise IndexError(index)
+
+    def _too_wide(self, file: Path) -> str:
+        """The first line of a CSV that has more values than the header, which Polars won't say."""
+        if _kind(file) != "csv":
+            return ""
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", errors="replace") as lines:
+            rows = csv.reader(lines, delimiter=self._delimiter)
+            columns = len(next(rows, []))
+            for row in rows:
+                if len(row) > columns:
+                    return (
+                        f"line {rows.line_num:,} has {len(row)} values, the header {columns}; put "
+                        f"values that hold {self._delimiter!r} in quotes"
+                    )
+        return ""
 
     def _scan(self, file: Path) -> pl.LazyFrame:
         if _kind(file) == "parquet":
@@ -174,7 +195,7 @@ class Rows:
         elif raw.dtype.is_integer():
             time = raw.cast(pl.Int64, strict=False)
         elif raw.dtype.is_float():
-            time = raw.cast(pl.Float64).fill_nan(None)
+            time = _finite(raw.cast(pl.Float64))
         else:
             raise self._type(column, raw.dtype, "times: numbers, dates or dates with times")
         self._refuse(column, time.is_null(), "a time")
@@ -232,7 +253,7 @@ class Rows:
         for kind in (pl.Int64, pl.Float64):
             time = raw.cast(kind, strict=False)
             if time[0] is not None and (kind == pl.Float64 or not time.has_nulls()):
-                time = time.fill_nan(None) if kind == pl.Float64 else time
+                time = _finite(time) if kind == pl.Float64 else time
                 self._refuse(column, time.is_null(), "a time, a number as in the first row")
                 return time
         iso = raw.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)")
@@ -272,3 +293,8 @@ class Rows:
 def _kind(file: Path) -> str | None:
     name = file.name.lower()
     return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _finite(numbers: pl.Series) -> pl.Series:
+    """Null in place of infinities and what is not a number."""
+    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()

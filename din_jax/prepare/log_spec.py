@@ -266,8 +266,16 @@ class _Reader:
         return Place(
             section.name,
             self.folder / section.text("path", "a Parquet or CSV file, or a folder of them"),
-            section.optional_text("delimiter", "what stands between the values of a CSV") or ",",
+            self._delimiter(section),
         )
+
+    @staticmethod
+    def _delimiter(section: _Section) -> str:
+        expected = "the one character between the values of a CSV"
+        delimiter = section.optional_text("delimiter", expected) or ","
+        if len(delimiter.encode()) != 1:
+            raise section.wrong("delimiter", expected)
+        return delimiter
 
     def _columns(self, section: _Section, key: str) -> tuple[Column, ...]:
         """A list of columns, or a table {field: {column, table, separator}}."""
