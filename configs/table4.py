@@ -19,12 +19,12 @@ AGAINST = "without goods ids"
 REFIT = False
 
 _LINES = {
-    "without goods ids": {"model.without": ("item",)},
+    "without goods ids": {"model.without": ("goods",)},
     "with goods ids": {},
     "with goods ids, dropout": {"regularizer.name": "dropout"},
     "with goods ids, filter": {
         "regularizer.name": "filter",
-        "regularizer.filter_tables": ("item",),
+        "regularizer.filter_tables": ("goods",),
     },
     "with goods ids, DiFacto": {"regularizer.name": "difacto"},
     "with goods ids, MBA": {"regularizer.name": "mba"},

@@ -55,6 +55,8 @@ def get_config(argument: str = "paper:data/industrial") -> ConfigDict:
     c.data.store = store
     c.model.embedding_dim = 12
     c.model.hidden = (200, 80)
+    # An epoch has some 80 steps: with 0.99 the moving averages would not have arrived by its end.
+    c.model.dice.momentum = 0.9
     c.optimizer.learning_rate = 0.001
     c.optimizer.decay_rate = 0.9
     c.optimizer.decay_samples = len(Store(store).split("train"))
