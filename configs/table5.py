@@ -21,6 +21,7 @@ AGAINST = "BaseModel"
 REFIT = False
 
 RATES = [0.00025, 0.0005, 0.001, 0.002, 0.004]
+RATES_OF_LR = [0.001, 0.004, 0.016, 0.064, 0.256]  # a weight moves by the rate at most, in a step
 DROPOUTS = [0.1, 0.3, 0.5, 0.7, 0.9]
 LAMBDAS = [0.01, 0.1, 1.0, 10.0, 100.0]
 
@@ -44,7 +45,7 @@ def _lines(dropout: object, rate: object, learning_rate: object) -> dict:
     }
 
 
-PROTOCOLS = {"paper": _lines(0.5, 0.01, 0.001), "tuned": _lines(DROPOUTS, LAMBDAS, RATES)}
+PROTOCOLS = {"paper": _lines(0.5, 0.01, 0.001), "tuned": _lines(DROPOUTS, LAMBDAS, RATES_OF_LR)}
 PUBLISHED: list = []
 
 

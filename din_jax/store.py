@@ -18,6 +18,7 @@ of a split lie together, train first, then validation, then test.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -300,6 +301,16 @@ class Store:
     def column(self, name: str) -> np.ndarray:
         """A column by its path in the store without ".npy", read-only."""
         return self._columns[name]
+
+    def with_columns(self, columns: Mapping[str, np.ndarray]) -> Store:
+        """The same store with other columns in the place of some: for experiments, in memory.
+
+        Args:
+          columns: by name, each as long as the one that it replaces.
+        """
+        other = copy.copy(self)
+        other._columns = {**self._columns, **columns}
+        return other
 
     def split(self, name: str) -> range:
         """The samples of a split, or of several joined by "+" ("train+validation").
