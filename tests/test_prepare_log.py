@@ -3,6 +3,7 @@
 import datetime
 import subprocess
 import sys
+import zoneinfo
 
 import numpy as np
 import polars as pl
@@ -515,8 +516,9 @@ def test_folders_of_files_and_of_partitions(tmp_path):
     (folder / "views").mkdir()
     for i in range(4):
         views[i * 110 : (i + 1) * 110].write_parquet(folder / f"views/part-{i}.parquet")
-    (folder / "views/_SUCCESS").touch()
-    (folder / "views/.part-0.parquet.crc").touch()
+    for name in ("_SUCCESS", "notes.txt", ".part-0.parquet", "_temporary/part-0.parquet"):
+        (folder / "views" / name).parent.mkdir(exist_ok=True)
+        (folder / "views" / name).write_text("no part of the table")
     (folder / "log").mkdir()
     rows = pl.DataFrame(tables["impressions"], infer_schema_length=None)
     rows.write_parquet(folder / "log/all.parquet")
@@ -551,13 +553,19 @@ def test_dates_are_times(tmp_path):
         zone = datetime.timezone(datetime.timedelta(hours=3))
         return midnight(n).replace(tzinfo=datetime.UTC).astimezone(zone).isoformat()
 
+    def in_tokyo(n):
+        zone = zoneinfo.ZoneInfo("Asia/Tokyo")
+        return midnight(n).replace(tzinfo=datetime.UTC).astimezone(zone)
+
     dates = tables | {
-        "impressions": dated(tables["impressions"], "at", midnight),
+        "impressions": dated(tables["impressions"], "at", in_tokyo),
         "views": dated(tables["views"], "at", elsewhere),
         "films": dated(tables["films"], "since", day),
     }
     assert prepare(tmp_path / "dates", dates, SPEC + VIEWS).fingerprint == expected
-    cut = (SPEC + VIEWS).replace("0.15", "2024-02-01").replace("0.25", "'2024-02-20 00:00'")
+    cut = (
+        (SPEC + VIEWS).replace("0.15", "'2024-02-01'").replace("0.25", "2024-02-20T03:00:00+03:00")
+    )
     numbers = (SPEC + VIEWS).replace("0.15", "31").replace("0.25", "50")
     assert (
         prepare(tmp_path / "cut", dates, cut).fingerprint

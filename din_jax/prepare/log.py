@@ -360,7 +360,12 @@ def _places(
     rank = pl.concat([rows[".time"], time]).rank("dense").to_numpy().astype(np.int64)
     ranks = int(rank.max(initial=0)) + 1
     pairs = rows[key].to_numpy().astype(np.int64) * ranks + rank[: len(rows)]
-    return np.searchsorted(pairs, of * ranks + rank[len(rows) :], side)
+    asked = of * ranks + rank[len(rows) :]
+    # In ascending order, since that is six times as fast as at random.
+    order = np.argsort(asked)
+    places = np.empty(len(asked), np.int64)
+    places[order] = np.searchsorted(pairs, asked[order], side)
+    return places
 
 
 def _index(values: pl.Series, ids: pl.Series) -> np.ndarray:
