@@ -767,3 +767,37 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
     with pytest.raises(DinError, match=message):
         log.prepare(tmp_path / "spec.toml", tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('time = "at"\n', "", r"\[behaviours\] has no 'time': .*prior = true"),
+        ('time = "at"\n', 'time = "at"\nprior = true\n', r"has both time and prior = true"),
+        ('time = "at"\n', "prior = true\n", r"\[items\] has valid_from, but the behaviours of"),
+        ('time = "at"\n', 'time = "at"\nad = ["shop"]\n', r"ad has 'shop', .*those are: none"),
+        ("[behaviours]", "[behaviours.tab]", r"'tab' can't be a sequence's name"),
+    ],
+)
+def test_behaviours_that_can_not_be_used(tmp_path, old, new, message):
+    assert old in VIEWS
+    write(tmp_path, tables_of_a_log(), SPEC + VIEWS.replace(old, new))
+    with pytest.raises(DinError, match=message):
+        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
+
+
+def test_names_of_splits_that_the_spec_lacks_are_listed(tmp_path):
+    tables = tables_of_a_log()
+    for i, row in enumerate(tables["impressions"]):
+        row["split"] = ("train", "validation", "test", "spare")[i % 4]
+    spec = SPEC.replace('by = "time"\nvalidation = 0.15\ntest = 0.25', NAMED)
+    with pytest.raises(DinError, match=r"'split' names splits .*'spare' \(\d+ rows\).*ignore = \["):
+        prepare(tmp_path, tables, spec + VIEWS)
+
+
+def test_a_line_of_a_csv_that_is_too_wide_is_named(tmp_path):
+    spec = SPEC.replace("users.parquet", "users.csv")
+    write(tmp_path, tables_of_a_log(), spec)
+    (tmp_path / "users.csv").write_text("user,age\n1,2\n2,3,4\n")
+    with pytest.raises(DinError, match=r"users.csv: line 3 has 3 values, the header 2"):
+        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
