@@ -610,6 +610,23 @@ def test_products_need_one_width(name):
         build(SCHEMA, config)
 
 
+def test_logistic_regression_ranks_ads_alike_whatever_the_history():
+    samples, _, variables = setup("lr", 24)
+    histories = samples[1]["sequences"], samples[2]["sequences"]
+    assert histories[0] != histories[1]
+    found = [
+        scores(
+            "lr",
+            variables,
+            make_batch([{**s, "sequences": h} for s in samples], SCHEMA, np.random.default_rng(0)),
+        )[:REAL, 1]
+        for h in histories
+    ]
+    moved = found[1] - found[0]
+    assert abs(moved[0]) > 0.01
+    close(moved, np.full(REAL, moved[0]), atol=1e-5)
+
+
 @pytest.mark.parametrize("key", ["item_bias", "interest_product"])
 def test_logistic_regression_names_what_it_does_not_have(key):
     config = default_config().model

@@ -315,3 +315,12 @@ def test_optional_fields_are_inputs_only_where_named():
     assert [f.name for f in schema.inputs(["user_id"])] == ["item", "user_id"]
     with pytest.raises(DinError, match="optional fields are: user_id"):
         schema.inputs(["item"])
+
+
+def test_other_columns_leave_the_store_alone(planted_store):
+    store = Store(planted_store)
+    label = store.column("samples/label")
+    other = store.with_columns({"samples/label": 1 - label})
+    np.testing.assert_array_equal(other.column("samples/label"), 1 - label)
+    np.testing.assert_array_equal(store.column("samples/label"), label)
+    assert other.column("samples/user") is store.column("samples/user")
