@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import sys
 import time
@@ -18,6 +17,8 @@ from jax.experimental import multihost_utils
 
 from din_jax.errors import DinError
 
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+
 
 def connect(processes: Any) -> None:
     """Joins the processes that train together, if `config.processes` or the environment says so.
@@ -28,34 +29,12 @@ def connect(processes: Any) -> None:
     Raises:
       DinError: the keys can't be used, or the others are not reached.
     """
-    coordinator = processes.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    coordinator = processes.coordinator or os.environ.get(_ADDRESS, "")
     if not coordinator or jax.distributed.is_initialized():
         return
-    found: dict[str, Any] = {}
-    if coordinator != "auto":
-        if not re.fullmatch(r".+:\d+", coordinator):
-            raise DinError(
-                f"config.processes.coordinator={coordinator!r}: expected HOST:PORT of process 0, "
-                "or 'auto'"
-            )
-        found["coordinator_address"] = coordinator
-        for name, key, value, variable in (
-            ("num_processes", "count", processes.count, "JAX_NUM_PROCESSES"),
-            ("process_id", "index", processes.index, "JAX_PROCESS_ID"),
-        ):
-            text = str(value) if value is not None else os.environ.get(variable, "")
-            if not text.isdecimal():
-                raise DinError(
-                    f"config.processes.{key}={text!r}: expected a whole number, in the config or "
-                    f"in {variable}, since {coordinator} coordinates several processes"
-                )
-            found[name] = int(text)
-        if not found["process_id"] < found["num_processes"]:
-            raise DinError(
-                f"config.processes.index={found['process_id']}: expected 0 to "
-                f"{found['num_processes'] - 1}, one below config.processes.count"
-            )
-    if "num_processes" in found:
+    auto = processes.coordinator == "auto"
+    found = {} if auto else _given(processes, coordinator)
+    if found:
         print(
             f"process {found['process_id']} of {found['num_processes']}: waiting for the others at "
             f"{coordinator}, for up to {processes.join_timeout_s} s",
@@ -72,11 +51,48 @@ def connect(processes: Any) -> None:
             shutdown_timeout_seconds=processes.heartbeat_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
+        if auto and isinstance(error, ValueError):  # how JAX says that it found nothing
+            raise DinError(
+                "config.processes.coordinator='auto': JAX found no Slurm, Open MPI or TPU pod "
+                "here; give HOST:PORT of process 0, with config.processes.count and index"
+            ) from error
         raise DinError(
             f"config.processes.coordinator={coordinator!r}: the processes did not come together "
             f"({' '.join(str(error).split())[:200]}); start all of them with the same coordinator "
             "(HOST:PORT of process 0) and count, and an index each"
         ) from error
+
+
+def _given(processes: Any, coordinator: str) -> dict[str, Any]:
+    """What `jax.distributed.initialize` is to be told; DinError if it can't be used."""
+    host, colon, port = coordinator.rpartition(":")
+    if not (host and colon and port.isdecimal() and 1 <= int(port) <= 65535):
+        where = "config.processes.coordinator" if processes.coordinator else _ADDRESS
+        raise DinError(
+            f"{where}={coordinator!r}: expected HOST:PORT of process 0, with a port from 1 to "
+            "65535" + (", or 'auto'" if processes.coordinator else "")
+        )
+    numbers = []
+    for key, value, variable in (
+        ("count", processes.count, "JAX_NUM_PROCESSES"),
+        ("index", processes.index, "JAX_PROCESS_ID"),
+    ):
+        text = str(value) if value is not None else os.environ.get(variable, "")
+        if not text.isdecimal():
+            raise DinError(
+                f"config.processes.{key}={text!r}: expected a whole number, in the config or "
+                f"in {variable}, since {coordinator} coordinates several processes"
+            )
+        numbers.append(int(text))
+    count, index = numbers
+    if count < 1:
+        raise DinError(f"config.processes.count={count}: expected at least 1")
+    if not index < count:
+        raise DinError(
+            f"config.processes.index={index}: expected 0 to {count - 1}, one below "
+            "config.processes.count"
+        )
+    return {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
 
 
 def _reach(coordinator: str, seconds: float) -> None:

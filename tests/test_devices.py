@@ -554,6 +554,9 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     ("keys", "message"),
     [
         ({"coordinator": "host"}, "coordinator='host': expected HOST:PORT"),
+        ({"coordinator": "host:0"}, "coordinator='host:0': expected HOST:PORT of process 0, with"),
+        ({"coordinator": "host:65536", "count": 2, "index": 1}, "coordinator='host:65536': exp"),
+        ({"coordinator": "host:1", "count": 0, "index": 0}, "count=0: expected at least 1"),
         ({"coordinator": "host:1"}, "count='': expected a whole number"),
         ({"coordinator": "host:1", "count": 2}, "index='': expected a whole number"),
         ({"coordinator": "host:1", "count": 2, "index": 2}, "index=2: expected 0 to 1"),
