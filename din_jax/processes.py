@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from din_jax.errors import DinError
 
-_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def connect(processes: Any) -> None:
@@ -29,8 +29,11 @@ def connect(processes: Any) -> None:
     Raises:
       DinError: the keys can't be used, or the others are not reached.
     """
+    if jax.distributed.is_initialized():
+        return
     coordinator = processes.coordinator or os.environ.get(_ADDRESS, "")
-    if not coordinator or jax.distributed.is_initialized():
+    if not coordinator:
+        _check_alone(processes)
         return
     auto = processes.coordinator == "auto"
     found = {} if auto else _given(processes, coordinator)
@@ -63,6 +66,23 @@ def connect(processes: Any) -> None:
         ) from error
 
 
+def _check_alone(processes: Any) -> None:
+    """Raises DinError if a count or an index is given: without a coordinator nobody would join."""
+    given = {
+        "config.processes.count": processes.count,
+        "config.processes.index": processes.index,
+        _COUNT: os.environ.get(_COUNT),
+        _INDEX: os.environ.get(_INDEX),
+    }
+    for name, value in given.items():
+        if value not in (None, ""):
+            raise DinError(
+                f"{name}={value}, but no config.processes.coordinator: give HOST:PORT of process 0 "
+                f"there or in {_ADDRESS}, else each process would train alone; unset {name} for "
+                "one process"
+            )
+
+
 def _given(processes: Any, coordinator: str) -> dict[str, Any]:
     """What `jax.distributed.initialize` is to be told; DinError if it can't be used."""
     host, colon, port = coordinator.rpartition(":")
@@ -74,8 +94,8 @@ def _given(processes: Any, coordinator: str) -> dict[str, Any]:
         )
     numbers = []
     for key, value, variable in (
-        ("count", processes.count, "JAX_NUM_PROCESSES"),
-        ("index", processes.index, "JAX_PROCESS_ID"),
+        ("count", processes.count, _COUNT),
+        ("index", processes.index, _INDEX),
     ):
         text = str(value) if value is not None else os.environ.get(variable, "")
         if not text.isdecimal():

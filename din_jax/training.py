@@ -251,7 +251,7 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
     checkpoint.check_complete(config, workdir)
-    config.processes.coordinator = ""
+    config.processes = default_config().processes
     if on:
         with config.ignore_type():
             config.devices = int(on) if on.isdecimal() else on

@@ -553,6 +553,8 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"count": 2}, "count=2, but no config.processes.coordinator: give HOST:PORT"),
+        ({"index": 0}, "index=0, but no config.processes.coordinator: give HOST:PORT"),
         ({"coordinator": "host"}, "coordinator='host': expected HOST:PORT"),
         ({"coordinator": "host:0"}, "coordinator='host:0': expected HOST:PORT of process 0, with"),
         ({"coordinator": "host:65536", "count": 2, "index": 1}, "coordinator='host:65536': exp"),
@@ -571,6 +573,13 @@ def test_processes_that_cannot_come_together_say_why(planted_store, keys, messag
     with pytest.raises(DinError, match=re.escape(f"config.processes.{message}")):
         training.open_run(config)
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize("variable", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+def test_an_environment_without_a_coordinator_is_refused(planted_store, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(DinError, match=f"{variable}=1, but no config.processes.coordinator"):
+        training.open_run(small_config(planted_store))
 
 
 def test_processes_with_different_flags_are_stopped(planted_store, tmp_path):
