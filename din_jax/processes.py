@@ -26,8 +26,13 @@ def connect(processes: Any) -> None:
     The environment's JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand in for
     keys that are not set. Does nothing where the process is alone or has joined already.
 
+    JAX itself ends a process, by SIGABRT (status 134) and with a dump of its stack, where the
+    coordination of the processes fails: "Terminating process because the JAX distributed service
+    detected fatal errors". With RegisterTask in it, not all processes came in time. Later, another
+    one died, or was not heard of for `heartbeat_timeout_s`. The process that prints it is sound.
+
     Raises:
-      DinError: the keys can't be used, or the others are not reached.
+      DinError: the keys can't be used, or process 0 is not reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -40,7 +45,9 @@ def connect(processes: Any) -> None:
     if found:
         print(
             f"process {found['process_id']} of {found['num_processes']}: waiting for the others at "
-            f"{coordinator}, for up to {processes.join_timeout_s} s",
+            f"{coordinator}, for up to {processes.join_timeout_s} s. If JAX ends this process with "
+            "'Terminating process …' and a dump of its stack, another one did not come, or died "
+            "later: look there for why",
             file=sys.stderr,
             flush=True,
         )
