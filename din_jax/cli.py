@@ -19,7 +19,8 @@ def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:
     """Runs `main` and returns the exit status: 0, 1 after an error, 128 + N after signal N.
 
     An error that a user can mend is printed alone, unless `argv` asks for its traceback. One of
-    several processes that fails ends here, at once: the others may be gone, or would wait.
+    several processes that fails, or is interrupted without having saved, ends here, at once: the
+    others may be gone, or would wait.
     """
     try:
         status = _status(main, argv)
@@ -42,6 +43,7 @@ def _status(main: Callable[[], object], argv: Sequence[str]) -> int:
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        processes.leave(130)  # `Interrupted` does not: all have saved, and stop together
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stderr.close()

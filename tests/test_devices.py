@@ -18,11 +18,11 @@ import pytest
 from flax import linen as nn
 from runs import small_config
 
-from din_jax import checkpoint, devices, embedding, models, optim, training
+from din_jax import checkpoint, cli, devices, embedding, models, optim, processes, training
 from din_jax.checkpoint import Checkpoints
 from din_jax.devices import Placement, choose, is_sharded
 from din_jax.embedding import Lookup, TableSpec, init_tables
-from din_jax.errors import DinError
+from din_jax.errors import DinError, Interrupted
 from din_jax.pipeline import BatchSource, Packer, Shards
 from din_jax.regularizers import Regularizer, drop_ids
 from din_jax.step import init_state, score_step, state_shapes, train_step
@@ -580,6 +580,24 @@ def test_an_environment_without_a_coordinator_is_refused(planted_store, monkeypa
     monkeypatch.setenv(variable, "1")
     with pytest.raises(DinError, match=f"{variable}=1, but no config.processes.coordinator"):
         training.open_run(small_config(planted_store))
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (DinError("no"), [1]),
+        (KeyboardInterrupt(), [130]),
+        (Interrupted("saved", signal.SIGINT), []),  # all stop together
+    ],
+)
+def test_a_process_that_stops_without_the_others_leaves_at_once(monkeypatch, error, left):
+    def main():
+        raise error
+
+    found = []
+    monkeypatch.setattr(processes, "leave", found.append)
+    assert cli.guarded(main, []) in (1, 130)
+    assert found == left
 
 
 def test_processes_with_different_flags_are_stopped(planted_store, tmp_path):
