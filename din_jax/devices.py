@@ -168,9 +168,8 @@ def choose(wanted: Any, placement: str, tables: Iterable[str]) -> Placement:
             f"with as many devices; use 'all' or a multiple of {processes}"
         )
     devices = tuple(d for mine in by_process for d in mine[: number // processes])
-    return Placement(
-        devices, _sharded_tables(placement, tuple(tables)) if number > 1 else frozenset()
-    )
+    sharded = _sharded_tables(placement, tuple(tables))  # read with one device too: it may be wrong
+    return Placement(devices, sharded if number > 1 else frozenset())
 
 
 def _sharded_tables(placement: str, tables: tuple[str, ...]) -> frozenset[str]:
