@@ -134,13 +134,16 @@ def is_sharded(array: Any) -> bool:
     return tuple(spec)[:1] == (AXIS,)
 
 
-def choose(wanted: Any, placement: str, tables: Iterable[str]) -> Placement:
+def choose(
+    wanted: Any, placement: str, tables: Iterable[str], *, flag: str = "config.devices"
+) -> Placement:
     """The devices and the placement of tables that a config asks for.
 
     Args:
       wanted: `config.devices`: how many, or "all".
       placement: `config.placement`.
       tables: names of the model's tables.
+      flag: what a message calls `wanted`.
 
     Raises:
       DinError: there are not as many, they can't be split evenly among the processes, or
@@ -159,12 +162,12 @@ def choose(wanted: Any, placement: str, tables: Iterable[str]) -> Placement:
             else ""
         )
         raise DinError(
-            f"config.devices={wanted!r}: there {'is' if here * processes == 1 else 'are'} "
+            f"{flag}={wanted!r}: there {'is' if here * processes == 1 else 'are'} "
             f"{here * processes} {what}{among}; ask for that many at most, or for 'all'{hint}"
         )
     if number % processes:
         raise DinError(
-            f"config.devices={wanted!r}: {processes} processes train together, and each takes part "
+            f"{flag}={wanted!r}: {processes} processes train together, and each takes part "
             f"with as many devices; use 'all' or a multiple of {processes}"
         )
     devices = tuple(d for mine in by_process for d in mine[: number // processes])

@@ -104,7 +104,8 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
 
     Args:
       config: see `din_jax.config`.
-      trains: if not, the training batches need not be split evenly among the devices.
+      trains: if not, the training batches need not be split evenly among the devices, and messages
+        name eval.py's flag for these.
 
     Raises:
       DinError: the config can't be used, the store can't be opened, or a table does not fit the
@@ -121,7 +122,8 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         processes.wait_for_all("embedded data set")
     store = Store(path)
     tables = models.tables(store.schema, config.model)
-    placement = devices.choose(config.devices, config.placement, tables)
+    flag = "config.devices" if trains else "--devices"
+    placement = devices.choose(config.devices, config.placement, tables, flag=flag)
     batch_size = config.train.batch_size
     source = BatchSource(
         store,
@@ -245,7 +247,8 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
       on: how many devices to use, or "all"; by default as many as it was trained on.
 
     Raises:
-      DinError: there is no checkpoint, or the store is not the one that it was trained on.
+      DinError: there is no checkpoint, the store is not the one that it was trained on, or there
+        are not as many devices.
     """
     processes.connect(default_config().processes)
     meta = Checkpoints(workdir).meta("last")
@@ -253,6 +256,8 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
     checkpoint.check_complete(config, workdir)
     config.processes = default_config().processes
     if on:
+        if on != "all" and not (on.isdecimal() and int(on)):
+            raise DinError(f"--devices={on}: expected a whole number from 1 on, or 'all'")
         with config.ignore_type():
             config.devices = int(on) if on.isdecimal() else on
     config.data.store = store or config.data.store

@@ -412,6 +412,13 @@ def test_a_run_on_several_devices_ends_as_on_one(planted_store, tmp_path):
         evaluator = run.evaluator("test")
         again = evaluator.metrics(evaluator.probabilities(state))
         assert again == pytest.approx(four.metrics, rel=1e-6)
+    for on, message in (
+        ("0", "0: expected a whole number from 1 on"),
+        ("some", "some: expected a whole"),
+        ("9", "9: there are 8 cpu devices"),
+    ):
+        with pytest.raises(DinError, match=f"^--devices={message}"):
+            training.reopen(tmp_path / "four", on=on)
 
 
 def test_what_devices_exchange_does_not_grow_with_the_table(monkeypatch):
