@@ -115,11 +115,11 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     keep_freed_memory()
     processes.connect(config.processes)
     path = Path(config.data.store)
-    if config.data.prepare == config.data.store and not path.exists():
-        if processes.is_first():
+    if config.data.prepare == config.data.store:
+        if processes.is_first() and not path.exists():
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
-        processes.wait_for_all("embedded data set")
+        processes.wait_for_all("embedded data set")  # all, whether they see it yet or not
     store = Store(path)
     tables = models.tables(store.schema, config.model)
     flag = "config.devices" if trains else "--devices"

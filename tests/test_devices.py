@@ -583,6 +583,25 @@ def test_processes_that_cannot_come_together_say_why(planted_store, keys, messag
     assert jax.process_count() == 1
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_every_process_waits_for_the_embedded_data_set(planted_store, tmp_path, monkeypatch, seen):
+    """Also one that sees it already: the first one waits for all."""
+    path, waits = tmp_path / "store", []
+    if seen:
+        path.symlink_to(planted_store)
+
+    def first_process_makes_it(name):
+        waits.append(name)
+        if not seen:
+            path.symlink_to(planted_store)
+
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "wait_for_all", first_process_makes_it)
+    run = training.open_run(small_config(path, **{"data.prepare": str(path)}))
+    assert run.store.fingerprint == Store(planted_store).fingerprint
+    assert len(waits) == 1
+
+
 @pytest.mark.parametrize("variable", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
 def test_an_environment_without_a_coordinator_is_refused(planted_store, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
