@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -199,6 +200,56 @@ def check_alike(texts: Mapping[str, str]) -> None:
                 f"the processes differ in {name}: this one has {text}; start all with the same "
                 "flags, and let all see the same store and the same --workdir"
             )
+
+
+def check_shared(folder: Path, flag: str) -> None:
+    """Raises DinError on all processes unless all see the same folder; it is made, if need be.
+
+    Process 0 writes a file of a new name there, which the others look for, and removes it.
+
+    Args:
+      folder: as this process calls it.
+      flag: the flag that says where it is.
+    """
+    if jax.process_count() == 1:
+        return
+    drawn = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(16), np.uint8))
+    token = np.asarray(drawn, np.uint8).tobytes().hex()
+    file = folder / f".seen-by-all-{token}"
+    made, problem = False, ""
+    try:
+        if is_first():
+            try:
+                made = not folder.exists()
+                folder.mkdir(parents=True, exist_ok=True)
+                file.write_text(token)
+            except OSError as error:
+                problem = f" ({error.strerror})"
+        wait_for_all(token)
+        seen = np.ravel(multihost_utils.process_allgather(np.array(_holds(file, token))))
+    finally:
+        with contextlib.suppress(OSError):
+            if is_first():
+                file.unlink()
+    if seen.all():
+        return
+    if made:
+        folder.rmdir()
+    if seen[0]:
+        others = ", ".join(str(i) for i in np.flatnonzero(~seen))
+        problem = f"what process 0 writes there is not seen by process {others}"
+    else:
+        problem = f"process 0 can't write there{problem}"
+    raise DinError(
+        f"{flag}={folder}: {problem}; give all the same folder, on a file system that they share"
+    )
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text() == text
+    except OSError:
+        return False
 
 
 def summed_over_processes(values: np.ndarray) -> np.ndarray:

@@ -313,12 +313,11 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     checkpoints = run.checkpoints(workdir)
     meta = checkpoint.describe(config, run.store.schema, run.source)
     processes.check_alike(
-        {
-            **checkpoint.as_texts(config),
-            "the store's content": run.store.fingerprint,
-            "the run's folder": f"a last checkpoint of step {checkpoints.latest('last')}",
-        }
+        {**checkpoint.as_texts(config), "the store's content": run.store.fingerprint}
     )
+    processes.check_shared(workdir, "--workdir")
+    last = checkpoints.latest("last")
+    processes.check_alike({"the run's folder": f"a last checkpoint of step {last}"})
     # Now, so that a store without such a split is noticed now.
     evaluator = run.evaluator("test") if test else None
     state, best = None, None

@@ -469,15 +469,24 @@ def two_processes(arguments):
 
 
 _LOSSES = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 from ml_collections import ConfigDict
 import jax
-from din_jax import devices, training
+from din_jax import devices, processes, training
+from din_jax.errors import DinError
 from configs.quickstart import get_config
 
 config = get_config()
 config.update_from_flattened_dict(json.loads(sys.argv[1]))
 run = training.open_run(config)
+folder, index = Path(sys.argv[2]), os.environ["JAX_PROCESS_ID"]
+for wrong in (folder / index, folder / "file"):
+    try:
+        processes.check_shared(wrong, "--workdir")
+    except DinError as error:
+        print(error)
+processes.check_shared(folder / "both", "--workdir")
 step, state = run.step(), run.init()
 for i in range(20):
     state, loss = step(state, run.source[i])
@@ -485,7 +494,7 @@ for i in range(20):
 """
 
 
-def test_two_processes_have_the_losses_of_one(planted_store):
+def test_two_processes_have_the_losses_of_one_and_see_one_folder(planted_store, tmp_path):
     keys = {
         "data.store": str(planted_store),
         "data.prepare": "",
@@ -502,12 +511,17 @@ def test_two_processes_have_the_losses_of_one(planted_store):
     for i in range(20):
         state, loss = step(state, run.source[i])
         expected.append(float(loss))
-    started = two_processes(["-c", _LOSSES, json.dumps(keys | {"devices": 2})])
-    for process in started:
+    (tmp_path / "file").touch()
+    started = two_processes(["-c", _LOSSES, json.dumps(keys | {"devices": 2}), tmp_path])
+    for i, process in enumerate(started):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
+        unseen = "what process 0 writes there is not seen by process 1"
+        assert f"--workdir={tmp_path / str(i)}: {unseen}" in out
+        assert f"--workdir={tmp_path / 'file'}: process 0 can't write there" in out
         losses = [float(line) for line in out.splitlines() if re.fullmatch(r"[\d.e-]+", line)]
         assert losses == pytest.approx(expected, rel=1e-5)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["both", "file"]
 
 
 def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
