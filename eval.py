@@ -21,9 +21,15 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came fro
 def main() -> None:
     """Evaluates as the flags say."""
     cli.parse_flags(sys.argv, required=("workdir",))
+    with processes.together():
+        _evaluate()
+
+
+def _evaluate() -> None:
     run = training.reopen(_WORKDIR.value, _STORE.value, on=_DEVICES.value)
-    evaluator = run.evaluator(_SPLIT.value)
     kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
+    processes.check_alike({"--split": _SPLIT.value, "--checkpoint": kind})
+    evaluator = run.evaluator(_SPLIT.value)
     state, _ = run.checkpoints(_WORKDIR.value).restore(kind, run.like())
     metrics = evaluator.metrics(evaluator.probabilities(state))
     if processes.is_first():

@@ -253,6 +253,13 @@ def reopen(workdir: str | Path, store: str = "", *, on: str = "") -> Run:
     processes.connect(default_config().processes)
     meta = Checkpoints(workdir).meta("last")
     config = ConfigDict(meta["config"])
+    processes.check_alike(
+        {
+            "--devices": on,
+            **checkpoint.as_texts(config),
+            "the run's folder": f"a last checkpoint of step {meta['step']}",
+        }
+    )
     checkpoint.check_complete(config, workdir)
     config.processes = default_config().processes
     if on:
@@ -303,9 +310,8 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
       DinError: the config or the data can't be used, or `workdir` holds another run.
       Interrupted: a signal asked to stop; the state is saved.
     """
-    run = open_run(config)
     with processes.together():
-        return _train(run, Path(workdir), test=test)
+        return _train(open_run(config), Path(workdir), test=test)
 
 
 def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:

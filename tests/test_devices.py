@@ -524,6 +524,17 @@ def test_two_processes_have_the_losses_of_one_and_see_one_folder(planted_store, 
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["both", "file"]
 
 
+_EVALUATIONS = """
+import os, sys
+import eval
+from din_jax import cli
+
+eval.main()
+sys.argv.append("--split=" + ("test", "train")[int(os.environ["JAX_PROCESS_ID"])])
+sys.exit(cli.guarded(eval.main, sys.argv))
+"""
+
+
 def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     config = small_config(planted_store, **{"train.epochs": 3})
     one = training.train(config, tmp_path / "one")
@@ -566,6 +577,13 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     for name, value in one.metrics.items():
         assert test[0][name] == pytest.approx(value, rel=1e-3)
     assert [line["step"] for line in lines if line["split"] == "validation"] == [94, 188, 282]
+    started = two_processes(["-c", _EVALUATIONS, f"--workdir={workdir}", "--devices=all"])
+    (evaluated, err), (_, err2) = (process.communicate(timeout=300) for process in started)
+    table = out[out.index("test metrics") :]
+    assert evaluated.endswith(table)  # Gloo prints before it
+    for i, errors in enumerate((err, err2)):
+        split = ("test", "train")[i]
+        assert f"error: the processes differ in --split: this one has {split}" in errors
     # One process goes on from, or scores, what two have saved.
     run = training.reopen(workdir, on="1")
     state, _ = Checkpoints(workdir).restore("last", run.like())
