@@ -43,6 +43,7 @@ from din_jax.store import Store
 Kind = Literal["best", "last"]
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
+_CHECKSUM = "sum of (2i + 1) * bits modulo 2^64"  # see `_checksums`; another sum, another name
 _PART_BYTES = 1 << 22  # of a large array, written and read together
 # Keys that may differ when a run goes on: they change neither the model nor the steps taken.
 _MAY_CHANGE = (
@@ -100,7 +101,7 @@ class Checkpoints:
         with self._manager(kind, create=True) as manager:
             if manager.latest_step() == step:
                 return
-            meta = {**meta, "step": step, "checksums": _checksums(state)}
+            meta = {**meta, "step": step, "checksum": _CHECKSUM, "checksums": _checksums(state)}
             parts = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_PART_BYTES), state)
             manager.save(
                 step,
@@ -141,6 +142,12 @@ class Checkpoints:
         """
         restored = self._restored(kind, like.replace(scratch={}))
         state, meta = restored["state"], self._checked(kind, restored["meta"])
+        scheme = meta.get("checksum", _CHECKSUM)  # not named in those made before it was
+        if scheme != _CHECKSUM:
+            raise DinError(
+                f"{self.folder / kind}: the checkpoint was made by another version of din_jax, "
+                f"with another checksum ({scheme}, here {_CHECKSUM})"
+            )
         saved = meta["checksums"]
         for name, checksum in _checksums(state).items():
             if saved.get(name) != checksum:

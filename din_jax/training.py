@@ -329,7 +329,9 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     state, best = None, None
     for kind in ("last", "best"):  # a run that was killed early may have left a best alone
         if checkpoints.latest(kind) is not None:
-            checkpoint.check_same_run(checkpoints.meta(kind), config, run.store, workdir)
+            before = checkpoints.meta(kind)
+            checkpoint.check_complete(ConfigDict(before["config"]), workdir)
+            checkpoint.check_same_run(before, config, run.store, workdir)
     if checkpoints.latest("last") is not None:
         state, saved = checkpoints.restore("last", run.like())
         best = saved["best"]

@@ -351,6 +351,25 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
         Checkpoints(tmp_path / "c").restore("last", run.like())
 
 
+def test_a_checkpoint_of_another_version_is_told_from_damage(planted_store, tmp_path, monkeypatch):
+    config = small_config(planted_store, **{"train.epochs": 1})
+    run = training.open_run(config)
+    meta = checkpoint.describe(config, run.store.schema, run.source) | {"best": None}
+    monkeypatch.setattr(checkpoint, "_CHECKSUM", "other sums")
+    Checkpoints(tmp_path / "sums").save("last", run.init(), meta)
+    monkeypatch.undo()
+    with pytest.raises(DinError, match=r"another version of din_jax, .* \(other sums, here sum of"):
+        training.train(config, tmp_path / "sums")
+    del meta["config"]["placement"]
+    Checkpoints(tmp_path / "keys").save("last", run.init(), meta)
+    for opened in (
+        lambda: training.train(config, tmp_path / "keys"),
+        lambda: training.reopen(tmp_path / "keys"),
+    ):
+        with pytest.raises(DinError, match=r"another version of din_jax: .* lacks placement"):
+            opened()
+
+
 def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_PART_BYTES", 10_000)
     config = small_config(planted_store, **{"optimizer.name": "rowwise_adagrad"})
