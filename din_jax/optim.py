@@ -50,8 +50,9 @@ def clip_by_global_norm(
     """Scales all gradients by min(1, max_norm / ‖g‖), as `optax.clip_by_global_norm` does.
 
     On several devices ‖g‖ is that of the whole gradient: every device holds all of a replicated
-    parameter's, counted once, and only its block's part of a sharded table's, summed over devices.
-    So all scale alike.
+    parameter's, and only its block's part of a sharded table's. The squares of the first are
+    averaged over devices, those of the second summed. The average is of what should be equal: where
+    devices differ in the last bits, having summed in another order, all scale alike nevertheless.
 
     Args:
       max_norm: the largest norm that is left as it is.
@@ -67,10 +68,10 @@ def clip_by_global_norm(
         tables = updates["tables"]
         apart = {name: grad for name, grad in tables.items() if name in sharded}
         common = {**updates, "tables": {n: grad for n, grad in tables.items() if n not in apart}}
-        squares = optax.tree.norm(common, squared=True)
+        squares = optax.tree.norm(common, squared=True) / psum(1, axis)
         if apart:
-            squares += psum(optax.tree.norm(apart, squared=True), axis)
-        norm = jnp.sqrt(squares)
+            squares += optax.tree.norm(apart, squared=True)
+        norm = jnp.sqrt(psum(squares, axis))
         return jax.tree.map(
             lambda g: jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm), updates
         ), state

@@ -269,6 +269,22 @@ def test_clipping_by_global_norm_is_that_of_the_whole_gradient(max_norm):
     np.testing.assert_allclose(split, expected["tables"]["split"], rtol=1e-6)
 
 
+def test_clipping_scales_alike_where_devices_differ_in_the_last_bits():
+    """As they may on a GPU, which sums repeated ids in any order: nothing else is to differ."""
+    rng = np.random.default_rng(2)
+    params = jnp.asarray(rng.normal(size=50), jnp.float32)
+    rows = rng.normal(size=(30, 2)) * (1 + 1e-6 * rng.normal(size=(4, 1, 1)))
+    tree = {"params": params, "tables": {"whole": jnp.asarray(rows, jnp.float32)}}
+    clip = optim.clip_by_global_norm(0.5, devices.AXIS)
+    found = jax.vmap(
+        lambda updates: clip.update(updates, optax.EmptyState())[0],
+        in_axes=({"params": None, "tables": {"whole": 0}},),
+        axis_name=devices.AXIS,
+    )(tree)
+    for m in range(4):
+        np.testing.assert_array_equal(found["params"][m], found["params"][0])
+
+
 def test_padding_does_not_change_what_is_dropped():
     def dropped(count):
         ids = jnp.ones(count, jnp.int32)
