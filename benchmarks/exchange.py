@@ -50,9 +50,15 @@ def sent_bytes(compiled_text: str, devices: int) -> dict[str, float]:
 
 
 def formula(
-    placement: str, devices: int, batch_size: int, behaviors: int, params: int, dim: int = 16
+    placement: str,
+    devices: int,
+    batch_size: int,
+    behaviors: int,
+    params: int,
+    dim: int = 16,
+    whole: int = 0,
 ) -> float:
-    """docs/scaling.md's bytes, of goods that go by rows, of categories as a whole, of the network.
+    """docs/scaling.md's bytes, of goods, of categories as a whole, of the network.
 
     Args:
       placement: of the goods, "replicated" or "sharded".
@@ -60,19 +66,26 @@ def formula(
       batch_size, behaviors: B and T, over all devices, padding of the packed axis included.
       params: P.
       dim: D.
+      whole: K, if the goods go as a whole; 0 if by rows.
     """
     ids = 4 * (batch_size + behaviors)
-    goods = ids * (1 + dim * {"replicated": 1, "sharded": 2}[placement])
+    if placement == "sharded":
+        goods = ids * (1 + 2 * dim)  # by rows or as a whole
+    else:
+        goods = ids + 8 * whole * dim if whole else ids * (1 + dim)
     categories = ids + 8 * CATEGORIES * dim
     return (devices - 1) / devices * (goods + categories + 8 * params)
 
 
-def compiled_step(rows: int, placement: str, devices: int, batch_size: int) -> tuple[str, int, int]:
+def compiled_step(
+    rows: int, placement: str, devices: int, batch_size: int, *, lazy: bool = True
+) -> tuple[str, int, int]:
     """The text of the compiled train step, the behaviours T of its batch, and its parameters."""
     config = default_config()
     config.model.embedding_dim = 16
     config.model.hidden = config.model.attention.hidden = (80, 40)
     config.optimizer.decay_samples = 1_000_000
+    config.optimizer.lazy = lazy
     config.regularizer.name = "mba"
     schema = schema_of(rows)
     # The table of categories is small, and goes as a whole.
@@ -99,7 +112,8 @@ def compiled_step(rows: int, placement: str, devices: int, batch_size: int) -> t
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
     # Nothing is run: shapes do.
-    state = jax.tree.map(in_memory, state_shapes(model, transform, batch, placement=where))
+    shapes = state_shapes(model, transform, batch, lazy=lazy, placement=where)
+    state = jax.tree.map(in_memory, shapes)
     text = step.lower(state, batch).compile().as_text()
     return (
         text,
