@@ -56,6 +56,12 @@ _MAY_CHANGE = (
     "processes.",
 )
 
+# Of what devices have alike that of the first is saved. Orbax would take a part from each, and of a
+# replicated table a GPU's copies may differ in the last bits: no copy, and not what is summed up.
+_ONE_COPY = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
@@ -82,7 +88,9 @@ class Checkpoints:
                 max_to_keep=1, create=create, enable_async_checkpointing=False
             ),
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "state": ocp.PyTreeCheckpointHandler(
+                    use_compression=False, type_handler_registry=_ONE_COPY
+                ),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )

@@ -412,6 +412,21 @@ def test_a_checkpoint_goes_from_any_devices_to_any_others(planted_store, tmp_pat
     assert len(checksums) == 1, "a checksum does not depend on how a state lies"
 
 
+def test_one_copy_is_saved_where_devices_differ_in_the_last_bits(planted_store, tmp_path):
+    """As those of a replicated table may on GPUs, which sum repeated ids in any order."""
+    run = training.open_run(small_config(planted_store, devices=4))
+    state, place = run.init(), run.placement
+    copies = [np.asarray(state.tables["item"]) * np.float32(1 + 1e-7 * m) for m in range(4)]
+    item = place.assemble(copies[0].shape, lambda m: copies[m], sharded=False)
+    meta = checkpoint.describe(run.config, run.store.schema, run.source) | {"best": None}
+    run.checkpoints(tmp_path).save(
+        "last", state.replace(tables=state.tables | {"item": item}), meta
+    )
+    restored, _ = run.checkpoints(tmp_path).restore("last", run.like())
+    assert_replicas_equal(restored)
+    np.testing.assert_array_equal(restored.tables["item"], copies[0])
+
+
 def test_a_run_on_several_devices_ends_as_on_one(planted_store, tmp_path):
     config = small_config(planted_store, **{"train.epochs": 1, "eval.batch_size": 1000})
     one = training.train(config, tmp_path / "one")
@@ -454,6 +469,13 @@ def test_what_devices_exchange_does_not_grow_with_the_table(monkeypatch):
     answers = found["sharded", 100_000]["reduce-scatter"]
     assert answers == 0.75 * (64 + behaviors) * 4 * 16
     assert found["replicated", 100_000]["reduce-scatter"] == 0
+
+    # As a whole a replicated table sends its gradient.
+    text, *_ = compiled_step(100_000, "replicated", 4, 64, lazy=False)
+    total, by_rows = (sum(f.values()) for f in (sent_bytes(text, 4), found["replicated", 100_000]))
+    assert total - by_rows == formula(
+        "replicated", 4, 64, behaviors, params, whole=100_000
+    ) - formula("replicated", 4, 64, behaviors, params)
 
 
 def free_port():
