@@ -202,6 +202,11 @@ def memory_bytes(placement: Placement) -> int:
     return host // len(placement.local)
 
 
+def simulated(placement: Placement) -> bool:
+    """Whether the devices are parts of a host's CPU, and share its memory."""
+    return bool(placement.devices[0].platform == "cpu")
+
+
 def psum(values: Any, axis: str | None) -> Any:
     """Sums over the devices; with no axis, the values."""
     return values if axis is None else jax.lax.psum(values, axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import math
@@ -157,30 +158,43 @@ def _check_memory(run: Run) -> None:
     """Raises DinError if the tables, with what is kept of their rows, don't fit a device."""
     like, placement = run.like(), run.placement
     owners = row_owners(like, run.optimizer)
-    whole: dict[str, int] = dict.fromkeys(run.model.tables, 0)
+    rows = {name: spec.rows for name, spec in run.model.tables.items()}
+    row_bytes = dict.fromkeys(rows, 0)
     for leaf, name in zip(jax.tree.leaves(like), jax.tree.leaves(owners), strict=True):
         if name:
-            whole[name] += math.prod(leaf.shape) * leaf.dtype.itemsize
+            row_bytes[name] += math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
     for name, n in run.regularizer.counts.items():
-        whole[name] += n.nbytes
-    on_each = {
-        name: size // (placement.count if name in placement.sharded else 1)
-        for name, size in whole.items()
-    }
-    memory, needed = devices.memory_bytes(placement), sum(on_each.values())
+        row_bytes[name] += n.itemsize
+    kept = sum(ids.nbytes for ids in run.regularizer.kept.values())  # whole on every device
+
+    def block(name: str, count: int) -> int:
+        return row_bytes[name] * -(-rows[name] // count)
+
+    def fits(count: int) -> bool:
+        """Whether `count` devices are enough for tables that are all sharded."""
+        return sum(block(name, count) for name in rows) + kept <= memory
+
+    memory, count = devices.memory_bytes(placement), placement.count
+    on_each = {name: block(name, count if name in placement.sharded else 1) for name in rows}
+    needed = sum(on_each.values()) + kept
     if needed <= memory:
         return
-    largest = max(on_each, key=lambda name: on_each[name])
-    enough = -(-sum(whole.values()) // memory)
-    if placement.count > 1 and largest not in placement.sharded and enough <= placement.count:
-        mend = f"lay it out over the devices with config.placement='{largest}=sharded'"
+    numbers = range(1, max(rows.values()) + 1)
+    enough = 1 + bisect.bisect_left(numbers, True, key=fits)
+    less = "use config.optimizer.name='rowwise_adagrad' or 'sgd', which keep less"
+    if fits(count):
+        mend = "config.placement='sharded' fits"
+    elif devices.simulated(placement):
+        mend = f"this host has too little memory; take one with more, or {less}"
+    elif enough in numbers:
+        mend = f"use at least {enough} devices, with config.placement='sharded', or {less}"
     else:
-        mend = f"use at least {enough} devices, with config.placement='sharded'"
+        mend = less
+    largest = max(on_each, key=lambda name: on_each[name])
     raise DinError(
         f"the tables with their optimizer state take {_gigabytes(needed)} on each device, which "
-        f"has {_gigabytes(memory)}; the table {largest!r} of {run.model.tables[largest].rows:,} "
-        f"rows takes {_gigabytes(on_each[largest])} of it: {mend}, or "
-        "config.optimizer.name='rowwise_adagrad' or 'sgd', which keep less"
+        f"has {_gigabytes(memory)}; the table {largest!r} of {rows[largest]:,} rows takes "
+        f"{_gigabytes(on_each[largest])} of it: {mend}"
     )
 
 

@@ -362,22 +362,44 @@ def test_other_numbers_of_devices_are_refused(planted_store, wanted):
 def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, monkeypatch):
     config = small_config(planted_store, **{"regularizer.name": "mba", "model.embedding_dim": 16})
     run = training.open_run(config)
-    rows = run.model.tables["item"].rows
-    # Weights, Adam's two moments, n_j, and a scratch if it goes by rows.
-    item = rows * 4 * (16 * 3 + 1 + ("item" in run.like().scratch))
-    monkeypatch.setattr(devices, "memory_bytes", lambda _: item // 2)
-    with pytest.raises(DinError) as refused:
-        training.open_run(config)
-    text = str(refused.value)
-    assert f"'item' of {rows:,} rows takes {item / 1e9:.3g} GB" in text
-    assert f"which has {item // 2 / 1e9:.3g} GB" in text
-    assert "use at least 3 devices, with config.placement='sharded'" in text
+    rows = {name: spec.rows for name, spec in run.model.tables.items()}
+    scratch = run.like().scratch
+
+    def on_each(count, extra):
+        """Of weights, Adam's two moments, n_j, and a scratch if it goes by rows."""
+        row = {name: 4 * (16 * 3 + extra + (name in scratch)) for name in rows}
+        return sum(row[name] * -(-rows[name] // count) for name in rows)
+
+    def refusal(memory):
+        monkeypatch.setattr(devices, "memory_bytes", lambda _: memory)
+        with pytest.raises(DinError) as refused:
+            training.open_run(config)
+        return str(refused.value)
+
+    monkeypatch.setattr(devices, "simulated", lambda _: False)
+    text = refusal(on_each(3, 1))
+    item = rows["item"] * 4 * (16 * 3 + 1 + ("item" in scratch))
+    assert f"take {on_each(1, 1) / 1e9:.3g} GB on each device, which has" in text
+    assert f"which has {on_each(3, 1) / 1e9:.3g} GB" in text
+    assert f"'item' of {rows['item']:,} rows takes {item / 1e9:.3g} GB" in text
+    assert "use at least 3 devices, with config.placement='sharded', or" in text
+    # A byte less, and the last block's padding counts.
+    assert "use at least 4 devices" in refusal(on_each(3, 1) - 1)
+    assert "use config.optimizer.name=" in (text := refusal(10))
+    assert "at least" not in text, "no number of devices is enough"
 
     config.devices = 4
-    with pytest.raises(DinError, match=r"config.placement='item=sharded'"):
-        training.open_run(config)
-    config.placement = "item=sharded"
-    assert training.open_run(config).placement.sharded == {"item"}
+    assert refusal(on_each(4, 1)).endswith("of it: config.placement='sharded' fits")
+    config.placement = "sharded"
+    assert training.open_run(config).placement.sharded == rows.keys()
+    assert "use at least 5 devices" in refusal(on_each(5, 1))
+    # A filter's ids are kept whole on every device.
+    config.regularizer.name = "filter"
+    assert "use at least 6 devices" in refusal(on_each(5, 0) + rows["item"] - 1)
+    monkeypatch.undo()
+    text = refusal(on_each(5, 0))
+    assert "this host has too little memory" in text
+    assert "at least" not in text
 
 
 def test_a_checkpoint_goes_from_any_devices_to_any_others(planted_store, tmp_path):
