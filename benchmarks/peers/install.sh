@@ -1,0 +1,25 @@
+#!/bin/sh
+# Makes a peer's virtual environment: benchmarks/peers/install.sh PEER DIR (from the root of the
+# repository, with Python 3.11). The peer's dependencies and din_jax's would not go together; of
+# din_jax it gets only what needs NumPy: its metrics and its schema.
+set -eu
+
+usage() {
+    echo "usage: $0 PEER DIR; peers: deepctr" >&2
+    exit 2
+}
+
+[ $# -eq 2 ] || usage
+case $1 in
+    deepctr) packages="deepctr==0.9.4 tensorflow-cpu==2.21.0 tf_keras==2.21.0" ;;
+    *) usage ;;
+esac
+if [ -e "$2" ]; then
+    echo "$2 exists already; delete it or choose another place" >&2
+    exit 1
+fi
+
+"${PYTHON:-python3.11}" -m venv "$2"
+# shellcheck disable=SC2086  # several words
+"$2/bin/pip" install $packages
+"$2/bin/pip" install --no-deps --editable "$(dirname "$0")/../.."
