@@ -1,6 +1,6 @@
 """Parameters and floating-point operations of every model, on a data set.
 
-    python benchmarks/model_sizes.py --config configs/table3.py:tuned:data/amazon
+    python benchmarks/model_sizes.py --config configs/table3.py:paper:data/amazon
 
 Operations are those that XLA counts in the compiled forward pass of one batch, divided by its
 samples: additions and multiplications, padding included, without exponentials and look-ups.

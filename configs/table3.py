@@ -66,7 +66,7 @@ PUBLISHED = [
         },
     ),
     (
-        {"preparation": "movielens", "ratings": 20_000_263},
+        {"preparation": "movielens", "ratings_read": 20_000_263},
         {
             "paper": {
                 "LR": 0.7263,

@@ -121,6 +121,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "regularizer.rare": ("leave", "unknown"),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
+_MOST_BUCKETS = 2**31 - 2  # rows are numbered by 32 bits
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
     "data.max_history": 0,
@@ -175,6 +176,11 @@ def check(config: ConfigDict) -> None:
         widths = _get(config, key)
         if not widths or min(widths) < 1:
             raise DinError(f"config.{key}={tuple(widths)!r}: expected widths of at least 1")
+    if config.model.wide.buckets > _MOST_BUCKETS:
+        raise DinError(
+            f"config.model.wide.buckets={config.model.wide.buckets!r}: expected at most "
+            f"{_MOST_BUCKETS:,}"
+        )
     if not 0 <= config.regularizer.dropout < 1:
         raise DinError(
             f"config.regularizer.dropout={config.regularizer.dropout!r}: expected 0 up to below 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from din_jax.errors import DinError
+from din_jax.errors import Diverged
 from din_jax.metrics import all_metrics
 from din_jax.pipeline import BatchSource, Shards, batches
 from din_jax.step import ScoreStep, TrainState
@@ -48,7 +48,7 @@ class Evaluator:
         """Click probabilities, float64 [samples of the split].
 
         Raises:
-          DinError: one is not a number.
+          Diverged: one is not a number.
         """
         parts, waiting = [], None
         for batch in batches(self.source):
@@ -58,7 +58,7 @@ class Evaluator:
         parts.append(np.asarray(jax.block_until_ready(waiting)))
         logits = np.concatenate(parts)[: len(self.labels)].astype(np.float64)
         if not np.isfinite(logits).all():
-            raise DinError(
+            raise Diverged(
                 f"the weights of step {int(state.step):,} give scores that are no numbers: "
                 "training has diverged; lower config.optimizer.learning_rate or set "
                 "config.optimizer.clip_norm"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from din_jax import training
+from din_jax import models, training
 from din_jax.checkpoint import Checkpoints
 from din_jax.config import check
 from din_jax.errors import DinError, Diverged
@@ -53,8 +53,8 @@ def compare_lines(
     Returns:
       {"seeds", "against", "lines": for each its name, the values chosen, the epochs of a refit, how
       many seeds diverged, its trials' validation (None: diverged), test metrics by seed that did
-      not, RelaImpr of the mean and the difference paired over users, both against that line, and
-      with `eval.curves` the metrics an evaluation}.
+      not, RelaImpr of the mean and the difference paired over users, both against that line over
+      the seeds that neither lost, and with `eval.curves` the metrics an evaluation}.
 
     Raises:
       DinError: lines can't be told apart, or a value can't be used; before anything is trained.
@@ -62,7 +62,7 @@ def compare_lines(
     planned = {name: _settings(name, keys) for name, keys in lines.items()}
     _check_lines(config, lines, planned, against, refit)
     found: list[dict[str, Any]] = []
-    by_user: dict[str, list[UserAUC]] = {}
+    by_user: dict[str, dict[int, UserAUC]] = {}
     for name, settings in planned.items():
         trials, epochs = [], []
         for setting in settings if len(settings) > 1 or refit else []:
@@ -75,18 +75,20 @@ def compare_lines(
         at = trials.index(best(finished)) if finished else 0
         chosen = settings[at]
         final = {"data.fit": "train+validation", "train.epochs": epochs[at]} if refit else {}
-        runs, curves = [], []
+        runs, curves = {}, []
         for seed in range(config.seed, config.seed + seeds):
             if trials and not finished:
                 break  # with every setting it diverged
             folder = workdir / f"{_folder_name(name, chosen, lines[name])}-{seed}"
             try:
-                runs.append(tested(_with(config, chosen | final | {"seed": seed}), folder))
+                runs[seed] = tested(_with(config, chosen | final | {"seed": seed}), folder)
             except Diverged as error:
                 print(error, flush=True)
                 continue
             curves.append(_curves(folder))
-        by_user[name] = [user_auc(r.users, r.labels, r.probabilities) for r in runs]
+        by_user[name] = {
+            seed: user_auc(r.users, r.labels, r.probabilities) for seed, r in runs.items()
+        }
         found.append(
             {
                 "line": name,
@@ -95,11 +97,9 @@ def compare_lines(
                 "diverged": seeds - len(runs),
                 "trials": [
                     {key: setting[key] for key in _searched(lines[name])} | {"validation": value}
-                    for setting, value in zip(settings, trials, strict=bool(trials))
-                ]
-                if trials
-                else [],
-                **{m: [run.metrics[m] for run in runs] for m in METRICS},
+                    for setting, value in zip(settings, trials, strict=False)  # or there are none
+                ],
+                **{m: [run.metrics[m] for run in runs.values()] for m in METRICS},
                 "curves": [
                     {key: float(np.mean([c[key] for c in same])) for key in same[0]}
                     for same in zip(*curves, strict=True)
@@ -107,16 +107,17 @@ def compare_lines(
             }
         )
     against = against or next(iter(lines))
-    theirs = by_user[against]
     for line in found:
-        ours = by_user[line["line"]]
-        if not ours or not theirs:
+        # Of the seeds that both have.
+        both = by_user[line["line"]].keys() & by_user[against].keys()
+        if not both:
             line["rela_impr"] = line["difference"] = None
             continue
+        ours, theirs = ([by_user[name][s] for s in both] for name in (line["line"], against))
         base, mine = (
             float(np.mean([u.weighted("impressions") for u in us])) for us in (theirs, ours)
         )
-        line["rela_impr"] = rela_impr(mine, base)
+        line["rela_impr"] = rela_impr(mine, base) if base > 0.5 else None
         line["difference"] = paired_difference(
             mean_over_seeds(ours), mean_over_seeds(theirs)
         )._asdict()
@@ -136,15 +137,23 @@ def _check_lines(
             f"config.data.fit={config.data.fit!r}: a line is searched on validation, which must "
             "not be trained on; use data.fit='train'"
         )
+    if refit and config.train.evaluations_per_epoch > 1:
+        raise DinError(
+            f"config.train.evaluations_per_epoch={config.train.evaluations_per_epoch}: a line is "
+            "trained anew for the number of epochs that validation chose; evaluate once an epoch"
+        )
     if against and against not in lines:
         raise DinError(f"no line {against!r} to compare with; the lines are: {', '.join(lines)}")
     names = [_folder_name(n, s, lines[n]) for n, settings in planned.items() for s in settings]
     for shared in names:
         if names.count(shared) > 1:
             raise DinError(f"two lines, or values of a line, would share the folder {shared!r}")
+    schema = Store(config.data.store).schema
     for settings in planned.values():
         for setting in settings:
-            check(_with(config, setting))
+            changed = _with(config, setting)
+            check(changed)
+            models.build(schema, changed.model)
 
 
 def _tried(config: ConfigDict, folder: Path) -> tuple[float | None, int]:

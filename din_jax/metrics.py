@@ -118,9 +118,9 @@ def expected_calibration_error(
 def rela_impr(measured: float, base: float) -> float:
     """RelaImpr (Eq. 11), in per cent: how much farther from 0.5, the AUC of chance, than `base`.
 
-    NaN if `base` is 0.5.
+    NaN if `base` is not above 0.5: there is nothing then that could be improved on.
     """
-    return ((measured - 0.5) / (base - 0.5) - 1) * 100 if base != 0.5 else float("nan")
+    return ((measured - 0.5) / (base - 0.5) - 1) * 100 if base > 0.5 else float("nan")
 
 
 def all_metrics(

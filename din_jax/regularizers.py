@@ -78,7 +78,7 @@ def drop_ids(
     number of devices do not change; if it is looked up in several tables, in all of them.
 
     Args:
-      lookups: of a batch, or of this device's share; padding stands behind what is real.
+      lookups: of a batch, or of this device's share; in the order of samples.
       key: of this step.
       rate: in [0, 1); the paper: 0.5.
       behaviors_only: leave the ids of fields alone.
@@ -89,7 +89,7 @@ def drop_ids(
     for table, of_table in lookups.items():
         for name, at in of_table.items():
             if is_behavior(name) or not behaviors_only:
-                places = jnp.arange(len(at.ids)) + _before(jnp.sum(at.mask), axis)
+                places = jnp.cumsum(at.mask) - 1 + _before(jnp.sum(at.mask), axis)
                 own_key = jax.random.fold_in(key, names.index(name))
                 drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
                     places

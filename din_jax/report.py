@@ -132,7 +132,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         ]
     rows += [
         f"| {d['model']} − {d['minus']} | {d['activation']} | {d['mean']:+.4f} "
-        f"({d['low']:+.4f} to {d['high']:+.4f}) | {d['rela_impr']:+.2f} % | "
+        f"({d['low']:+.4f} to {d['high']:+.4f}) | {_percent(d['rela_impr'])} | "
         + ", ".join(f"{gain:+.4f}" for gain in d["by_seed"])
         + " |"
         for d in result["differences"]
@@ -148,16 +148,10 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for line in result["lines"]:
-        d = line["difference"]
         rows.append(
-            f"| {line['line']} | {_mean_std(line['user_weighted_auc'])} "
-            + (
-                f"| {line['rela_impr']:+.2f} % "
-                f"| {d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) "
-                if d
-                else "| | "
-            )
-            + f"| {_mean_std(line['auc'])} | {_mean_std(line['log_loss'])} "
+            f"| {line['line']} | {_scores(line, 'user_weighted_auc')} "
+            f"| {_percent(line['rela_impr'])} | {_difference(line)} "
+            f"| {_scores(line, 'auc')} | {_scores(line, 'log_loss')} "
             f"| {shown(line['chosen'])} |"
         )
     rows += _trials_as_markdown(result)
@@ -195,9 +189,24 @@ def _variant(config: ConfigDict, name: str, activation: str, seed: int) -> Confi
     return variant
 
 
-def _mean_std(values: list[float]) -> str:
+def _scores(line: Mapping[str, Any], metric: str) -> str:
+    """Mean and deviation over seeds, and how many are missing."""
+    values, lost = line[metric], line["diverged"]
     if not values:
         return "diverged"
+    return _mean_std(values) + (f" ({lost} of {lost + len(values)} diverged)" if lost else "")
+
+
+def _difference(line: Mapping[str, Any]) -> str:
+    d = line["difference"]
+    return f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})" if d else ""
+
+
+def _percent(value: float | None) -> str:
+    return f"{value:+.2f} %" if value is not None and np.isfinite(value) else ""
+
+
+def _mean_std(values: list[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
 
@@ -216,18 +225,17 @@ def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[st
     headings += ["chosen"] * searched + ["epochs"] * refit
     rows = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
     for line in result["lines"]:
-        d = line["difference"]
         cells = [
             line["line"],
-            _mean_std(line["user_weighted_auc"]),
-            f"{line['rela_impr']:+.2f} %" if d else "",
-            f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})" if d else "",
+            _scores(line, "user_weighted_auc"),
+            _percent(line["rela_impr"]),
+            _difference(line),
         ]
         for figures in published.values():
             auc = figures.get(line["line"])
             relative = auc and rela_impr(auc, figures[result["against"]])
             cells.append(f"{auc:.4f} ({relative:+.2f} %)" if auc else "")
-        cells += [_mean_std(line["auc"]), _mean_std(line["log_loss"])]
+        cells += [_scores(line, "auc"), _scores(line, "log_loss")]
         cells += [shown(line["chosen"])] * searched
         cells += [str(line.get("epochs", ""))] * refit
         rows.append(f"| {' | '.join(cells)} |")
@@ -274,13 +282,17 @@ def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
 
 def _with_config_of_table(argv: list[str]) -> list[str]:
     """The command line of a table, which names a store, as one that names a config."""
-    name = next((a for a in argv[1:] if a in TABLES), None)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--store", "--workdir", "--config"):
+        parser.add_argument(flag, default="")
+    parser.add_argument("--protocol", default="paper")
+    parser.add_argument("--config.data.store", dest="data", default="")
+    given, rest = parser.parse_known_args(argv[1:])
+    name = next((a for a in rest if a in TABLES), None)
     if name is None:
         return argv
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--store", "--protocol", "--workdir", "--config"):
-        parser.add_argument(flag, default="")
-    given, _ = parser.parse_known_args(argv[1:])
+    if given.data:
+        raise DinError("--config.data.store: a table's store is --store")
     if given.config:
         raise DinError(
             f"{name} has a config of its own, configs/{name}.py; single keys are flags: "
@@ -288,16 +300,16 @@ def _with_config_of_table(argv: list[str]) -> list[str]:
         )
     if not given.store:
         raise DinError(f"{name} needs --store=…: the folder of a prepared store")
-    protocol = given.protocol or "paper"
-    if protocol not in ("paper", "tuned"):
-        raise DinError(f"--protocol={protocol}: expected paper or tuned")
+    if given.protocol not in ("paper", "tuned"):
+        raise DinError(f"--protocol={given.protocol}: expected paper or tuned")
     file = _CONFIGS / f"{name}.py"
     if not file.is_file():
         raise DinError(f"no {file}: run from a checkout of the project, which has configs/")
     Store(given.store)  # now, for its own error
-    added = [f"--config={file}:{protocol}:{given.store}"]
+    sys.path.insert(0, str(_CONFIGS.parent))  # configs import one another
+    added = [f"--config={file}:{given.protocol}:{given.store}"]
     if not given.workdir:
-        added.append(f"--workdir=runs/{name}-{Path(given.store).name}-{protocol}")
+        added.append(f"--workdir=runs/{name}-{Path(given.store).name}-{given.protocol}")
     return [argv[0], *added, *argv[1:]]
 
 

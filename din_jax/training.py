@@ -361,7 +361,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
     if state is None:
         state = run.init()
     trainer = _Trainer(run, checkpoints, meta, best)
-    if processes.is_first():
+    if processes.is_first() and int(state.step) < len(run.source):
         for remark in _remarks(run):
             print(remark)
 

@@ -208,6 +208,20 @@ def test_many_devices_are_one_with_every_kind_of_field(rich, monkeypatch, rows_a
     train_on_one_and_many(rich[0], config, 8, "sharded,hour=replicated")
 
 
+@pytest.mark.parametrize("name", ["wide_deep", "deepfm"])
+def test_many_devices_are_one_for_models_with_tables_beside(rich, name):
+    """Weights and crosses, sharded too, with dropout of ids and of pairs."""
+    keys = {
+        "model.name": name,
+        "model.activation": "prelu",
+        "model.wide.buckets": 300,
+        "model.wide.ad_values": 2,
+        "regularizer.name": "dropout",
+    }
+    config = small_config(rich[0].path, **keys, **SGD)
+    train_on_one_and_many(rich[0], config, 4, "sharded,hour=replicated")
+
+
 def train_on_one_and_many(store, config, count, placement):
     """Takes steps on one device and on `count`, and compares; returns the state on these."""
     config.model.hidden = config.model.attention.hidden = (8,)

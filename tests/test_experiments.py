@@ -74,6 +74,12 @@ def test_a_line_that_diverges_leaves_the_others_alone(planted_store, tmp_path):
     assert tame["rela_impr"] is None  # there is nothing to compare it with
     assert searched["chosen"] == {"optimizer.learning_rate": 0.1}
     assert searched["trials"][0]["validation"] is None
+    assert tame["difference"] is None
+    # Also if it is the last step of an epoch that makes the weights infinite.
+    lines = {"tame": {}, "late": wild | {"optimizer.learning_rate": 1e30}}
+    config.train.batch_size = 6000  # all of an epoch
+    late = experiments.compare_lines(config, lines, 1, tmp_path / "late")["lines"][1]
+    assert late["diverged"] == 1
     for text in (report.lines_as_markdown(result), report.table_as_markdown(result, {})):
         assert re.search(r"\| wild \| diverged \|", text)
         assert "learning_rate 1e+12: diverged; learning_rate 0.1: 0." in text
@@ -81,6 +87,7 @@ def test_a_line_that_diverges_leaves_the_others_alone(planted_store, tmp_path):
 
 def test_published_figures_stand_beside_ours_with_their_own_rela_impr():
     line = {
+        "diverged": 0,
         "auc": [0.8],
         "log_loss": [0.5],
         "chosen": {},
@@ -92,13 +99,13 @@ def test_published_figures_stand_beside_ours_with_their_own_rela_impr():
     result = {
         "against": "BaseModel",
         "lines": [
-            {**line, "line": "BaseModel", "user_weighted_auc": [0.7]},
+            {**line, "line": "BaseModel", "user_weighted_auc": [0.7], "diverged": 2},
             {**line, "line": "DIN", "user_weighted_auc": [0.71, 0.73]},
         ],
     }
     text = report.table_as_markdown(result, {"paper": {"BaseModel": 0.8624, "DIN": 0.8818}})
     base, din = text.splitlines()[2:]
-    assert "| 0.8624 (+0.00 %) |" in base
+    assert "| 0.8624 (+0.00 %) |" in base and "| 0.7000 (2 of 3 diverged) |" in base
     # The paper's own RelaImpr of DIN.
     assert din.startswith("| DIN | 0.7200 ± 0.0141 | +5.00 % | +0.0100 (+0.0050 to +0.0150) |")
     assert "| 0.8818 (+5.35 %) | 0.8000 | 0.5000 | 3 |" in din
@@ -121,7 +128,9 @@ def test_tables_are_defined(name, protocol, planted_store):
             check(experiments._with(config, setting))
     assert budget == ({1} if protocol == "paper" else {6 if name == "table3" else 5})
     for facts, figures in module["PUBLISHED"]:
-        assert facts["preparation"]
+        # What is asked of a store's origin is there under these names.
+        source = (ROOT / "din_jax" / "prepare" / f"{facts['preparation']}.py").read_text()
+        assert all(f'"{key}"' in source for key in facts)
         for column in figures.values():
             assert set(column) <= set(lines) and module["AGAINST"] in column
 
@@ -132,9 +141,51 @@ def test_tables_are_defined(name, protocol, planted_store):
         (["table3"], "table3 needs --store=…"),
         (["table3", "--store=nowhere"], "no store at nowhere"),
         (["table3", "--store={}", "--protocol=best"], "--protocol=best: expected paper or tuned"),
+        (["table3", "--store={}", "--protocol="], "--protocol=: expected paper or tuned"),
+        (["table3", "--store={}", "--config.data.store={}"], "a table's store is --store"),
         (["table3", "--store={}", "--config=configs/amazon.py"], "has a config of its own"),
     ],
 )
 def test_a_wrong_command_line_of_a_table_is_explained(flags, message, planted_store):
     with pytest.raises(DinError, match=re.escape(message)):
         report._with_config_of_table(["report", *(f.format(planted_store) for f in flags)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "lines", "message"),
+    [
+        ({"train.evaluations_per_epoch": 2}, {"a": {}}, "evaluate once an epoch"),
+        ({}, {"a": {}, "b": {"model.name": "pnn", "model.table_dims": "age=2"}}, "one width"),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_trained(
+    planted_store, tmp_path, keys, lines, message
+):
+    config = small_config(planted_store, **keys)
+    with pytest.raises(DinError, match=message):
+        experiments.compare_lines(config, lines, 1, tmp_path / "runs", refit=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lines_are_compared_over_the_seeds_that_both_have(planted_store, tmp_path, monkeypatch):
+    config = small_config(planted_store, **{"model.name": "base", "train.epochs": 1})
+    scores = {("a", 0): 0.1, ("a", 1): 0.3, ("b", 1): 0.2}
+
+    def tested(config, folder):
+        name, _, seed = folder.name.partition("-")
+        if (name, int(seed)) not in scores:
+            raise experiments.Diverged("no number")
+        users = np.repeat(np.arange(200), 2)
+        labels = np.tile([0, 1], 200)
+        right = np.arange(400) // 2 < 200 * (0.5 + scores[name, int(seed)])
+        return experiments.training.Tested(
+            dict.fromkeys(experiments.METRICS, 0.0), users, labels, np.where(right, labels, 0.5)
+        )
+
+    monkeypatch.setattr(experiments, "tested", tested)
+    monkeypatch.setattr(experiments, "_curves", lambda folder: [])
+    a, b = experiments.compare_lines(config, {"a": {}, "b": {}}, 2, tmp_path)["lines"]
+    assert (a["diverged"], b["diverged"]) == (0, 1)
+    # Of seed 1 alone: 0.2 of all users and 0.3 of all, each worth half a pair.
+    assert b["difference"]["mean"] == pytest.approx((0.2 - 0.3) / 2)
+    assert b["rela_impr"] == pytest.approx(100 * ((0.35 / 0.4) - 1))

@@ -16,6 +16,7 @@ from din_jax.losses import negative_log_likelihood, weighted_mean
 from din_jax.models import build, deepfm, pnn, remarks
 from din_jax.models.base import ITEM_BIAS
 from din_jax.pipeline import Batch, Behaviors, Packed
+from din_jax.regularizers import drop_ids
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
 
 # Each table has a width of its own, so that vectors in a wrong order don't fit or give other sums.
@@ -636,6 +637,23 @@ def test_logistic_regression_names_what_it_does_not_have(key):
         build(SCHEMA, config)
 
 
+def test_dropped_pairs_depend_on_no_padding():
+    samples = draw_samples(np.random.default_rng(25), SCHEMA)
+    kept = []
+    for sizes in SIZES, LARGER:
+        batch = make_batch(samples, SCHEMA, np.random.default_rng(26), sizes)
+        found = case("wide_deep").model.lookups(batch)
+        dropped = drop_ids(found, jax.random.key(27), 0.5)
+        of_sizes = {}
+        for table, lookups in found.items():
+            for name, at in lookups.items():
+                mask = np.asarray(at.mask)
+                of_sizes[name] = np.asarray(dropped[table][name].mask)[mask].tolist()
+        kept.append(of_sizes)
+    assert kept[0] == kept[1]
+    assert 0 < np.mean(kept[0]["clicks.tags-cross"]) < 1
+
+
 def test_shared_buckets_are_counted():
     """A cross of goods in 40 buckets against the pairs of these samples, one by one."""
     parts = [draw_samples(np.random.default_rng(seed), SCHEMA) for seed in range(5)]
@@ -651,7 +669,7 @@ def test_shared_buckets_are_counted():
     held = [oracles.bucket(v, a, 11, 40) for v, a in pairs]
     shared = sum(held.count(i) > 1 for i in held)
     assert shared > 0
-    tags, goods, shops = remarks(some, SCHEMA, config)
+    tags, shops, goods = remarks(some, SCHEMA, config)
     assert tags == "clicks-tags-cross: every pair of ids has a weight of its own"
     assert shops == "visits-shop-cross: every pair of ids has a weight of its own"
     assert f"of {len(pairs)} distinct pairs" in goods

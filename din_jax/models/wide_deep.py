@@ -97,7 +97,7 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
 
 
 def _pairs(batch: Batch, cross: Cross, ad_values: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ids visited and shown of every pair, and which are real: [R, V] each.
+    """Ids visited and shown of every pair, and which are real: [V, R] each.
 
     V are the values of the behaviour field, R those of the ad's: 1 if it holds one, else its first
     `ad_values`.
@@ -110,12 +110,13 @@ def _pairs(batch: Batch, cross: Cross, ad_values: int) -> tuple[jax.Array, jax.A
     ad = batch.fields[cross.ad]
     if not isinstance(ad, Packed):
         shown = jnp.asarray(ad).at[owner].get(mode="clip")
-        return ids[None], shown[None], real[None]
+        return ids[:, None], shown[:, None], real[:, None]
     first = jnp.searchsorted(ad.segment_ids, owner)
-    at = first[None, :] + jnp.arange(ad_values)[:, None]
-    inside = jnp.asarray(ad.segment_ids).at[at].get(mode="fill", fill_value=-1) == owner[None]
+    at = first[:, None] + jnp.arange(ad_values)[None]
+    of_ad = jnp.asarray(ad.segment_ids).at[at].get(mode="fill", fill_value=-1)
     shown = jnp.asarray(ad.values).at[at].get(mode="clip")
-    return jnp.broadcast_to(ids[None], at.shape), shown, inside & real[None]
+    mask = (of_ad == owner[:, None]) & real[:, None]
+    return jnp.broadcast_to(ids[:, None], at.shape), shown, mask
 
 
 def _samples_of(batch: Batch, cross: Cross) -> jax.Array:
@@ -160,7 +161,7 @@ class WideDeep(nn.Module):
         for cross in self.crosses:
             owner = _samples_of(batch, cross)
             weights = lookup(tables[cross.table], lookups[cross.table][cross.lookup])
-            of_value = weights.reshape(-1, len(owner)).sum(axis=0)
+            of_value = weights.reshape(len(owner), -1).sum(axis=1)
             logits = logits.at[:, 1].add(segment_pool(of_value, owner, samples))
         return logits, {"interest": interests}
 
@@ -174,11 +175,16 @@ def remarks(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterator[s
     """One line a cross: how many of its pairs share their weight with another.
 
     Args:
-      batches: of training samples, in random order: the first so many pairs are counted.
+      batches: of training samples, in random order: about the first so many pairs are counted.
       schema: the data set's.
       config: `config.model`.
     """
-    parts = crosses(schema, config)
+    parts = []
+    for cross in crosses(schema, config):
+        if cross.exact:
+            yield f"{cross.table}: every pair of ids has a weight of its own"
+        else:
+            parts.append(cross)
 
     @jax.jit
     def pairs_of(batch: Batch) -> list[Any]:
@@ -195,18 +201,16 @@ def remarks(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterator[s
             key = visited[known].astype(np.uint64) << np.uint64(32) | shown[known].astype(np.uint64)
             collected[i].append(np.stack([key, bucket[known].astype(np.uint64)]))
             counted[i] += int(known.sum())
-        if max(counted, default=0) >= _COUNTED_PAIRS:
+        if min(counted, default=_COUNTED_PAIRS) >= _COUNTED_PAIRS:
             break
     for cross, keys, number in zip(parts, collected, counted, strict=True):
-        if cross.exact:
-            yield f"{cross.table}: every pair of ids has a weight of its own"
-        elif number:
+        if number:
             key, bucket = np.concatenate(keys, axis=1)
             _, first = np.unique(key, return_index=True)
             held = np.bincount(bucket[first].astype(np.int64))
             shared = int(held[held > 1].sum())
             yield (
-                f"{cross.table}: of {len(first):,} distinct pairs among {number:,} in training, "
+                f"{cross.table}: of {len(first):,} distinct pairs among {number:,} of training, "
                 f"{100 * shared / len(first):.1f} % share one of {cross.buckets:,} buckets "
                 "(config.model.wide.buckets)"
             )

@@ -75,11 +75,12 @@ def fit(
       unknown_share: how many of the occurrences become unknown by this, as a share of all, in
         [0, 1]; fewer if there are not as many ids seen once. With 0, and no nulls, row 0 is never
         trained.
-      min_count: ids that training holds less often are unknown.
+      min_count: ids that training holds less often are unknown. Above 1, they train row 0, if
+        there are any, and none is left out beside them.
     """
     seen = occurrences.rename("id").drop_nulls().value_counts(name="count").sort("id")
     ids, counts = seen["id"], seen["count"].to_numpy().astype(np.int64)
-    # Those that `min_count` makes unknown already train row 0.
+    # Those that `min_count` makes unknown train row 0.
     once = np.flatnonzero(counts == 1) if min_count == 1 else np.empty(0, np.int64)
     wanted = min(round(unknown_share * counts.sum()), len(once))
     kept = counts >= min_count
