@@ -109,7 +109,7 @@ def compare_lines(
     against = against or next(iter(lines))
     for line in found:
         # Of the seeds that both have.
-        both = by_user[line["line"]].keys() & by_user[against].keys()
+        both = sorted(by_user[line["line"]].keys() & by_user[against].keys())
         if not both:
             line["rela_impr"] = line["difference"] = None
             continue

@@ -289,7 +289,7 @@ def _with_config_of_table(argv: list[str]) -> list[str]:
     parser.add_argument("--config.data.store", dest="data", default="")
     given, rest = parser.parse_known_args(argv[1:])
     name = next((a for a in rest if a in TABLES), None)
-    if name is None:
+    if name is None or not {"--help", "--helpfull", "--helpshort"}.isdisjoint(rest):
         return argv
     if given.data:
         raise DinError("--config.data.store: a table's store is --store")

@@ -11,6 +11,8 @@ import pytest
 
 from din_jax.errors import DinError
 from din_jax.prepare import log
+from din_jax.prepare.log_source import Source
+from din_jax.prepare.log_spec import Place
 from din_jax.store import SPLITS, Store
 
 SPEC = """
@@ -795,9 +797,28 @@ def test_names_of_splits_that_the_spec_lacks_are_listed(tmp_path):
         prepare(tmp_path, tables, spec + VIEWS)
 
 
+@pytest.mark.parametrize("rows", [100, 40_000])  # as a value the latter is too long for csv
+def test_a_quote_that_is_not_closed_is_named(tmp_path, rows):
+    path = tmp_path / "impressions.csv"
+    lines = ["time,user,item,click", *(f"{i},u{i % 7},g{i % 5},{i % 2}" for i in range(rows))]
+    lines[8] = '7,"u0,g2,1'
+    path.write_text("\n".join(lines) + "\n")
+    place = Place("impressions", path, ",")
+    with pytest.raises(DinError, match="line 9 has a quote that does not stand round a whole"):
+        Source(place).read({"user": "user", "click": "label"})
+
+
 def test_a_line_of_a_csv_that_is_too_wide_is_named(tmp_path):
     spec = SPEC.replace("users.parquet", "users.csv")
     write(tmp_path, tables_of_a_log(), spec)
     (tmp_path / "users.csv").write_text("user,age\n1,2\n2,3,4\n")
     with pytest.raises(DinError, match=r"users.csv: line 3 has 3 values, the header 2"):
+        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
+
+
+def test_a_side_table_of_which_no_id_matches_is_named(tmp_path):
+    tables = tables_of_a_log()
+    tables["users"] = [{**row, "user": f"u{row['user']}"} for row in tables["users"]]
+    write(tmp_path, tables, SPEC)
+    with pytest.raises(DinError, match=r"users.parquet: no user of \[users\], user = 'u"):
         log.prepare(tmp_path / "spec.toml", tmp_path / "store")

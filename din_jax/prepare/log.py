@@ -317,6 +317,12 @@ def _join(
       frame: has ".time", if the side table has; what held then is taken.
     """
     known = _index(table[key], ids)
+    if (known < 0).all():
+        raise DinError(
+            f"{side.place.path}: no {key.removeprefix('.')} of [{side.place.section}], "
+            f"{side.key} = {table[key][0]!r} for instance, is one of [impressions] or its "
+            f"behaviours, {ids[0]!r} for instance; write them alike, or name the right column"
+        )
     if side.valid_from is None:
         row_of = np.full(len(ids) + 1, -1)  # the last is of ids that nobody asks for
         row_of[known] = np.arange(len(table))

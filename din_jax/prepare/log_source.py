@@ -83,7 +83,7 @@ class Source:
             except pl.exceptions.PolarsError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise DinError(
-                    f"{file}: {self._too_wide(file) or f'can not be read ({reason})'}; expected "
+                    f"{file}: {self._malformed(file) or f'can not be read ({reason})'}; expected "
                     f"the table [{self.section}] as {_kind(file)}"
                 ) from error
         try:
@@ -104,19 +104,27 @@ class Source:
             index -= rows
         raise IndexError(index)
 
-    def _too_wide(self, file: Path) -> str:
-        """The first line of a CSV that has more values than the header, which Polars won't say."""
+    def _malformed(self, file: Path) -> str:
+        """What is wrong with a CSV, and in which line, which Polars won't say."""
         if _kind(file) != "csv":
             return ""
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", errors="replace") as lines:
-            rows = csv.reader(lines, delimiter=self._delimiter)
-            columns = len(next(rows, []))
-            for row in rows:
-                if len(row) > columns:
-                    return (
-                        f"line {rows.line_num:,} has {len(row)} values, the header {columns}; put "
-                        f"values that hold {self._delimiter!r} in quotes"
-                    )
+            rows = csv.reader(lines, delimiter=self._delimiter, strict=True)
+            columns, begin = 0, 1
+            try:
+                for row in rows:
+                    columns = columns or len(row)
+                    if len(row) > columns:
+                        return (
+                            f"line {rows.line_num:,} has {len(row)} values, the header {columns}; "
+                            f"put values that hold {self._delimiter!r} in quotes"
+                        )
+                    begin = rows.line_num + 1
+            except csv.Error:  # a value without end, or text behind a closing quote
+                return (
+                    f"line {begin:,} has a quote that does not stand round a whole value; take it "
+                    "out, or put the value in quotes and write each quote in it twice"
+                )
         return ""
 
     def _scan(self, file: Path) -> pl.LazyFrame:
