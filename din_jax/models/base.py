@@ -6,6 +6,7 @@ pooling; all are concatenated and fed to an MLP with a 2-unit output layer.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -106,6 +107,41 @@ class Features(NamedTuple):
     context: list[jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `config.model` tells all deep models.
+
+    Attributes:
+      schema: the data set's.
+      hidden, activation: of the MLP.
+      mean: pool multi-hot fields, and the history but DIN's, by mean instead of sum.
+      interest_product: also concatenate interest ∘ ad, for each sequence (not in the paper).
+      item_bias: add one scalar an id to the logit of a click (not in the paper).
+      extra_fields: optional fields taken as inputs.
+    """
+
+    schema: Schema
+    hidden: tuple[int, ...]
+    activation: ActivationFactory
+    mean: bool
+    interest_product: bool
+    item_bias: bool
+    extra_fields: tuple[str, ...]
+
+
+def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
+    """The options of a data set and `config.model`."""
+    return Options(
+        schema=schema,
+        hidden=tuple(config.hidden),
+        activation=activation_factory(config.activation, config, axis_name),
+        mean=config.pooling == "mean",
+        interest_product=config.interest_product,
+        item_bias=bool(config.item_bias),
+        extra_fields=tuple(config.extra_fields),
+    )
+
+
 def embed(
     tables: Tables,
     lookups: Lookups,
@@ -145,11 +181,22 @@ def embed(
     return Features(groups["user"], sequences, groups["ad"], groups["context"])
 
 
-def pool_histories(features: Features, samples: int, *, mean: bool) -> dict[str, jax.Array]:
-    """One vector a sequence, [B, E]: its behaviours' sum or mean, the same whatever the ad."""
-    pool = segment_mean if mean else segment_pool
-    return {
-        name: pool(s.behaviors, s.segment_ids, samples) for name, s in features.sequences.items()
+def embed_and_pool(
+    tables: Tables, lookups: Lookups, batch: Batch, options: Options
+) -> tuple[Features, dict[str, jax.Array]]:
+    """The features, and one vector [B, E] a sequence: the behaviours' sum or mean, whatever the ad."""
+    features = embed(
+        tables,
+        lookups,
+        batch,
+        options.schema,
+        extra_fields=options.extra_fields,
+        mean=options.mean,
+    )
+    pool = segment_mean if options.mean else segment_pool
+    return features, {
+        name: pool(s.behaviors, s.segment_ids, len(batch.label))
+        for name, s in features.sequences.items()
     }
 
 
@@ -186,18 +233,9 @@ def one_width(schema: Schema, config: Any) -> None:
 
 
 class Head(nn.Module):
-    """Concatenation and MLP: from the features and one interest vector a sequence to logits.
+    """Concatenation and MLP: from the features and one interest vector a sequence to logits."""
 
-    Attributes:
-      hidden, activation: of the MLP.
-      interest_product: also concatenate interest ∘ ad, for each sequence (not in the paper).
-      item_bias: add one scalar an id to the logit of a click (not in the paper).
-    """
-
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
-    interest_product: bool = False
-    item_bias: bool = False
+    options: Options
 
     @nn.compact
     def __call__(
@@ -213,62 +251,33 @@ class Head(nn.Module):
     ) -> jax.Array:
         """Logits [B, 2] of "no click" and "click"; `products` [B, P] also enter the MLP."""
         parts = [*features.profile, *interests.values(), *features.ad, *features.context]
-        if self.interest_product:
+        if self.options.interest_product:
             parts += [interests[name] * s.ad for name, s in features.sequences.items()]
         x = jnp.concatenate(parts, axis=1)
-        mlp = MLP(self.hidden, 2, self.activation, name="mlp")
+        mlp = MLP(self.options.hidden, 2, self.options.activation, name="mlp")
         logits = mlp(x, batch.weight > 0, train=train, products=products)
-        if self.item_bias:
+        if self.options.item_bias:
             bias = lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
             logits = logits.at[:, 1].add(bias)
         return logits
 
 
 class Base(nn.Module):
-    """Embedding&MLP: a history is pooled the same whatever the ad.
+    """Embedding&MLP: a history is pooled the same whatever the ad."""
 
-    Attributes:
-      schema: the data set's.
-      hidden, activation, interest_product, item_bias: see `Head`.
-      mean: pool by mean instead of sum.
-      extra_fields: optional fields taken as inputs.
-    """
-
-    schema: Schema
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
-    mean: bool = False
-    interest_product: bool = False
-    item_bias: bool = False
-    extra_fields: tuple[str, ...] = ()
+    options: Options
 
     @nn.compact
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
-        features = embed(
-            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
-        )
-        interests = pool_histories(features, len(batch.label), mean=self.mean)
-        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        features, interests = embed_and_pool(tables, lookups, batch, self.options)
+        head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
         return logits, {"interest": interests}
 
 
-def options(schema: Schema, config: Any, axis_name: str | None) -> dict[str, Any]:
-    """The attributes that all deep models share, from `config.model`."""
-    return {
-        "schema": schema,
-        "hidden": tuple(config.hidden),
-        "activation": activation_factory(config.activation, config, axis_name),
-        "mean": config.pooling == "mean",
-        "interest_product": config.interest_product,
-        "item_bias": bool(config.item_bias),
-        "extra_fields": tuple(config.extra_fields),
-    }
-
-
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> Base:
     """The module that `config.model` describes."""
-    return Base(**options(schema, config, axis_name))
+    return Base(options(schema, config, axis_name))

@@ -13,9 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec
-from din_jax.layers import ActivationFactory
 from din_jax.models import base, lr
-from din_jax.models.base import Head, embed, group_vectors, one_width, options, pool_histories
+from din_jax.models.base import (
+    Head,
+    Options,
+    embed_and_pool,
+    group_vectors,
+    one_width,
+    options,
+)
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
 
@@ -44,28 +50,21 @@ def pairwise(vectors: list[jax.Array]) -> jax.Array:
 
 
 class DeepFM(nn.Module):
-    """DeepFM. Attributes: see `Base`."""
+    """DeepFM."""
 
-    schema: Schema
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
-    mean: bool = False
-    interest_product: bool = False
-    item_bias: bool = False
-    extra_fields: tuple[str, ...] = ()
+    options: Options
 
     @nn.compact
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
-        how: dict[str, Any] = {"extra_fields": self.extra_fields, "mean": self.mean}
-        features = embed(tables, lookups, batch, self.schema, **how)
-        interests = pool_histories(features, len(batch.label), mean=self.mean)
-        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        features, interests = embed_and_pool(tables, lookups, batch, self.options)
+        head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
-        machine = lr.linear(tables, lookups, batch, self.schema, **how) + pairwise(
-            group_vectors(features, interests, self.schema)
+        o = self.options
+        machine = pairwise(group_vectors(features, interests, o.schema)) + lr.linear(
+            tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean
         )
         return logits.at[:, 1].add(machine), {"interest": interests}
 
@@ -77,4 +76,4 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DeepFM:
       DinError: the tables have not all one width.
     """
     one_width(schema, config)
-    return DeepFM(**options(schema, config, axis_name))
+    return DeepFM(options(schema, config, axis_name))

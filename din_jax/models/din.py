@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from din_jax.embedding import Lookups, Tables
 from din_jax.layers import ActivationFactory, ActivationUnit, activation_factory, segment_pool
-from din_jax.models.base import Head, embed, lookups, options, tables
+from din_jax.models.base import Head, Options, embed, lookups, options, tables
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
 
@@ -24,24 +24,17 @@ class DIN(nn.Module):
     """DIN: a history is pooled with weights that the ad decides.
 
     Attributes:
+      options: see `Options`; the history is a weighted sum whatever `mean`.
       attention_hidden: widths of the activation unit's hidden layers.
       attention_activation: what follows each of them.
       difference, outer: inputs of the unit, see `ActivationUnit`.
-      mean: pool multi-hot fields by mean instead of sum; the history is always a weighted sum.
-      The others: see `Base`.
     """
 
-    schema: Schema
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
+    options: Options
     attention_hidden: tuple[int, ...]
     attention_activation: ActivationFactory
     difference: bool = False
     outer: bool = False
-    mean: bool = False
-    interest_product: bool = False
-    item_bias: bool = False
-    extra_fields: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -51,9 +44,8 @@ class DIN(nn.Module):
 
         `activation_weights` [T] and `interest` [B, E].
         """
-        features = embed(
-            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
-        )
+        o = self.options
+        features = embed(tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean)
         weights, interests = {}, {}
         for name, s in features.sequences.items():
             unit = ActivationUnit(
@@ -67,7 +59,7 @@ class DIN(nn.Module):
             interests[name] = segment_pool(
                 weights[name][:, None] * s.behaviors, s.segment_ids, len(batch.label)
             )
-        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        head = Head(o)
         logits = head(features, interests, tables, lookups, batch, train=train)
         return logits, {"activation_weights": weights, "interest": interests}
 
@@ -76,7 +68,7 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
     """The module that `config.model` describes."""
     unit = config.attention
     return DIN(
-        **options(schema, config, axis_name),
+        options(schema, config, axis_name),
         attention_hidden=tuple(unit.hidden),
         attention_activation=activation_factory(
             unit.activation or config.activation, config, axis_name

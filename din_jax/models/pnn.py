@@ -14,15 +14,14 @@ import numpy as np
 from flax import linen as nn
 
 from din_jax.embedding import Lookups, Tables
-from din_jax.layers import ActivationFactory
 from din_jax.models.base import (
     Head,
-    embed,
+    Options,
+    embed_and_pool,
     group_vectors,
     lookups,
     one_width,
     options,
-    pool_histories,
     tables,
 )
 from din_jax.pipeline import Batch
@@ -48,31 +47,22 @@ class PNN(nn.Module):
     """PNN.
 
     Attributes:
+      options: see `Options`.
       outer: the outer product in place of the inner ones.
-      The others: see `Base`.
     """
 
-    schema: Schema
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
+    options: Options
     outer: bool = False
-    mean: bool = False
-    interest_product: bool = False
-    item_bias: bool = False
-    extra_fields: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
-        features = embed(
-            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
-        )
-        interests = pool_histories(features, len(batch.label), mean=self.mean)
-        vectors = group_vectors(features, interests, self.schema)
+        features, interests = embed_and_pool(tables, lookups, batch, self.options)
+        vectors = group_vectors(features, interests, self.options.schema)
         products = outer_product(vectors) if self.outer else inner_products(vectors)
-        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train, products=products)
         return logits, {"interest": interests}
 
@@ -84,4 +74,4 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> PNN:
       DinError: the tables have not all one width.
     """
     one_width(schema, config)
-    return PNN(**options(schema, config, axis_name), outer=config.pnn.product == "outer")
+    return PNN(options(schema, config, axis_name), outer=config.pnn.product == "outer")

@@ -17,9 +17,9 @@ import numpy as np
 from flax import linen as nn
 
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
-from din_jax.layers import ActivationFactory, segment_pool
+from din_jax.layers import segment_pool
 from din_jax.models import base
-from din_jax.models.base import Head, embed, options, pool_histories
+from din_jax.models.base import Head, Options, embed_and_pool, options
 from din_jax.pipeline import Batch, Packed
 from din_jax.schema import Schema
 
@@ -133,42 +133,32 @@ class WideDeep(nn.Module):
     """Wide & Deep.
 
     Attributes:
+      options: see `Options`.
       crosses: see `crosses`.
-      The others: see `Base`.
     """
 
-    schema: Schema
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
+    options: Options
     crosses: tuple[Cross, ...]
-    mean: bool = False
-    interest_product: bool = False
-    item_bias: bool = False
-    extra_fields: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
-        samples = len(batch.label)
-        features = embed(
-            tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
-        )
-        interests = pool_histories(features, samples, mean=self.mean)
-        head = Head(self.hidden, self.activation, self.interest_product, self.item_bias)
+        features, interests = embed_and_pool(tables, lookups, batch, self.options)
+        head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
         for cross in self.crosses:
             owner = _samples_of(batch, cross)
             weights = lookup(tables[cross.table], lookups[cross.table][cross.lookup])
             of_value = weights.reshape(len(owner), -1).sum(axis=1)
-            logits = logits.at[:, 1].add(segment_pool(of_value, owner, samples))
+            logits = logits.at[:, 1].add(segment_pool(of_value, owner, len(batch.label)))
         return logits, {"interest": interests}
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> WideDeep:
     """The module that `config.model` describes."""
-    return WideDeep(**options(schema, config, axis_name), crosses=tuple(crosses(schema, config)))
+    return WideDeep(options(schema, config, axis_name), crosses=tuple(crosses(schema, config)))
 
 
 def remarks(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterator[str]:
