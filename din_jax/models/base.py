@@ -184,7 +184,7 @@ def embed(
 def embed_and_pool(
     tables: Tables, lookups: Lookups, batch: Batch, options: Options
 ) -> tuple[Features, dict[str, jax.Array]]:
-    """The features, and one vector [B, E] a sequence: the behaviours' sum or mean, whatever the ad."""
+    """The features, and a vector [B, E] a sequence: its behaviours' sum or mean for any ad."""
     features = embed(
         tables,
         lookups,
