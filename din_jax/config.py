@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
     c.model.table_dims = ""  # D of single tables: "item=16,category=4"
     c.model.embedding_stddev = 0.01  # of the initial embeddings, normal; row 0 begins at zero
     c.model.hidden = (200, 80)  # widths of the hidden layers
-    c.model.pooling = "sum"  # "sum" or "mean": base's history, and any multi-hot field
+    c.model.pooling = "sum"  # "sum" or "mean": a history but DIN's, and any list
     c.model.extra_fields = ()  # optional fields taken as inputs, "user_id" for instance
     c.model.without = ()  # tables that no input reads, the goods' ids for instance: ("item",)
     c.model.item_bias = ""  # an ad field: adds one scalar an id to the logit (not in the paper)

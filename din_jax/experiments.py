@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from din_jax import models, training
+from din_jax import training
 from din_jax.checkpoint import Checkpoints
 from din_jax.config import check
 from din_jax.errors import DinError, Diverged
@@ -57,7 +57,8 @@ def compare_lines(
       the seeds that neither lost, and with `eval.curves` the metrics an evaluation}.
 
     Raises:
-      DinError: lines can't be told apart, or a value can't be used; before anything is trained.
+      DinError: lines can't be told apart, a value can't be used, or the config has one that every
+        line sets anew; before anything is trained.
     """
     planned = {name: _settings(name, keys) for name, keys in lines.items()}
     _check_lines(config, lines, planned, against, refit)
@@ -79,7 +80,9 @@ def compare_lines(
         for seed in range(config.seed, config.seed + seeds):
             if trials and not finished:
                 break  # with every setting it diverged
-            folder = workdir / f"{_folder_name(name, chosen, lines[name])}-{seed}"
+            run = _folder_name(name, chosen, lines[name])
+            is_trial = trials and not (refit or config.eval.curves) and seed == config.seed
+            folder = workdir / "trials" / run if is_trial else workdir / f"{run}-{seed}"
             try:
                 runs[seed] = tested(_with(config, chosen | final | {"seed": seed}), folder)
             except Diverged as error:
@@ -148,12 +151,10 @@ def _check_lines(
     for shared in names:
         if names.count(shared) > 1:
             raise DinError(f"two lines, or values of a line, would share the folder {shared!r}")
-    schema = Store(config.data.store).schema
     for settings in planned.values():
         for setting in settings:
-            changed = _with(config, setting)
-            check(changed)
-            models.build(schema, changed.model)
+            check(_with(config, setting))
+        training.open_run(_with(config, settings[0]))  # what the data and the devices allow
 
 
 def _tried(config: ConfigDict, folder: Path) -> tuple[float | None, int]:

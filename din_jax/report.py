@@ -26,11 +26,23 @@ from ml_collections import ConfigDict, config_flags
 from din_jax import cli
 from din_jax.config import check
 from din_jax.errors import DinError
-from din_jax.experiments import METRICS, compare_lines, mean_over_seeds, shown, tested
+from din_jax.experiments import METRICS, Lines, compare_lines, mean_over_seeds, shown, tested
 from din_jax.metrics import paired_difference, rela_impr, user_auc
 from din_jax.store import Store
 
 TABLES = ("table3", "table4", "table5")
+_REPORTS = (*TABLES, "lines", "compare")
+_EXPECTED = (
+    "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…` "
+    "or `compare --config=…`"
+)
+_REPORTS_WITH = {  # a flag that not all reports have
+    "models": ("compare",),
+    "activations": ("compare",),
+    "store": TABLES,
+    "protocol": TABLES,
+    "line": (*TABLES, "lines"),
+}
 _CONFIGS = Path(__file__).parent.parent / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
@@ -43,6 +55,9 @@ _PROTOCOL = flags.DEFINE_string(
     "paper",
     "Of a table: paper (the paper's lines and training, fixed) or tuned (every line searched on "
     "validation with one budget).",
+)
+_LINE = flags.DEFINE_multi_string(
+    "line", [], "Of tables and lines: only this line and the one compared with; may be repeated."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
@@ -268,16 +283,48 @@ def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
         ),
         {},
     )
-    lines = module["PROTOCOLS"][protocol]
+    lines = _chosen(module["PROTOCOLS"][protocol], against)
     result = compare_lines(
         _CONFIG.value, lines, _SEEDS.value, workdir, against=against, refit=refit
     )
     result |= {"table": name, "protocol": protocol, "store": origin, "published": published}
-    text = f"{name}, protocol {protocol}, {_SEEDS.value} seeds, RelaImpr against {against}\n\n"
+    text = f"{name}, protocol {protocol}, {_SEEDS.value} seed{'s' * (_SEEDS.value > 1)}, "
+    text += f"RelaImpr against {against}\n\n"
     text += table_as_markdown(result, published)
     if not published:
         text += "\n\nThe data is not the paper's, so that its figures do not stand here."
     return result, text
+
+
+def _chosen(lines: Lines, against: str) -> Lines:
+    """The lines that the command line asks for, and the one compared with.
+
+    Raises:
+      DinError: it names an unknown one, or sets a key that each of them sets.
+    """
+    for name in _LINE.value:
+        if name not in lines:
+            raise DinError(f"--line={name}: the lines are: {', '.join(map(repr, lines))}")
+    if _LINE.value:
+        lines = {name: lines[name] for name in lines if name in (against, *_LINE.value)}
+    for key in config_flags.get_override_values(flags.FLAGS["config"]):
+        if all(key in keys for keys in lines.values()):
+            raise DinError(
+                f"--config.{key}: each of the lines sets it ({', '.join(lines)}), so that it would "
+                "change nothing; leave it out"
+            )
+    return lines
+
+
+def _check_flags(report: str) -> None:
+    """Raises DinError at a flag that this report would pass over."""
+    for flag, reports in _REPORTS_WITH.items():
+        if flags.FLAGS[flag].present and report not in reports:
+            raise DinError(f"--{flag} is no flag of `{report}`, but of {', '.join(reports)}")
+    if report == "compare":
+        for key, flag in (("model.name", "models"), ("model.activation", "activations")):
+            if key in config_flags.get_override_values(flags.FLAGS["config"]):
+                raise DinError(f"--config.{key}: what is compared is named by --{flag}")
 
 
 def _with_config_of_table(argv: list[str]) -> list[str]:
@@ -315,24 +362,24 @@ def _with_config_of_table(argv: list[str]) -> list[str]:
 
 def main() -> None:
     """Runs the report that the command line names."""
+    if sys.argv[1:2] and not sys.argv[1].startswith("-") and sys.argv[1] not in _REPORTS:
+        raise DinError(f"no report {sys.argv[1]!r}: {_EXPECTED}")
     argv = _with_config_of_table(sys.argv)
     (name,) = cli.parse_flags(argv, required=("config", "workdir"), positional=1) or [""]
+    if name not in _REPORTS:
+        raise DinError(f"no report {name!r}: {_EXPECTED}" if name else f"which report? {_EXPECTED}")
+    _check_flags(name)
     workdir = Path(_WORKDIR.value)
     if name == "compare":
         result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
         text = as_markdown(result)
     elif name == "lines":
-        lines = _lines_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+        defined = _lines_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+        lines = _chosen(defined, next(iter(defined)))
         result = compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir)
         text = lines_as_markdown(result)
-    elif name in TABLES:
-        result, text = _table(name, workdir)
     else:
-        found = f"no report {name!r}" if name else "which report?"
-        raise DinError(
-            f"{found}: expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, "
-            "`lines --config=…` or `compare --config=…`"
-        )
+        result, text = _table(name, workdir)
     (workdir / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (workdir / f"{name}.md").write_text(text + "\n")
     print("\n" + text)

@@ -291,7 +291,7 @@ def paper(
             logits[i][1] += linear(sample, schema, tables, mean, extra_fields)
             logits[i][1] += math.fsum(pair_products(vectors[i]))
         for table, buckets in (crosses or {}).items():
-            logits[i][1] += cross(sample, schema, tables[table], table, buckets, ad_values)
+            logits[i][1] += cross(sample, schema, tables[table], table, buckets, ad_values, mean)
     if item_bias:
         for sample, logit in zip(samples, logits, strict=True):
             logit[1] += tables["item-bias"][sample["fields"][item_bias]][0]
@@ -354,28 +354,40 @@ def bucket(visited: int, shown: int, rows: int, buckets: int) -> int:
 
 def crossed(sample: dict[str, Any], schema: Any, table: str, buckets: int, most: int) -> list[int]:
     """The rows of a cross table, "SEQUENCE-FIELD-cross", that a sample looks up."""
+    visited, field = visited_ids(sample, schema, table)
+    shown = sample["fields"][field.ad]
+    return [
+        bucket(v, a, schema.rows(field.table), buckets)
+        for v in visited
+        for a in ([shown] if isinstance(shown, int) else shown[:most])
+    ]
+
+
+def visited_ids(sample: dict[str, Any], schema: Any, table: str) -> tuple[list[int], Any]:
+    """The ids of the behaviour field that a cross table is of, and that field."""
     name, field_name, _ = table.split("-")
     (field,) = (
         f for s in schema.sequences for f in s.fields if (s.name, f.name) == (name, field_name)
     )
-
-    def several(ids: Any) -> list[int]:
-        return [ids] if isinstance(ids, int) else ids
-
-    shown = sample["fields"][field.ad]
-    return [
-        bucket(v, a, schema.rows(field.table), buckets)
-        for behavior in sample["sequences"][name]
-        for v in several(behavior[field.name])
-        for a in (several(shown) if isinstance(shown, int) else shown[:most])
-    ]
+    found: list[int] = []
+    for behavior in sample["sequences"][name]:
+        ids = behavior[field.name]
+        found += [ids] if isinstance(ids, int) else ids
+    return found, field
 
 
 def cross(
-    sample: dict[str, Any], schema: Any, weights: np.ndarray, table: str, buckets: int, most: int
+    sample: dict[str, Any],
+    schema: Any,
+    weights: np.ndarray,
+    table: str,
+    buckets: int,
+    most: int,
+    mean: bool,
 ) -> float:
-    """The sum of a sample's weights in a cross table."""
-    return math.fsum(weights[i][0] for i in crossed(sample, schema, table, buckets, most))
+    """The sum of a sample's weights in a cross table, or their mean over the visited ids."""
+    total = math.fsum(weights[i][0] for i in crossed(sample, schema, table, buckets, most))
+    return total / max(len(visited_ids(sample, schema, table)[0]), 1) if mean else total
 
 
 def idle_batch_norm(row: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:

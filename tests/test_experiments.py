@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from runs import small_config
+from runs import command, small_config
 
 from din_jax import experiments, report
 from din_jax.checkpoint import Checkpoints
@@ -69,6 +69,10 @@ def test_a_line_that_diverges_leaves_the_others_alone(planted_store, tmp_path):
     }
     result = experiments.compare_lines(config, lines, 1, tmp_path)
     first, tame, searched = result["lines"]
+    # The chosen trial is the first seed's run, not trained a second time.
+    assert len(searched["auc"]) == 1 and not list(tmp_path.glob("searched*"))
+    scored = (tmp_path / "trials" / "searched-0.1" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(scored[-1])["auc"] == searched["auc"][0]
     assert first["diverged"] == 1 and first["auc"] == []
     assert tame["diverged"] == 0 and len(tame["auc"]) == 1
     assert tame["rela_impr"] is None  # there is nothing to compare it with
@@ -152,10 +156,35 @@ def test_a_wrong_command_line_of_a_table_is_explained(flags, message, planted_st
 
 
 @pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.activation=dice", None),  # LR leaves it open
+        ("--config.model.name=din", "--config.model.name: each of the lines sets it (LR, BaseM"),
+        ("--line=DINN", "--line=DINN: the lines are: 'LR', 'BaseModel'"),
+        ("--models=din", "--models is no flag of `table3`, but of compare"),
+    ],
+)
+def test_flags_of_a_table_choose_lines_or_are_refused(flag, message, planted_store, tmp_path):
+    arguments = [
+        *("table3", f"--store={planted_store}", f"--workdir={tmp_path / 'x'}", "--seeds=1"),
+        *("--config.train.epochs=1", "--config.train.batch_size=2048", "--line=LR", flag),
+    ]
+    done = command("-m", "din_jax.report", *arguments)
+    if message is None:
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / "x" / "table3.json").read_text())
+        assert [line["line"] for line in result["lines"]] == ["LR", "BaseModel"]
+    else:
+        assert done.returncode == 1 and f"error: {message}" in done.stderr, done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
     ("keys", "lines", "message"),
     [
         ({"train.evaluations_per_epoch": 2}, {"a": {}}, "evaluate once an epoch"),
         ({}, {"a": {}, "b": {"model.name": "pnn", "model.table_dims": "age=2"}}, "one width"),
+        ({}, {"a": {}, "b": {"model.name": "lr", "regularizer.name": "mba"}}, "no counts n_j"),
     ],
 )
 def test_what_can_not_be_is_said_before_anything_is_trained(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from runs import small_config
+from runs import command, small_config
 
 from configs import quickstart
 from din_jax import checkpoint, models, optim, training
@@ -40,18 +40,6 @@ def same(a, b):
 def last_state(config, workdir):
     run = training.open_run(config)
     return Checkpoints(workdir).restore("last", run.like())[0]
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("staircase", [False, True])
@@ -323,6 +311,8 @@ def test_compare_agrees_with_its_runs(planted_store, tmp_path):
         ("--models=din,din", "named twice"),
         ("--seeds=0", "seeds"),
         ("--config.model.nme=x", 'Did you mean "name"'),
+        ("--config.model.name=din", "what is compared is named by --models"),
+        ("--protocol=tuned", "--protocol is no flag of `compare`, but of table3, table4, table5"),
     ):
         failed = command("-m", "din_jax.report", *flags, flag, f"--workdir={tmp_path / 'x'}")
         assert failed.returncode == 1

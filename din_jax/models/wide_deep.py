@@ -2,8 +2,10 @@
 
 A cross is a pair of ids: a visited good and the ad's good, a visited category and the ad's, and so
 on for every behaviour field and the ad field that it is compared with. Each pair has one weight;
-the logit of a click is base's plus the weights of a sample's pairs. Where a table of all pairs
-would be larger than `config.model.wide.buckets`, pairs are hashed, and some share a weight.
+the logit of a click is base's plus the weights of a sample's pairs. With `pooling` "mean" it is
+their mean over the visited ids: a sum grows with the history, and large learning rates blow it up.
+Where a table of all pairs would be larger than `config.model.wide.buckets`, pairs are hashed, and
+some share a weight.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
-from din_jax.layers import segment_pool
+from din_jax.layers import segment_mean, segment_pool
 from din_jax.models import base
 from din_jax.models.base import Head, Options, embed_and_pool, options
 from din_jax.pipeline import Batch, Packed
@@ -148,11 +150,12 @@ class WideDeep(nn.Module):
         features, interests = embed_and_pool(tables, lookups, batch, self.options)
         head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
+        pool = segment_mean if self.options.mean else segment_pool
         for cross in self.crosses:
             owner = _samples_of(batch, cross)
             weights = lookup(tables[cross.table], lookups[cross.table][cross.lookup])
-            of_value = weights.reshape(len(owner), -1).sum(axis=1)
-            logits = logits.at[:, 1].add(segment_pool(of_value, owner, len(batch.label)))
+            of_value = weights.reshape(len(owner), -1).sum(axis=1, keepdims=True)
+            logits = logits.at[:, 1].add(pool(of_value, owner, len(batch.label))[:, 0])
         return logits, {"interest": interests}
 
 

@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     make = prepare if shape == "quickstart" else industrial.prepare
     origin = make(arguments.out, seed=arguments.seed, **given)
     for name, value in origin.items():
-        print(f"{name:<36}{value}")
+        print(f"{name:<40}{value}")
     print(f"store written to {arguments.out}")
 
 
