@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import grain
@@ -22,6 +22,7 @@ from din_jax.store import Store
 _ROUND_TO = 8  # capacities are multiples of this
 _RUNGS_AT = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # quantiles of batches' totals: the common rungs
 _TRIAL_BATCHES = 512  # drawn to find the quantiles
+_SAMPLES_AT_ONCE = 2048  # of small batches, packed together
 _BATCHES_A_LOOK = 1024  # whose lengths are held in memory at once
 _CLOSE = 1.05  # a common rung that is closer than this to the next is left out
 _FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
@@ -143,64 +144,120 @@ class Packer:
             columns.append(offsets[end].astype(np.int64) - offsets[start])
         return np.stack(columns, axis=1) if columns else np.empty((len(samples), 0), np.int64)
 
-    def pack(self, samples: np.ndarray, batch_size: int, capacity: Mapping[str, int]) -> Batch:
-        """The batch of these samples, at most `batch_size`, filled up with weight 0.
+    def pack(
+        self, groups: Sequence[np.ndarray], batch_size: int, capacities: Sequence[Mapping[str, int]]
+    ) -> list[Batch]:
+        """A batch for each group of samples, at most `batch_size`, filled up with weight 0.
+
+        All are read in one go, since small batches cost little more than the calls that read them.
 
         Args:
-          samples: which, in the store.
+          groups: samples in the store.
           batch_size: B.
-          capacity: of each packed axis; see `Ladder`.
+          capacities: of each packed axis, for each group; see `Ladder`.
         """
         store, schema = self.store, self.store.schema
+        samples = np.concatenate(groups)
+        sizes = np.array([len(group) for group in groups])
+        whole = np.full(len(groups), batch_size)
+        one_each = _Axis(samples, samples + 1, sizes, whole, whole)
 
-        def column(name: str, dtype: Any) -> np.ndarray:
-            out = np.zeros(batch_size, dtype)
-            out[: len(samples)] = store.column(name)[samples]
-            return out
+        def capacity(axis: str) -> np.ndarray:
+            return np.array([of_axis[axis] for of_axis in capacities])
 
-        fields: dict[str, Array | Packed] = {}
+        def multi_hot(name: str, of: _Axis, axis: str) -> list[Packed]:
+            offsets = store.column(f"{name}.offsets")
+            start, end = (offsets[at].astype(np.int64) for at in (of.at, of.at + 1))
+            inner = _Axis(start, end, of.held, capacity(axis), of.capacity)
+            return list(map(Packed, inner.take(store.column(name)), inner.segment_ids))
+
+        fields: dict[str, Sequence[Array | Packed]] = {}
         for field in schema.fields:
-            if field.multi_hot:
-                offsets = store.column(f"fields/{field.name}.offsets")
-                fields[field.name] = _packed(
-                    store.column(f"fields/{field.name}"),
-                    offsets[samples].astype(np.int64),
-                    offsets[samples + 1].astype(np.int64),
-                    capacity[field.name],
-                    batch_size,
-                )
-            else:
-                fields[field.name] = column(f"fields/{field.name}", np.int32)
-
-        sequences = {}
+            name = f"fields/{field.name}"
+            fields[field.name] = (
+                multi_hot(name, one_each, field.name)
+                if field.multi_hot
+                else one_each.take(store.column(name))
+            )
+        sequences: dict[str, list[Behaviors]] = {}
         for sequence in schema.sequences:
             start, end = self.history(sequence.name, samples)
-            at, segment_ids = _padded_ranges(start, end, capacity[sequence.name], batch_size)
-            values: dict[str, Array | Packed] = {}
+            history = _Axis(start, end, sizes, capacity(sequence.name), whole)
+            values: dict[str, Sequence[Array | Packed]] = {}
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
-                if behavior.multi_hot:
-                    offsets = store.column(f"{name}.offsets")
-                    values[behavior.name] = _packed(
-                        store.column(name),
-                        offsets[at].astype(np.int64),
-                        offsets[at + 1].astype(np.int64),
-                        capacity[f"{sequence.name}.{behavior.name}"],
-                        len(segment_ids),
-                    )
-                else:
-                    values[behavior.name] = _take(store.column(name), at, len(segment_ids))
-            sequences[sequence.name] = Behaviors(values, segment_ids)
+                values[behavior.name] = (
+                    multi_hot(name, history, f"{sequence.name}.{behavior.name}")
+                    if behavior.multi_hot
+                    else history.take(store.column(name))
+                )
+            sequences[sequence.name] = [
+                Behaviors({name: of_field[g] for name, of_field in values.items()}, segment_ids)
+                for g, segment_ids in enumerate(history.segment_ids)
+            ]
+        label = one_each.take(store.column("samples/label"), np.float32)
+        user = one_each.take(store.column("samples/user"))
+        return [
+            Batch(
+                label=label[g],
+                weight=(np.arange(batch_size) < sizes[g]).astype(np.float32),
+                user=user[g],
+                fields={name: of_groups[g] for name, of_groups in fields.items()},
+                sequences={name: of_groups[g] for name, of_groups in sequences.items()},
+            )
+            for g in range(len(groups))
+        ]
 
-        weight = np.zeros(batch_size, np.float32)
-        weight[: len(samples)] = 1
-        return Batch(
-            label=column("samples/label", np.float32),
-            weight=weight,
-            user=column("samples/user", np.int32),
-            fields=fields,
-            sequences=sequences,
-        )
+
+class _Axis:
+    """A packed axis of G batches: the values of their segments end to end, and room to spare.
+
+    Args:
+      start, end: [S] where the values of each segment are, all batches' one after the other.
+      sizes: [G] how many segments are of each batch.
+      capacity: [G] of each batch.
+      segments: [G] the id that padding has.
+
+    Attributes:
+      at: [N] the values' positions, start[i] … end[i] − 1 of all segments.
+      held: [G] how many values are of each batch.
+      capacity: as given.
+      segment_ids: int32[capacity] of each batch.
+    """
+
+    def __init__(
+        self,
+        start: np.ndarray,
+        end: np.ndarray,
+        sizes: np.ndarray,
+        capacity: np.ndarray,
+        segments: np.ndarray,
+    ):
+        length = end - start
+        stops = np.concatenate([[0], np.cumsum(length)])
+        self.at = np.arange(stops[-1]) + np.repeat(start - stops[:-1], length)
+        self.capacity = capacity
+        self._cuts = stops[np.concatenate([[0], np.cumsum(sizes)])]
+        self.held = np.diff(self._cuts)
+        number = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+        self.segment_ids = self._padded(np.repeat(number, length), segments, np.int32)
+
+    def take(self, values: np.ndarray, dtype: Any = np.int32) -> list[np.ndarray]:
+        """[capacity] of each batch: the values, then zeros."""
+        return self._padded(values[self.at], np.zeros_like(self.capacity), dtype)
+
+    def _padded(self, flat: np.ndarray, fill: np.ndarray, dtype: Any) -> list[np.ndarray]:
+        out = np.repeat(fill.astype(dtype), self.capacity)
+        found, begin = [], 0
+        for capacity, *real in zip(
+            self.capacity.tolist(), self._cuts[:-1].tolist(), self._cuts[1:].tolist(), strict=True
+        ):
+            part = out[begin : begin + capacity]
+            values = flat[slice(*real)]
+            part[: len(values)] = values
+            found.append(part)
+            begin += capacity
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +278,9 @@ class BatchSource:
     Batch i of a shuffled source is batch i mod `batches_per_epoch` of epoch i div
     `batches_per_epoch`; every epoch has a permutation of its own, made of seed and epoch. An epoch
     has each sample once: its last batch may hold fewer, filled up with weight 0.
+
+    Small batches are made several at once, in stretches: of one alone the calls would cost more
+    than the work.
 
     Args:
       store, split: what to read.
@@ -271,28 +331,50 @@ class BatchSource:
             "seed": seed,
             "shuffle": shuffle,
         }
+        self.at_once = max(1, _SAMPLES_AT_ONCE // batch_size)
+        self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
+        self._last_stretch = functools.lru_cache(maxsize=1)(self.stretch)
 
     def __len__(self) -> int:
         return self.epochs * self.batches_per_epoch
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, place = divmod(int(index), self.batches_per_epoch)
-        chosen = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        stretch, place = self.place(int(index))
+        return self._last_stretch(stretch)[place]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The stretch that batch `index` is in, and its place there."""
+        epoch, place = divmod(index, self.batches_per_epoch)
+        stretch, place = divmod(place, self.at_once)
+        return epoch * (self.stretches // self.epochs) + stretch, place
+
+    def stretch(self, index: int) -> list[Batch]:
+        """Stretch `index`: at most `at_once` neighbouring batches of an epoch, packed together."""
+        epoch, stretch = divmod(index, self.stretches // self.epochs)
+        size = self.at_once * self.batch_size
+        chosen = slice(stretch * size, (stretch + 1) * size)
         if self.shuffle:
             samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
         else:
             samples = np.arange(len(self.samples))[chosen] + self.samples.start
         share = self.batch_size // self.shards.count
-        starts = range(0, self.batch_size, share)
-        capacity = self.ladder.lowest(_most(self.packer.lengths(samples), share))
-        shares = [
-            self.packer.pack(samples[starts[m] : starts[m] + share], share, capacity)
-            for m in self.shards.local
-        ]
+        lengths = self.packer.lengths(samples)
+        groups, capacities = [], []
+        for begin in range(0, len(samples), self.batch_size):
+            of_batch = slice(begin, begin + self.batch_size)
+            capacity = self.ladder.lowest(_most(lengths[of_batch], share))
+            for m in self.shards.local:
+                groups.append(samples[of_batch][m * share : (m + 1) * share])
+                capacities.append(capacity)
+        packed = self.packer.pack(groups, share, capacities)
         if self.shards.count == 1:
-            return shares[0]
-        return jax.tree.map(lambda *parts: np.stack(parts), *shares)
+            return packed
+        local = len(self.shards.local)
+        return [
+            jax.tree.map(lambda *parts: np.stack(parts), *packed[i : i + local])
+            for i in range(0, len(packed), local)
+        ]
 
     def real_samples(self, index: int) -> int:
         """How many samples batch `index` has on all devices, without what fills it up."""
@@ -331,17 +413,39 @@ class BatchSource:
         return Ladder.fit(self.packer.axes, trials, longest.sum(axis=0).tolist())
 
 
-def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> grain.DatasetIterator:
+class _Stretches:
+    """A source as Grain reads it: its cost is a call's, and small batches are many."""
+
+    def __init__(self, source: BatchSource):
+        self._source = source
+
+    def __len__(self) -> int:
+        return self._source.stretches
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        return self._source.stretch(int(index))
+
+
+def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> Iterator[Batch]:
     """Iterates over a source's batches from position `start`, read ahead in a thread of its own.
 
-    The iterator's `get_state()` is Grain's: a position. `source.fingerprint` says of what.
+    Args:
+      source: what is read; `source.fingerprint` says of what.
+      start: the first batch.
+      prefetch: how many batches are read ahead; small ones in whole stretches.
     """
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-    iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-    if start:
+    if start >= len(source):
+        return
+    stretch, place = source.place(start)
+    ahead = max(2, -(-prefetch // source.at_once))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+    iterator = iter(grain.MapDataset.source(_Stretches(source)).to_iter_dataset(options))
+    if stretch:
         state: Mapping[str, Any] = iterator.get_state()
-        iterator.set_state({**state, "next_index": start})
-    return iterator
+        iterator.set_state({**state, "next_index": stretch})
+    for of_stretch in iterator:
+        yield from of_stretch[place:]
+        place = 0
 
 
 def _most(lengths: np.ndarray, share: int) -> np.ndarray:
@@ -360,25 +464,3 @@ def ranges(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     segment = np.repeat(np.arange(len(start), dtype=np.int32), length)
     shift = start - (np.cumsum(length) - length)
     return np.arange(len(segment)) + np.repeat(shift, length), segment
-
-
-def _padded_ranges(
-    start: np.ndarray, end: np.ndarray, capacity: int, segments: int
-) -> tuple[np.ndarray, np.ndarray]:
-    at, segment = ranges(start, end)
-    segment_ids = np.full(capacity, segments, np.int32)
-    segment_ids[: len(segment)] = segment
-    return at, segment_ids
-
-
-def _take(values: np.ndarray, at: np.ndarray, capacity: int) -> np.ndarray:
-    out = np.zeros(capacity, np.int32)
-    out[: len(at)] = values[at]
-    return out
-
-
-def _packed(
-    values: np.ndarray, start: np.ndarray, end: np.ndarray, capacity: int, segments: int
-) -> Packed:
-    at, segment_ids = _padded_ranges(start, end, capacity, segments)
-    return Packed(_take(values, at, capacity), segment_ids)

@@ -68,9 +68,9 @@ def batch_pairs(store, rng, count):
     shared = dict(zip(packer.axes, totals.max(axis=(0, 1)) + 8, strict=True))
     alone = dict(zip(packer.axes, totals.sum(axis=1).max(axis=0) + 8, strict=True))
     for of_batch in groups:
-        shares = [packer.pack(group, SHARE, shared) for group in of_batch]
+        shares = packer.pack(of_batch, SHARE, [shared] * count)
         yield (
-            packer.pack(np.concatenate(of_batch), SHARE * count, alone),
+            packer.pack([np.concatenate(of_batch)], SHARE * count, [alone])[0],
             shares[0] if count == 1 else jax.tree.map(lambda *x: np.stack(x), *shares),
         )
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from din_jax import pipeline
 from din_jax.errors import DinError
 from din_jax.pipeline import BatchSource, Ladder, Packer, batches
 from din_jax.store import Store
@@ -45,8 +46,11 @@ def expected(sample, max_history=0):
 
 
 @pytest.mark.parametrize("max_history", [0, 1, 3])
-@pytest.mark.parametrize("batch_size", [1, 7, 60, 100])
-def test_batches_hold_the_samples_of_the_store(rich, batch_size, max_history):
+@pytest.mark.parametrize(
+    ("batch_size", "at_once"), [(1, 1), (1, 2048), (7, 7), (7, 22), (7, 2048), (60, 8), (100, 2048)]
+)
+def test_batches_hold_the_samples_of_the_store(rich, batch_size, at_once, max_history, monkeypatch):
+    monkeypatch.setattr(pipeline, "_SAMPLES_AT_ONCE", at_once)
     store, samples = rich
     source = BatchSource(store, "train", batch_size, max_history=max_history, shuffle=False)
     found = [s for i in range(len(source)) for s in unpacked(source[i])]
@@ -124,21 +128,17 @@ def test_the_top_rung_holds_the_longest_histories_together(rich):
     lengths = Packer(rich[0]).lengths(np.arange(60))
     longest = np.argsort(lengths[:, 1])[-8:]
     capacity = source.ladder.lowest(lengths[longest].sum(axis=0))
-    batch = source.packer.pack(longest, 8, capacity)
+    (batch,) = source.packer.pack([longest], 8, [capacity])
     assert (batch.sequences["views"].segment_ids < 8).sum() == lengths[longest, 1].sum()
 
 
-def test_an_iterator_goes_on_where_it_was_stopped(rich):
+@pytest.mark.parametrize("at_once", [8, 24, 2048])  # an epoch has 8 batches: 1, 3, 8 a stretch
+def test_an_iterator_begins_where_it_is_told(rich, at_once, monkeypatch):
+    monkeypatch.setattr(pipeline, "_SAMPLES_AT_ONCE", at_once)
     source = BatchSource(rich[0], "train", 8, epochs=2)
-    whole = [unpacked(b) for b in batches(source)]
-    assert len(whole) == len(source)
-    first = batches(source)
-    for _ in range(5):
-        next(first)
-    second = batches(source)
-    second.set_state(first.get_state())
-    assert [unpacked(b) for b in second] == whole[5:]
-    assert [unpacked(b) for b in batches(source, start=11)] == whole[11:]
+    whole = [unpacked(source[i]) for i in range(len(source))]
+    for start in range(len(source) + 1):
+        assert [unpacked(b) for b in batches(source, start)] == whole[start:]
 
 
 def test_the_fingerprint_tells_runs_apart(rich, planted_store):
