@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -344,8 +345,13 @@ def check_free(path: str | os.PathLike[str]) -> None:
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise DinError(f"{path} can't be made: {parent} is no folder that may be written to")
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=parent).cleanup()  # permissions don't tell all
+    except OSError as error:
+        raise DinError(
+            f"{path} can't be made: {parent} is no folder that may be written to; choose another "
+            "place"
+        ) from error
 
 
 def _columns(schema: Schema) -> Iterator[str]:

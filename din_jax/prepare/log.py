@@ -119,6 +119,7 @@ class _Log:
 
     Attributes:
       counts: {section: {what: rows}}.
+      notes: what is no error, and yet may not be meant.
       splits: {split: its samples}.
       label, user: [samples].
       users, items: the raw ids.
@@ -129,6 +130,7 @@ class _Log:
     def __init__(self, spec: Spec, seed: int):
         self.spec = spec
         self.counts: dict[str, dict[str, int]] = {}
+        self.notes: list[str] = []
         frames = {"impressions": self._read_impressions()}
         frames |= {b.place.section: self._read_behaviors(b) for b in spec.behaviors}
         frames |= {s.place.section: self._read_side(s, ".item") for s in spec.items}
@@ -187,6 +189,22 @@ class _Log:
     def all_fields(self) -> dict[str, _Feature]:
         """The features of the samples, of all groups."""
         return {name: f for group in self.fields.values() for name, f in group.items()}
+
+    def found(self) -> dict[str, dict[str, float]]:
+        """{section of a side table: {"samples", or a sequence: share of rows that it has}}."""
+        shares: dict[str, dict[str, float]] = {}
+        for group, sides in (("ad", self.spec.items), ("user", self.spec.users)):
+            for side in sides:
+                name = side.columns[0].name  # all columns of a table are found together
+                having = {"samples": self.fields[group][name]}
+                if group == "ad":
+                    having |= {s: of.features[name] for s, of in self.sequences.items()}
+                shares[side.place.section] = {
+                    what: round(float((feature.at >= 0).mean()), 6)
+                    for what, feature in having.items()
+                    if len(feature.at)
+                }
+        return shares
 
     def _read_impressions(self) -> pl.DataFrame:
         spec = self.spec.impressions
@@ -262,6 +280,7 @@ class _Log:
     def _distinct(self, rows: Rows) -> pl.DataFrame:
         frame = rows.distinct()
         self.counts[rows.section] = {"read": rows.read, "duplicates": rows.read - len(frame)}
+        self.notes += rows.notes
         return frame
 
     def _clicks(self, samples: pl.DataFrame) -> _Sequence:
@@ -430,6 +449,7 @@ def _in_splits(
             f"{spec.path}: [split] leaves a split without impressions: "
             + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, sizes, strict=False))
             + f"; the times go from {time.min()!s} to {time.max()!s}. Give each split some"
+            + (f". {log_spec.SHARE_OR_POINT}" if split.cuts and split.by != "user" else "")
         )
     bounds = [0, *np.cumsum(sizes[: len(SPLITS)]).tolist()]
     samples = (
@@ -581,11 +601,13 @@ def _write(log: _Log, fitted: Mapping[str, _Fitted], out: str | Path, seed: int)
         "preparation": "log",
         "seed": seed,
         "rows": log.counts,
+        "found": log.found(),
         "samples": {},
         "label rate": {},
         "tables": {name: _described(table) for name, table in fitted.items()},
         "unknown": {},
         "histories": {},
+        "notes": log.notes,
         "spec": _json(log.spec.source),
     }
     for name, part in log.splits.items():
@@ -664,6 +686,9 @@ def _report(origin: Mapping[str, Any]) -> Iterator[str]:
     """Lines for a terminal."""
     for section, counts in origin["rows"].items():
         yield _line(f"[{section}] rows", ", ".join(f"{what} {n:,}" for what, n in counts.items()))
+    for section, shares in origin["found"].items():
+        text = ", ".join(f"{what} {share:.2%}" for what, share in shares.items())
+        yield _line(f"[{section}] ids found of", text)
     for split, samples in origin["samples"].items():
         rate = origin["label rate"][split]
         yield _line(f"{split} samples", f"{samples:,}, label rate {rate:.4f}")
@@ -680,6 +705,8 @@ def _report(origin: Mapping[str, Any]) -> Iterator[str]:
                 f"mean length {length['mean']:,.1f}, longest {length['longest']:,}, "
                 f"empty {length['empty']:.1%}",
             )
+    for note in origin["notes"]:
+        yield _line("note", note)
 
 
 def _line(what: str, text: str) -> str:

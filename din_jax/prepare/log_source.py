@@ -7,17 +7,29 @@ does not depend on how its first lines look; what has to be a number or a time i
 from __future__ import annotations
 
 import csv
-import gzip
+import io
+import itertools
+import json
 import urllib.parse
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
 
 from din_jax.errors import DinError
+from din_jax.prepare import lines
 from din_jax.prepare.log_spec import Column, Place, nearest
 
-_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+_SUFFIXES = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
+}
+_DELIMITERS = (",", ";", "\t", "|")  # that a message proposes
+_ENDS_EMPTY = "whether the last value of a line is missing"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null in a folder's name
 
 
@@ -56,7 +68,7 @@ class Source:
         if len(kinds) != 1 or None in kinds:
             raise DinError(
                 f"{self.path}: expected the table [{self.section}] as files that all end with "
-                ".parquet, or all with .csv or .csv.gz"
+                ".parquet, or all with one of " + ", ".join([*_SUFFIXES][1:])
             )
 
     def read(self, wanted: Mapping[str, str]) -> pl.DataFrame:
@@ -68,24 +80,25 @@ class Source:
         frames = []
         for file in self.files:
             try:
-                frame = self._scan(file)
-                have = frame.collect_schema().names()
-                for column, key in wanted.items():
-                    if column not in have:
-                        alone = len(have) == 1 and _kind(file) == "csv"
-                        raise DinError(
-                            f"{file}: the table [{self.section}] has no column {column!r} ({key})"
-                            f"{nearest(column, have)}; its columns are: {', '.join(have)}"
-                            + "; if something else than a comma stands between values, say so: "
-                            'delimiter = ";"' * alone
-                        )
-                frames.append(frame.select(*wanted).collect())
+                scan = self._scan(file)
+                names = scan.collect_schema().names()
+                is_csv = _kind(file) == "csv"
+                ends_empty = pl.col(names[-1]).is_null() if is_csv else pl.lit(False)
+                scan = scan.with_columns(ends_empty.alias(_ENDS_EMPTY))
+                keys = _keys(file.relative_to(self.path))
+                self._check_columns(file, [*names, *keys], wanted)
+                frame = scan.with_columns(**keys).select(*wanted, _ENDS_EMPTY).collect()
             except pl.exceptions.PolarsError as error:
+                self._check_lines(file)  # knows what is wrong, and in which line
                 reason = str(error).strip().splitlines()[0]
                 raise DinError(
-                    f"{file}: {self._malformed(file) or f'can not be read ({reason})'}; expected "
-                    f"the table [{self.section}] as {_kind(file)}"
+                    f"{file}: can not be read ({reason}); expected the table [{self.section}] as "
+                    f"{_kind(file)}"
                 ) from error
+            # Polars fills up a line that is too short with nulls, and does not tell.
+            if frame[_ENDS_EMPTY].any() and self._may_be_short(file, len(names)):
+                self._check_lines(file)
+            frames.append(frame.drop(_ENDS_EMPTY))
         try:
             return pl.concat(frames, how="vertical_relaxed", rechunk=False)
         except pl.exceptions.PolarsError as error:
@@ -95,53 +108,124 @@ class Source:
             ) from error
 
     def row(self, index: int) -> str:
-        """The file and the row of it, counted from 1 after any header, of a row of `read`."""
+        """The file and the line or the row, counted from 1, of a row of `read`."""
         for file in self.files:
             rows = self._scan(file).select(pl.len()).collect().item()
             if index < rows:
-                below = " below the header" if _kind(file) == "csv" else ""
-                return f"{file}, row {index + 1:,}{below}"
+                if _kind(file) == "parquet":
+                    return f"{file}, row {index + 1:,}"
+                line, _ = next(itertools.islice(self._lines(file), index + 1, None))
+                return f"{file}, line {line:,}"
             index -= rows
         raise IndexError(index)
 
-    def _malformed(self, file: Path) -> str:
-        """What is wrong with a CSV, and in which line, which Polars won't say."""
-        if _kind(file) != "csv":
-            return ""
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", errors="replace") as lines:
-            rows = csv.reader(lines, delimiter=self._delimiter, strict=True)
-            columns, begin = 0, 1
-            try:
-                for row in rows:
-                    columns = columns or len(row)
-                    if len(row) > columns:
-                        return (
-                            f"line {rows.line_num:,} has {len(row)} values, the header {columns}; "
-                            f"put values that hold {self._delimiter!r} in quotes"
-                        )
-                    begin = rows.line_num + 1
-            except csv.Error:  # a value without end, or text behind a closing quote
-                return (
-                    f"line {begin:,} has a quote that does not stand round a whole value; take it "
-                    "out, or put the value in quotes and write each quote in it twice"
+    def _check_columns(self, file: Path, have: list[str], wanted: Mapping[str, str]) -> None:
+        """Raises if a column is missing, or stands twice in the header of a CSV."""
+        is_csv, delimiter = _kind(file) == "csv", self._delimiter_of(file)
+        header = _first_line(file) if is_csv else ""
+        times = Counter(next(csv.reader([header], delimiter=delimiter), []))
+        for column, key in wanted.items():
+            if times[column] > 1:
+                raise DinError(
+                    f"{file}: the header has {column!r} ({key} of [{self.section}]) "
+                    f"{times[column]} times; expected it once. Rename or delete the others"
                 )
-        return ""
+            if column not in have:
+                used = f", with delimiter = {json.dumps(delimiter)}" if is_csv else ""
+                likely = max(_DELIMITERS, key=header.count)
+                mend = ""
+                if header.count(likely) > header.count(delimiter):
+                    mend = f"; by its header it needs delimiter = {json.dumps(likely)}"
+                raise DinError(
+                    f"{file}: the table [{self.section}] has no column {column!r} ({key})"
+                    f"{nearest(column, have)}; its columns are{used}: {', '.join(have)}{mend}"
+                )
+
+    def _may_be_short(self, file: Path, columns: int) -> bool:
+        """Whether a line may have fewer values than there are columns; quick, and never too few."""
+        delimiter = self._delimiter_of(file).encode()
+        return any(
+            b'"' in block or any(line.count(delimiter) < columns - 1 for line in io.BytesIO(block))
+            for _, block in lines.blocks(file)
+        )
+
+    def _check_lines(self, file: Path) -> None:
+        """Raises at the first line of a CSV that is none, which Polars won't name."""
+        if _kind(file) == "csv":
+            for _ in self._lines(file):
+                pass
+
+    def _lines(self, file: Path) -> Iterator[tuple[int, list[str]]]:
+        """(the line that it begins in, its values) of the header and each row of a CSV.
+
+        Raises:
+          DinError: a line is not UTF-8, a quote is wrong, or a row is longer or shorter than the
+            header.
+        """
+        rows = csv.reader(_text(file), delimiter=self._delimiter_of(file), strict=True)
+        columns, begin = 0, 1
+        try:
+            for row in rows:
+                columns = columns or len(row)
+                if len(row) != columns:
+                    mend = (
+                        f"put values that hold {rows.dialect.delimiter!r} in quotes"
+                        if len(row) > columns
+                        else "write an empty value where one is missing, or delete the line"
+                    )
+                    raise DinError(
+                        f"{file}, line {begin:,}: {len(row)} values, but the header has {columns}; "
+                        + mend
+                    )
+                if columns:  # there may be empty lines before the header
+                    yield begin, row
+                begin = rows.line_num + 1
+        except csv.Error as error:  # a value without end, or text behind a closing quote
+            raise DinError(
+                f"{file}, line {begin:,}: a quote does not stand round a whole value; take it out, "
+                "or put the value in quotes and write each quote in it twice"
+            ) from error
+
+    def _delimiter_of(self, file: Path) -> str:
+        tabs = file.name.lower().removesuffix(".gz").endswith(".tsv")
+        return self._delimiter or ("\t" if tabs else ",")
 
     def _scan(self, file: Path) -> pl.LazyFrame:
         if _kind(file) == "parquet":
-            frame = pl.scan_parquet(file, hive_partitioning=False)
-        else:
-            frame = pl.scan_csv(file, separator=self._delimiter, infer_schema=False)
-        # Folders named key=value hold the value of a column.
-        keys = [
-            part.partition("=") for part in file.relative_to(self.path).parent.parts if "=" in part
-        ]
-        return frame.with_columns(
-            pl.lit(None if value == _NO_VALUE else urllib.parse.unquote(value), pl.String).alias(
-                key
-            )
-            for key, _, value in keys
-        )
+            return pl.scan_parquet(file, hive_partitioning=False)
+        delimiter = self._delimiter_of(file)
+        return pl.scan_csv(file, separator=delimiter, infer_schema=False, null_values="")
+
+
+def _keys(path: Path) -> dict[str, pl.Expr]:
+    """The columns whose values folders named key=value hold."""
+    keys = [part.partition("=") for part in path.parent.parts if "=" in part]
+    return {
+        key: pl.lit(None if value == _NO_VALUE else urllib.parse.unquote(value), pl.String)
+        for key, _, value in keys
+    }
+
+
+def _text(file: Path) -> Iterator[str]:
+    """The lines of a file.
+
+    Raises:
+      DinError: one is not UTF-8.
+    """
+    for first, block in lines.blocks(file):
+        for number, line in enumerate(io.BytesIO(block), first):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DinError(
+                    f"{file}, line {number:,}: {lines.shown(line)} is not UTF-8, which is "
+                    "expected; if the file is Latin-1, convert it: "
+                    "iconv -f latin1 -t utf-8 OLD > NEW"
+                ) from error
+
+
+def _first_line(file: Path) -> str:
+    return next((line for line in _text(file) if line.strip()), "")
 
 
 class Rows:
@@ -156,12 +240,14 @@ class Rows:
     Attributes:
       section: of the spec.
       read: how many rows the files have.
+      notes: what is no error, and yet may not be meant.
     """
 
     def __init__(self, place: Place, *wanted: tuple[str | None, str]):
         self.section, self.source = place.section, Source(place)
         self._raw = self.source.read({column: key for column, key in wanted if column is not None})
         self.read = len(self._raw)
+        self.notes: list[str] = []
         self._added: dict[str, pl.Series] = {}
         if not self.read:
             raise DinError(f"{place.path}: the table [{self.section}] has no rows")
@@ -185,8 +271,14 @@ class Rows:
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean)):
             raise self._type(column, raw.dtype, "labels, 0 or 1")
         label = raw.cast(pl.Float64, strict=False)
-        good = (label == 0) | (label == 1)
-        self._refuse(column, ~good.fill_null(False), "a label, 0 or 1")
+        bad = ~((label == 0) | (label == 1)).fill_null(False)
+        if bad.any():
+            self._refuse(
+                column,
+                bad,
+                "a label, 0 or 1",
+                f"Write the column as 0 and 1; it holds {_held(raw)}",
+            )
         self._add(name, label.cast(pl.UInt8))
 
     def add_time(self, name: str, column: str) -> None:
@@ -222,6 +314,11 @@ class Rows:
             self._add(name, self._id(column.column, raw, lists=True))
         elif raw.dtype == pl.String:
             parts = raw.str.split(column.separator)
+            if not (parts.list.len() > 1).any():
+                self.notes.append(
+                    f"[{self.section}] {column.name}: the separator {column.separator!r} is in no "
+                    f"value of column {column.column!r}; each counts as one"
+                )
             self._add(name, parts.list.eval(pl.element().filter(pl.element() != "")))
         else:
             raise self._type(
@@ -266,27 +363,40 @@ class Rows:
                 return time
         iso = raw.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)")
         self._refuse(column, ~iso, "a time: a number, or a date and time like 2024-05-01 12:00:00")
+        zoned = raw.str.contains(r"\d\d:\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$")
+        if zoned.any():
+            self._refuse(
+                column,
+                ~zoned,
+                "a zone such as Z or +02:00, which other rows have, in all or in none",
+            )
         try:
             time = raw.str.to_datetime(time_unit="us", strict=False)
         except pl.exceptions.PolarsError:
             time = pl.Series([None] * len(raw), dtype=pl.Datetime("us"))
         if time.dtype == pl.Datetime("us", "UTC"):
             time = time.dt.replace_time_zone(None)
-        self._refuse(column, time.is_null(), "a date and time like 2024-05-01 12:00:00")
+        self._refuse(
+            column, time.is_null(), "a date and time like 2024-05-01 12:00:00 or …T12:00:00+02:00"
+        )
         return time
 
     def _present(self, column: str, raw: pl.Series) -> pl.Series:
         self._refuse(column, raw.is_null(), "a value in every row")
         return raw
 
-    def _refuse(self, column: str, bad: pl.Series, expected: str) -> None:
+    def _refuse(self, column: str, bad: pl.Series, expected: str, mend: str = "") -> None:
         at = bad.arg_max() if bad.any() else None
         if at is not None:
             found = self._raw[column][at]
+            if not mend:
+                mend = (
+                    "Mend or delete the row" if 2 * bad.sum() < len(bad) else "Write the column so"
+                )
+                mend += f" ({bad.sum():,} of {len(bad):,} rows are like it)"
             raise DinError(
                 f"{self.source.row(at)}: column {column!r} of [{self.source.section}] is "
-                f"{'empty' if found is None else repr(found)}; expected {expected}. Mend or delete "
-                f"the row ({bad.sum():,} of {len(bad):,} rows are like it)"
+                f"{'empty' if found is None else repr(found)}; expected {expected}. {mend}"
             )
 
     def _type(
@@ -306,3 +416,10 @@ def _kind(file: Path) -> str | None:
 def _finite(numbers: pl.Series) -> pl.Series:
     """Null in place of infinities and what is not a number."""
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+
+
+def _held(raw: pl.Series) -> str:
+    """The values of a column that most rows have."""
+    values = raw.alias("value").value_counts(sort=True)
+    shown = [f"{rows:,} × {value!r}" for value, rows in values.head(5).iter_rows()]
+    return ", ".join(shown) + (f" and {len(values) - 5:,} other values" * (len(values) > 5))

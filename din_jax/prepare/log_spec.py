@@ -40,7 +40,7 @@ class Place:
 
     section: str
     path: Path
-    delimiter: str
+    delimiter: str | None  # None: a tab in files named .tsv, else a comma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,11 @@ def read(path: str | Path, data: str | Path | None = None) -> Spec:
         with path.open("rb") as file:
             source = tomllib.load(file)
     except OSError as error:
-        raise DinError(f"{path}: {error.strerror or error}; expected the spec of a log") from error
+        found = "is a folder" if path.is_dir() else "no such file" if not path.exists() else error
+        raise DinError(
+            f"{path}: {found}; expected the spec of a log, a TOML file: docs/your-data.md has one "
+            "to start from"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DinError(
             f'{path}: not TOML: {error}; expected lines like label = "click" below headers like '
@@ -270,10 +274,10 @@ class _Reader:
         )
 
     @staticmethod
-    def _delimiter(section: _Section) -> str:
+    def _delimiter(section: _Section) -> str | None:
         expected = "the one character between the values of a CSV"
-        delimiter = section.optional_text("delimiter", expected) or ","
-        if len(delimiter.encode()) != 1:
+        delimiter = section.optional_text("delimiter", expected)
+        if delimiter is not None and len(delimiter.encode()) != 1:
             raise section.wrong("delimiter", expected)
         return delimiter
 
@@ -314,8 +318,22 @@ class _Reader:
                 )
         return tuple(columns)
 
+    @staticmethod
+    def _roles(section: _Section, *keys: str) -> None:
+        """Raises if two of these keys, as far as there are any, name one column."""
+        of_column: dict[str, str] = {}
+        for key in filter(section.__contains__, keys):
+            column = section.text(key)
+            if column in of_column:
+                raise DinError(
+                    f"{section.where} {of_column[column]} and {key} are both {column!r}; expected "
+                    "a column of its own for each"
+                )
+            of_column[column] = key
+
     def _impressions(self) -> Impressions:
         section = self._section("impressions", "", self.top.value["impressions"])
+        self._roles(section, "label", "user", "item", "time")
         return Impressions(
             place=self._place(section),
             label=section.text("label"),
@@ -332,6 +350,7 @@ class _Reader:
     def _behaviors(self, name: str, value: Any) -> Behaviors:
         alone = value is self.top.value["behaviours"]
         section = self._section("behaviours", "" if alone else name, value)
+        self._roles(section, "user", "item", "time")
         time, prior = section.optional_text("time"), section.flag("prior")
         if time is None and not prior:
             raise DinError(
@@ -358,6 +377,7 @@ class _Reader:
         sides = []
         for name, value in self._one_or_several(kind).items():
             section = self._section(kind, name, value)
+            self._roles(section, key, "valid_from")
             side = Side(
                 place=self._place(section),
                 key=section.text(key),
@@ -440,8 +460,9 @@ class _Reader:
         if len(cuts) == 2:
             if len(shares) == 1:
                 raise DinError(
-                    f"{section.where} has one share and one point in time for validation and test; "
-                    "give two of a kind"
+                    f"{section.where} has a share and a point in time: "
+                    + ", ".join(f"{name} = {_shown(section.value[name])}" for name in cuts)
+                    + f"; give two of a kind. {SHARE_OR_POINT}"
                 )
             first, last = cuts["validation"], cuts["test"]
             if not shares and isinstance(first, datetime.datetime) != isinstance(
@@ -450,14 +471,25 @@ class _Reader:
                 raise DinError(f"{section.where} has a date and a number for validation and test")
             if not shares and not first < last:  # type: ignore[operator]
                 raise DinError(
-                    f"{section.where} validation begins at {first}, not before test at {last}"
+                    f"{section.where} validation begins at {first}, not before test at {last}. "
+                    + SHARE_OR_POINT
                 )
         if sum(shares) >= 1:
             raise DinError(f"{section.where} the shares leave nothing to train on")
 
     def _check(self, spec: Spec) -> None:
         """What concerns several sections."""
-        taken: dict[str, str] = {"item": "the candidate itself", "user_id": "the user itself"}
+        taken = {"item": "the candidate itself", "user_id": "the user itself"}
+        if not spec.behaviors:
+            taken["history"] = "the sequence of the clicked impressions"
+        for behaviors in spec.behaviors:
+            if behaviors.name in taken or not behaviors.name.isidentifier():
+                raise DinError(
+                    f"{self.path}: [{behaviors.place.section}]: {behaviors.name!r} can't be a "
+                    "sequence's name: it is a field's too, or has other characters than letters, "
+                    "digits and _. Choose another one"
+                )
+            taken[behaviors.name] = f"the sequence of [{behaviors.place.section}]"
 
         def take(column: Column, section: str) -> None:
             if column.name in taken:
@@ -488,12 +520,6 @@ class _Reader:
                         "is no ad column of [impressions] of the same table to be compared with; "
                         f"those are: {', '.join(own) or 'none'}"
                     )
-            if behaviors.name in taken or not behaviors.name.isidentifier():
-                raise DinError(
-                    f"{self.path}: [{behaviors.place.section}]: {behaviors.name!r} can't be a "
-                    "sequence's name: it is a field's too, or has other characters than letters, "
-                    "digits and _. Choose another one"
-                )
             as_of = next((s for s in spec.items if s.valid_from), None)
             if behaviors.time is None and as_of is not None:
                 raise DinError(
@@ -503,9 +529,13 @@ class _Reader:
                 )
 
 
+SHARE_OR_POINT = (
+    "A share lies between 0 and 1 (0.1 is a tenth of the rows); any other number, or a date, is "
+    "the point in time at which the split begins"
+)
 _SPLIT_EXPECTED = {
-    "time": "the time at which it begins, or a share of the rows such as 0.1",
-    "user": "a share of the users, such as 0.1",
+    "time": "the time at which it begins, or a share of the rows between 0 and 1, such as 0.1",
+    "user": "a share of the users between 0 and 1, such as 0.1",
     "column": "the value that names the split, a list of values, or (validation and test) a share "
     "such as 0.1: the latest of the train rows",
 }
@@ -545,7 +575,8 @@ def _point(section: _Section, key: str) -> CutPoint:
         try:
             value = datetime.datetime.fromisoformat(value)
         except ValueError as error:
-            raise section.wrong(key, "a date and time like 2024-05-01 12:00:00") from error
+            expected = "a date and time like 2024-05-01 12:00:00, or a share such as 0.1"
+            raise section.wrong(key, expected) from error
     if isinstance(value, datetime.datetime):
         if value.tzinfo is not None:
             value = value.astimezone(datetime.UTC).replace(tzinfo=None)
