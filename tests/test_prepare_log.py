@@ -1,6 +1,7 @@
 """The preparation of a log against plain loops over its rows; planted leaks; clear errors."""
 
 import datetime
+import gzip
 import subprocess
 import sys
 import zoneinfo
@@ -11,7 +12,7 @@ import pytest
 
 from din_jax.errors import DinError
 from din_jax.prepare import log
-from din_jax.prepare.log_source import Source
+from din_jax.prepare.log_source import Rows, Source
 from din_jax.prepare.log_spec import Place
 from din_jax.store import SPLITS, Store
 
@@ -297,6 +298,33 @@ def test_the_report_counts_what_went_in_and_came_out(tmp_path):
         for field, values in unknown.items():
             assert origin["unknown"][field][split] == pytest.approx(np.mean(values))
     assert origin["tables"]["item"]["ids"] == len(set(seen["item"]))
+    impressions = distinct(tables["impressions"])
+
+    def share_in_films(rows):
+        held = [as_of(tables["films"], "film", r["film"], r["at"]) for r in rows]
+        return pytest.approx(np.mean([bool(row) for row in held]), abs=1e-6)
+
+    known = {r["user"] for r in tables["users"]}
+    assert origin["found"] == {
+        "items": {
+            "samples": share_in_films(impressions),
+            "history": share_in_films([v for v in views if v["user"] < 8]),
+        },
+        "users": {
+            "samples": pytest.approx(np.mean([r["user"] in known for r in impressions]), abs=1e-6)
+        },
+    }
+
+
+def test_a_separator_that_is_in_no_value_is_noted(tmp_path):
+    tables = tables_of_a_log()
+    tables["films"] = [r | {"tags": "|".join(r["tags"])} for r in tables["films"]]
+    spec = SPEC.replace('["category", "tags"]', '{category = {}, tags = {separator = "SEPARATOR"}}')
+    for separator, notes in (("|", 0), (",", 1)):
+        origin = prepare(tmp_path / str(notes), tables, spec.replace("SEPARATOR", separator)).origin
+        assert len(origin["notes"]) == notes
+    assert "[items] tags: the separator ',' is in no value of column 'tags'" in origin["notes"][0]
+    assert origin["notes"][0] in "\n".join(log._report(origin))
 
 
 def test_the_command_reports_and_writes(tmp_path):
@@ -475,17 +503,23 @@ def as_text(value):
     return None if value is None else str(value)
 
 
-def test_csv_gives_what_parquet_gives(tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "separator", "quotes"),
+    [(".csv", ",", "necessary"), (".csv", ",", "always"), (".tsv.gz", "\t", "necessary")],
+)
+def test_csv_gives_what_parquet_gives(tmp_path, suffix, separator, quotes):
     tables = tables_of_a_log()
     spec = SPEC + VIEWS
     expected = decoded(prepare(tmp_path / "parquet", tables, spec))
     folder = tmp_path / "csv"
-    write(folder, {}, spec.replace(".parquet", ".csv"))
+    write(folder, {}, spec.replace(".parquet", suffix))
     for name, rows in tables.items():
         frame = pl.DataFrame(rows, infer_schema_length=None)
         if name == "films":
             frame = frame.with_columns(pl.col("tags").list.join("|"))
-        frame.write_csv(folder / f"{name}.csv", separator=";" if name == "users" else ",")
+        text = frame.write_csv(separator=";" if name == "users" else separator, quote_style=quotes)
+        data = gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode()
+        (folder / f"{name}{suffix}").write_bytes(data)
     text = (folder / "spec.toml").read_text()
     text = text.replace(
         'columns = ["category", "tags"]', 'columns = {category = {}, tags = {separator = "|"}}'
@@ -499,7 +533,7 @@ def test_csv_gives_what_parquet_gives(tmp_path):
     pl.DataFrame(tables["impressions"], infer_schema_length=None).write_parquet(
         folder / "impressions.parquet"
     )
-    (folder / "spec.toml").write_text(text.replace("impressions.csv", "impressions.parquet"))
+    (folder / "spec.toml").write_text(text.replace(f"impressions{suffix}", "impressions.parquet"))
     log.prepare(folder / "spec.toml", folder / "mixed")
     mixed = decoded(Store(folder / "mixed"))
     assert {s: as_text(mixed[s]) for s in SPLITS} == {s: as_text(expected[s]) for s in SPLITS}
@@ -573,6 +607,25 @@ def test_dates_are_times(tmp_path):
         prepare(tmp_path / "cut", dates, cut).fingerprint
         == prepare(tmp_path / "cut-numbers", tables, numbers).fingerprint
     )
+
+
+def test_times_with_offsets_are_those_of_datetime(tmp_path):
+    rng = np.random.default_rng(0)
+    moments = [
+        datetime.datetime(2024, 3, 31, 1, 0, second, 250_000 * int(quarter)).isoformat(" ")
+        + ("Z", "+00:00", "+02:00", "-0330", "+14:00", "-11")[zone]
+        for second, quarter, zone in zip(
+            range(60), rng.integers(4, size=60), rng.integers(6, size=60), strict=True
+        )
+    ]
+    for i, text in enumerate((moments, [moment[:19] for moment in moments])):
+        path = tmp_path / f"{i}.csv"
+        path.write_text("\n".join(["at,n", *(f"{moment},{n}" for n, moment in enumerate(text))]))
+        rows = Rows(Place("impressions", path, None), ("at", "time"), ("n", "item"))
+        rows.add_time("at", "at")
+        plain = [datetime.datetime.fromisoformat(moment) for moment in text]
+        in_utc = [m.astimezone(datetime.UTC).replace(tzinfo=None) if m.tzinfo else m for m in plain]
+        assert rows.distinct()["at"].to_list() == in_utc
 
 
 def test_several_sequences_and_prior_behaviours_in_their_order(tmp_path):
@@ -669,15 +722,47 @@ def frame_with(name, *expressions, **columns):
     return change
 
 
-def value_at(column, row, value):
-    return pl.when(pl.int_range(pl.len()) == row).then(value).otherwise(column).alias(column)
+def users_as(content, name="users.csv", delimiter=""):
+    def change(folder):
+        spec_with('"users.parquet"', f'"{name}"{delimiter}')(folder)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def value_at(column, row, value, otherwise=None):
+    here = pl.int_range(pl.len()) == row
+    return (
+        pl.when(here)
+        .then(value)
+        .otherwise(column if otherwise is None else otherwise)
+        .alias(column)
+    )
+
+
+NOON = "2024-05-01 12:00:00"
+QUOTED = b'user,note,age\n1,"two\nlines, with a comma",2\n'  # lines 1 to 3 of a file
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         # The spec.
-        (lambda f: (f / "spec.toml").unlink(), r"spec.toml: No such file"),
+        (lambda f: (f / "spec.toml").unlink(), r"spec.toml: no such file; expected the spec of a"),
+        (
+            lambda f: [(f / "spec.toml").unlink(), (f / "spec.toml").mkdir()],
+            r"spec.toml: is a folder; expected the spec of a log, a TOML file",
+        ),
+        (spec_with('item = "film"', 'item = "user"'), r"user and item are both 'user'; expected"),
+        (spec_with('label = "click"', 'label = "at"'), r"\[impressions\] label and time are both"),
+        (
+            spec_with('valid_from = "since"', 'valid_from = "film"'),
+            r"\[items\] item and valid_from are both 'film'",
+        ),
+        (
+            spec_with('["tab", ', '["history", "tab", '),
+            r"spec.toml: \[impressions\] has a field 'history', .* sequence of the clicked impr",
+        ),
         (spec_with("[users]", "[users"), r"spec.toml: not TOML: .*line 16"),
         (spec_with("[users]", "[user]"), r"unknown section 'user' \(did you mean 'users'\?\)"),
         (spec_with("label", "lable"), r"\[impressions\] unknown key 'lable' \(did you mean 'label"),
@@ -705,13 +790,23 @@ def value_at(column, row, value):
         (spec_with('"time"\nv', '"tim"\nv'), r"by = 'tim'; .*did you mean 'time'"),
         (spec_with("0.15", "0.75"), r"the shares leave nothing to train on"),
         (spec_with("validation = 0.15", ""), r"\[split\] has no 'validation'; expected the time"),
-        (spec_with("0.15", "30"), r"one share and one point in time"),
-        (spec_with("0.15\ntest = 0.25", "50\ntest = 30"), r"begins at 50, not before test at 30"),
+        (
+            spec_with("0.25", "15"),
+            r"point in time: validation = 0.15, test = 15; give two of a kind. A share lies betw",
+        ),
+        (spec_with("0.15", "'15%'"), r"validation = '15%'; expected .* or a share such as 0.1"),
+        (
+            spec_with("0.15\ntest = 0.25", "50\ntest = 30"),
+            r"begins at 50, not before test at 30. A share lies between 0 and 1",
+        ),
         (
             spec_with("0.15\ntest = 0.25", "2024-01-01\ntest = 2024-01-02"),
             r"\[split\] .* 2024-01-.*, but the times of \[impressions\], 'at', are Int64 from 0",
         ),
-        (spec_with("0.15\ntest = 0.25", "50\ntest = 99"), r"without impressions: .*test has 0"),
+        (
+            spec_with("0.15\ntest = 0.25", "50\ntest = 99"),
+            r"without impressions: .*test has 0; .* A share lies between 0 and 1",
+        ),
         (spec_with('by = "time"', 'by = "column"'), r"\[split\] has no 'train'"),
         # The tables.
         (
@@ -728,6 +823,13 @@ def value_at(column, row, value):
             frame_with("impressions", value_at("click", 6, None)),
             r"impressions.parquet, row 7: column 'click' .* is empty; expected a value",
         ),
+        (
+            frame_with(
+                "impressions",
+                click=pl.when(pl.col("click") == 1).then(pl.lit("yes")).otherwise(pl.lit("no")),
+            ),
+            r"'click' .* expected a label, 0 or 1. Write .* as 0 and 1; it holds \d+ × '(no|yes)'",
+        ),
         (frame_with("impressions", value_at("user", 0, None)), r"row 1: column 'user' .* is empty"),
         (frame_with("impressions", value_at("film", 3, None)), r"row 4: column 'film' .* is empty"),
         (frame_with("impressions", value_at("at", 9, None)), r"row 10: column 'at' .* is empty"),
@@ -736,7 +838,14 @@ def value_at(column, row, value):
             r"row 1: column 'at' .* is inf; expected a time",
         ),
         (frame_with("impressions", pl.col("user") / 2), r"'user' .* holds Float64; expected ids"),
-        (frame_with("impressions", at=pl.lit("soon")), r"is 'soon'; expected a time"),
+        (
+            frame_with("impressions", at=pl.lit("soon")),
+            r"is 'soon'; expected a time.* Write the column so \(\d+ of",
+        ),
+        (
+            frame_with("impressions", value_at("at", 5, pl.lit(NOON), pl.lit(f"{NOON}Z"))),
+            r"row 6: column 'at' .* is '2024-05-01 12:00:00'; expected a zone such as Z or \+02:00",
+        ),
         (
             frame_with("impressions", price=pl.lit("dear")),
             r"'price' .* is 'dear'; expected a number",
@@ -761,6 +870,52 @@ def value_at(column, row, value):
             lambda f: pl.DataFrame({"user": [], "age": []}).write_parquet(f / "users.parquet"),
             "no rows",
         ),
+        (
+            frame_with("users", user=pl.format("u{}", "user")),
+            r"users.parquet: no user of \[users\], user = 'u",
+        ),
+        # CSV.
+        (
+            users_as(b"user,age\n1,2\n2,3,4\n"),
+            r"users.csv, line 3: 3 values, but the header has 2; put values that hold ',' in",
+        ),
+        (
+            users_as(b"user,age\n1,2\n2\n3,4\n"),
+            r"users.csv, line 3: 1 values, but the header has 2",
+        ),
+        (users_as(QUOTED + b"2,x\n"), r"users.csv, line 4: 2 values, but the header has 3; write"),
+        (users_as(b"user,age\n1,2\n\n2,3\n"), r"users.csv, line 3: 0 values, but the header has 2"),
+        (users_as(QUOTED + b",x,3\n"), r"users.csv, line 4: column 'user' of \[users\] is empty"),
+        (
+            users_as(b"\n\nuser,age\n1,2\n,3\n"),
+            r"users.csv, line 5: column 'user' of \[users\] is empty",
+        ),
+        (
+            users_as(b"user,age,user\n1,2,1\n"),
+            r"users.csv: the header has 'user' \(user of \[users\]\) 2 times; expected it once",
+        ),
+        (
+            users_as(b"user;age\n1;2\n"),
+            r"no column 'age' .* with delimiter = \",\": user;age; .* needs delimiter = \";\"",
+        ),
+        (users_as(b"user\tage\n1\t2\n"), r"by its header it needs delimiter = \"\\t\""),
+        (users_as(b'"user"|"age"\n"1"|"2"\n'), r"by its header it needs delimiter = \"\|\""),
+        (
+            users_as(b"user,age\n1,2\n", delimiter='\ndelimiter = ";"'),
+            r"with delimiter = \";\": user,age; by its header it needs delimiter = \",\"",
+        ),
+        (
+            users_as(b"user,age\n1,2\n", name="users.tsv"),
+            r"with delimiter = \"\\t\": user,age; by its header it needs delimiter = \",\"",
+        ),
+        (
+            users_as("user,age\n1,2\n2,né\n".encode("latin-1")),
+            r"users.csv, line 3: '2,n�' is not UTF-8, .* iconv -f latin1 -t utf-8 OLD > NEW",
+        ),
+        (
+            users_as(gzip.compress(b"user,age\n1,2\n" * 99)[:-9], name="users.csv.gz"),
+            r"users.csv.gz: cut short or damaged",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
@@ -778,7 +933,13 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
         ('time = "at"\n', 'time = "at"\nprior = true\n', r"has both time and prior = true"),
         ('time = "at"\n', "prior = true\n", r"\[items\] has valid_from, but the behaviours of"),
         ('time = "at"\n', 'time = "at"\nad = ["shop"]\n', r"ad has 'shop', .*those are: none"),
-        ("[behaviours]", "[behaviours.tab]", r"'tab' can't be a sequence's name"),
+        ('item = "film"', 'item = "user"', r"\[behaviours\] user and item are both 'user'"),
+        ("[behaviours]", "[behaviours.user_id]", r"'user_id' can't be a sequence's name"),
+        (
+            "[behaviours]",
+            "[behaviours.tab]",
+            r"a field 'tab', a name that the sequence of \[behaviours.tab",
+        ),
     ],
 )
 def test_behaviours_that_can_not_be_used(tmp_path, old, new, message):
@@ -804,21 +965,5 @@ def test_a_quote_that_is_not_closed_is_named(tmp_path, rows):
     lines[8] = '7,"u0,g2,1'
     path.write_text("\n".join(lines) + "\n")
     place = Place("impressions", path, ",")
-    with pytest.raises(DinError, match="line 9 has a quote that does not stand round a whole"):
+    with pytest.raises(DinError, match="line 9: a quote does not stand round a whole value"):
         Source(place).read({"user": "user", "click": "label"})
-
-
-def test_a_line_of_a_csv_that_is_too_wide_is_named(tmp_path):
-    spec = SPEC.replace("users.parquet", "users.csv")
-    write(tmp_path, tables_of_a_log(), spec)
-    (tmp_path / "users.csv").write_text("user,age\n1,2\n2,3,4\n")
-    with pytest.raises(DinError, match=r"users.csv: line 3 has 3 values, the header 2"):
-        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
-
-
-def test_a_side_table_of_which_no_id_matches_is_named(tmp_path):
-    tables = tables_of_a_log()
-    tables["users"] = [{**row, "user": f"u{row['user']}"} for row in tables["users"]]
-    write(tmp_path, tables, SPEC)
-    with pytest.raises(DinError, match=r"users.parquet: no user of \[users\], user = 'u"):
-        log.prepare(tmp_path / "spec.toml", tmp_path / "store")

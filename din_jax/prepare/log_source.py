@@ -7,18 +7,17 @@ does not depend on how its first lines look; what has to be a number or a time i
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare import lines
+from din_jax.prepare import csv_lines
 from din_jax.prepare.log_spec import Column, Place, nearest
 
 _SUFFIXES = {
@@ -79,25 +78,26 @@ class Source:
         """
         frames = []
         for file in self.files:
+            is_csv, delimiter = _kind(file) == "csv", self._delimiter_of(file)
             try:
                 scan = self._scan(file)
                 names = scan.collect_schema().names()
-                is_csv = _kind(file) == "csv"
                 ends_empty = pl.col(names[-1]).is_null() if is_csv else pl.lit(False)
                 scan = scan.with_columns(ends_empty.alias(_ENDS_EMPTY))
                 keys = _keys(file.relative_to(self.path))
                 self._check_columns(file, [*names, *keys], wanted)
                 frame = scan.with_columns(**keys).select(*wanted, _ENDS_EMPTY).collect()
-            except pl.exceptions.PolarsError as error:
-                self._check_lines(file)  # knows what is wrong, and in which line
+            except (pl.exceptions.PolarsError, OSError) as error:
+                if is_csv:
+                    csv_lines.check(file, delimiter)  # knows what is wrong, and in which line
                 reason = str(error).strip().splitlines()[0]
                 raise DinError(
                     f"{file}: can not be read ({reason}); expected the table [{self.section}] as "
                     f"{_kind(file)}"
                 ) from error
             # Polars fills up a line that is too short with nulls, and does not tell.
-            if frame[_ENDS_EMPTY].any() and self._may_be_short(file, len(names)):
-                self._check_lines(file)
+            if frame[_ENDS_EMPTY].any() and csv_lines.may_be_short(file, delimiter, len(names)):
+                csv_lines.check(file, delimiter)
             frames.append(frame.drop(_ENDS_EMPTY))
         try:
             return pl.concat(frames, how="vertical_relaxed", rechunk=False)
@@ -114,7 +114,8 @@ class Source:
             if index < rows:
                 if _kind(file) == "parquet":
                     return f"{file}, row {index + 1:,}"
-                line, _ = next(itertools.islice(self._lines(file), index + 1, None))
+                rows_of_file = csv_lines.rows(file, self._delimiter_of(file))
+                line, _ = next(itertools.islice(rows_of_file, index + 1, None))
                 return f"{file}, line {line:,}"
             index -= rows
         raise IndexError(index)
@@ -122,7 +123,7 @@ class Source:
     def _check_columns(self, file: Path, have: list[str], wanted: Mapping[str, str]) -> None:
         """Raises if a column is missing, or stands twice in the header of a CSV."""
         is_csv, delimiter = _kind(file) == "csv", self._delimiter_of(file)
-        header = _first_line(file) if is_csv else ""
+        header = csv_lines.header(file) if is_csv else ""
         times = Counter(next(csv.reader([header], delimiter=delimiter), []))
         for column, key in wanted.items():
             if times[column] > 1:
@@ -140,51 +141,6 @@ class Source:
                     f"{file}: the table [{self.section}] has no column {column!r} ({key})"
                     f"{nearest(column, have)}; its columns are{used}: {', '.join(have)}{mend}"
                 )
-
-    def _may_be_short(self, file: Path, columns: int) -> bool:
-        """Whether a line may have fewer values than there are columns; quick, and never too few."""
-        delimiter = self._delimiter_of(file).encode()
-        return any(
-            b'"' in block or any(line.count(delimiter) < columns - 1 for line in io.BytesIO(block))
-            for _, block in lines.blocks(file)
-        )
-
-    def _check_lines(self, file: Path) -> None:
-        """Raises at the first line of a CSV that is none, which Polars won't name."""
-        if _kind(file) == "csv":
-            for _ in self._lines(file):
-                pass
-
-    def _lines(self, file: Path) -> Iterator[tuple[int, list[str]]]:
-        """(the line that it begins in, its values) of the header and each row of a CSV.
-
-        Raises:
-          DinError: a line is not UTF-8, a quote is wrong, or a row is longer or shorter than the
-            header.
-        """
-        rows = csv.reader(_text(file), delimiter=self._delimiter_of(file), strict=True)
-        columns, begin = 0, 1
-        try:
-            for row in rows:
-                columns = columns or len(row)
-                if len(row) != columns:
-                    mend = (
-                        f"put values that hold {rows.dialect.delimiter!r} in quotes"
-                        if len(row) > columns
-                        else "write an empty value where one is missing, or delete the line"
-                    )
-                    raise DinError(
-                        f"{file}, line {begin:,}: {len(row)} values, but the header has {columns}; "
-                        + mend
-                    )
-                if columns:  # there may be empty lines before the header
-                    yield begin, row
-                begin = rows.line_num + 1
-        except csv.Error as error:  # a value without end, or text behind a closing quote
-            raise DinError(
-                f"{file}, line {begin:,}: a quote does not stand round a whole value; take it out, "
-                "or put the value in quotes and write each quote in it twice"
-            ) from error
 
     def _delimiter_of(self, file: Path) -> str:
         tabs = file.name.lower().removesuffix(".gz").endswith(".tsv")
@@ -204,28 +160,6 @@ def _keys(path: Path) -> dict[str, pl.Expr]:
         key: pl.lit(None if value == _NO_VALUE else urllib.parse.unquote(value), pl.String)
         for key, _, value in keys
     }
-
-
-def _text(file: Path) -> Iterator[str]:
-    """The lines of a file.
-
-    Raises:
-      DinError: one is not UTF-8.
-    """
-    for first, block in lines.blocks(file):
-        for number, line in enumerate(io.BytesIO(block), first):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DinError(
-                    f"{file}, line {number:,}: {lines.shown(line)} is not UTF-8, which is "
-                    "expected; if the file is Latin-1, convert it: "
-                    "iconv -f latin1 -t utf-8 OLD > NEW"
-                ) from error
-
-
-def _first_line(file: Path) -> str:
-    return next((line for line in _text(file) if line.strip()), "")
 
 
 class Rows:
