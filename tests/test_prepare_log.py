@@ -883,7 +883,10 @@ QUOTED = b'user,note,age\n1,"two\nlines, with a comma",2\n'  # lines 1 to 3 of a
             users_as(b"user,age\n1,2\n2\n3,4\n"),
             r"users.csv, line 3: 1 values, but the header has 2",
         ),
-        (users_as(QUOTED + b"2,x\n"), r"users.csv, line 4: 2 values, but the header has 3; write"),
+        (
+            users_as(b'user,note,age\n1,"x, y"\n'),
+            r"users.csv, line 2: 2 values, but the header has 3; write",
+        ),
         (users_as(b"user,age\n1,2\n\n2,3\n"), r"users.csv, line 3: 0 values, but the header has 2"),
         (users_as(QUOTED + b",x,3\n"), r"users.csv, line 4: column 'user' of \[users\] is empty"),
         (
