@@ -240,6 +240,7 @@ def test_the_report_counts(tmp_path):
     assert origin["users"] == USERS + 1
     assert origin["films"] == len(rated)
     assert origin["films_not_in_movies"] == len(rated - set(movies)) == 2
+    assert origin["first_not_in_movies"] == "29, 337"
     assert origin["films_without_genres"] == sum(not movies.get(f, ("", []))[1] for f in rated)
     assert origin["films_known"] == len(store.vocabulary("film").ids) - 1
     assert origin["genres"] == len(store.vocabulary("genre").ids) - 1
@@ -357,13 +358,31 @@ def with_line(data, number, line):
     ("content", "message"),
     [
         ((with_line(RATINGS, 9, b"1,2,3"), MOVIES), r"/ratings, line 9: '1,2,3' is not a rating"),
-        ((with_line(RATINGS, 9, b"1,2,3,4,5"), MOVIES), r"ratings, line 9: '1,2,3,4,5' is not"),
-        ((with_line(RATINGS, 2, b"1,x,3,4"), MOVIES), r"ratings, line 2: .*expected userId,movieI"),
-        ((with_line(RATINGS, 7, b"1,2,3,4.5"), MOVIES), r"ratings, line 7: '1,2,3,4.5' is not"),
-        ((with_line(RATINGS, 7, b"1,2,,4"), MOVIES), r"ratings, line 7: '1,2,,4' is not"),
+        (
+            (with_line(RATINGS, 9, b"1,2,3,4,5"), MOVIES),
+            r"line 9: '1,2,3,4,5' .*: it has 5 values, not 4",
+        ),
+        (
+            (with_line(RATINGS, 2, b"1,x,3,4"), MOVIES),
+            r"line 2: .* the movieId, 'x', is not a whole num",
+        ),
+        (
+            (with_line(RATINGS, 7, b"1,2,3,4.5"), MOVIES),
+            r"line 7: .* the timestamp, '4.5', is not a wh",
+        ),
+        (
+            (with_line(RATINGS, 7, b"1,2,,4"), MOVIES),
+            r"line 7: '1,2,,4' is not a rating: the rating, ''",
+        ),
         ((with_line(RATINGS, 7, b"1,2,3," + b"9" * 19), MOVIES), r"ratings, line 7: .*9' is not"),
-        ((with_line(RATINGS, 7, b"1,2,5.5,4"), MOVIES), r"line 7: .* the rating, which is 0.5 to"),
-        ((with_line(RATINGS, 7, b"1,2,0,4"), MOVIES), r"line 7: '1,2,0,4' is not .* 0.5 to 5"),
+        (
+            (with_line(RATINGS, 7, b"1,2,5.5,4"), MOVIES),
+            r"line 7: .* the rating, '5.5', is not a num",
+        ),
+        (
+            (with_line(RATINGS, 7, b"1,2,0,4"), MOVIES),
+            r"line 7: .* '0', is not a number from 0.5 to 5",
+        ),
         ((with_line(RATINGS, 7, b"1,2,nan,4"), MOVIES), r"line 7: '1,2,nan,4' is not"),
         ((with_line(RATINGS_DAT, 4, b"1::2::6::4"), MOVIES), r"line 4: .*expected userId::movieId"),
         ((with_line(RATINGS_DAT, 4, b"1::2,3::4"), MOVIES), r"line 4: '1::2,3::4' is not a rating"),
@@ -375,6 +394,7 @@ def with_line(data, number, line):
         ((RATINGS.partition(b"\n")[2], MOVIES), r"ratings, line 1: found .*expected the header us"),
         ((RATINGS, with_line(MOVIES, 1, b"id,name")), r"movies, line 1: found 'id,name'.*movieId,"),
         ((RATINGS, with_line(MOVIES, 6, b"1,Toy Story")), r"/movies, line 6: '1,Toy Story' is not"),
+        ((RATINGS, with_line(MOVIES, 6, b"1,A, B,War")), r"line 6: .* Put a title .* in quotes"),
         ((RATINGS, with_line(MOVIES, 6, b",,")), r"movies, line 6: ',,' is not a movie"),
         ((RATINGS, with_line(MOVIES, 6, b"x,Toy,War")), r"line 6: 'x,Toy,War' is not .* movieId,t"),
         ((RATINGS, with_line(MOVIES, 6, b'1,"Toy" x,War')), r"line 6: .* x,War' is not a movie"),
@@ -395,7 +415,14 @@ def with_line(data, number, line):
         ((RATINGS.partition(b"\n")[0] + b"\n\n", MOVIES), r"ratings: no ratings in it"),
         ((RATINGS, MOVIES.partition(b"\n")[0]), r"movies: no movies in it"),
         ((b"1::7::4::0\n2::7::4::0\n", MOVIES), r"ratings: 2 users; expected 3 or more"),
-        ((RATINGS, b"3::A::War\n"), r"holds none of the \d+ films of .*ratings; are both files of"),
+        (
+            (RATINGS, b"3::A::War\n"),
+            r"lacks (\d+) of the \1 films of .*ratings, 7, 18, 29, .* both",
+        ),
+        (
+            (RATINGS, "".join(MOVIES.decode().splitlines(True)[:90]).encode()),
+            r"movies: lacks \d+ of the \d+ films of .* for instance; are both files of the same",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error_and_no_store(tmp_path, content, message):
@@ -427,7 +454,8 @@ def test_a_bad_line_is_numbered_across_blocks(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_and_a_taken_place(tmp_path):
-    with pytest.raises(DinError, match="movies: No such file"):
-        movielens.prepare(tmp_path / "ratings", tmp_path / "movies", tmp_path / "store")
+    for name, found in (("movies", "no such file"), (".", "is a folder")):
+        with pytest.raises(DinError, match=f"{found}; expected the file movies.csv or movies.dat"):
+            movielens.prepare(tmp_path / "ratings", tmp_path / name, tmp_path / "store")
     with pytest.raises(DinError, match="exists already"):
         movielens.prepare(tmp_path / "ratings", tmp_path / "movies", tmp_path)

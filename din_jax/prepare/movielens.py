@@ -53,8 +53,8 @@ _AT_ONCE = 1 << 20  # events that are written together
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""
-    parser.add_argument("--ratings", required=True, help="ratings.csv or ratings.dat")
-    parser.add_argument("--movies", required=True, help="movies.csv or movies.dat")
+    parser.add_argument("--ratings", required=True, help="ratings.csv or ratings.dat of MovieLens")
+    parser.add_argument("--movies", required=True, help="movies.csv or movies.dat of MovieLens")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the split and of the unknown films (default 0)"
     )
@@ -102,7 +102,7 @@ def prepare(
     Args:
       ratings: user, film, stars (0.5 to 5) and time in seconds. A row that stands twice, all four
         alike, counts once.
-      movies: film, title, genres. A film that is missing here has no genres.
+      movies: film, title, genres. A film that is missing here has no genres; half of them may be.
       out: folder of the store.
       seed: of the split over users and of the films made unknown.
       ties: "strict": a history is what the user rated at an earlier second. "file_order": all
@@ -114,7 +114,7 @@ def prepare(
 
     Raises:
       DinError: `out` exists; a file is missing, cut short, empty, of another layout, or they are
-        swapped; a line is malformed; the two have no film in common; there are fewer than 3 users.
+        swapped; a line is malformed; `movies` lacks most films; there are fewer than 3 users.
     """
     check_free(out)
     if seed < 0:
@@ -128,10 +128,11 @@ def prepare(
     events = _events(Path(ratings), rng)
     n = len(events.user)
     genres = _genres(events.films, genres_of_film)
-    if not genres.listed.any():
+    missing = events.films.filter(pl.Series(~genres.listed))
+    if 2 * len(missing) > len(events.films):
         raise DinError(
-            f"{movies}: holds none of the {len(events.films):,} films of {ratings}; "
-            "are both files of the same data set?"
+            f"{movies}: lacks {len(missing):,} of the {len(events.films):,} films of {ratings}, "
+            f"{_first(missing)} for instance; are both files of the same data set?"
         )
 
     # Users lie in the order of the splits, so samples are the events themselves, one after another.
@@ -200,7 +201,8 @@ def prepare(
             "duplicate_ratings": events.duplicates,
             "users": len(events.users),
             "films": len(events.films),
-            "films_not_in_movies": int((~genres.listed).sum()),
+            "films_not_in_movies": len(missing),
+            "first_not_in_movies": _first(missing),
             "films_without_genres": int((genres.per_film == 0).sum()),
             "films_known": len(film.ids),
             "films_made_unknown": film.left_out,
@@ -219,6 +221,11 @@ def prepare(
         }
         writer.finish(splits, origin)
     return origin
+
+
+def _first(ids: pl.Series) -> str:
+    """Some ids, for a reader."""
+    return ", ".join(map(str, ids.head(5))) or "none"
 
 
 def _schema(films: int, genres: int, users: int) -> Schema:
@@ -381,21 +388,27 @@ def _without_blank_lines(path: Path, first_line: int, block: bytes, separator: s
     for number, line in enumerate(block.split(b"\n"), start=first_line):
         if not line.strip():
             continue
-        if not _is_rating(line.decode("utf-8", "replace").rstrip("\r").split(separator)):
+        wrong = _what_is_wrong(line.decode("utf-8", "replace").rstrip("\r").split(separator))
+        if wrong:
             expected = separator.join(_HEADERS["ratings"].split(","))
             raise DinError(
-                f"{path}, line {number}: {lines.shown(line)} is not a rating; expected {expected}, "
-                "whole numbers but for the rating, which is 0.5 to 5. Mend or delete the line"
+                f"{path}, line {number}: {lines.shown(line)} is not a rating: {wrong}; expected "
+                f"{expected}. Mend or delete the line"
             )
         kept.append(line)
     return b"\n".join(kept)
 
 
-def _is_rating(fields: list[str]) -> bool:
-    if len(fields) != 4 or not _NUMBER.fullmatch(fields[2]):
-        return False
-    whole = (fields[0], fields[1], fields[3])
-    return 0.5 <= float(fields[2]) <= 5 and all(map(_is_whole, whole))
+def _what_is_wrong(fields: list[str]) -> str:
+    """What keeps these fields from being a rating; "" if nothing does."""
+    if len(fields) != len(_COLUMNS):
+        return f"it has {len(fields)} values, not {len(_COLUMNS)}"
+    for (name, dtype), text in zip(_COLUMNS.items(), fields, strict=True):
+        if dtype == pl.Int64 and not _is_whole(text):
+            return f"the {name}, {text!r}, is not a whole number"
+        if dtype == pl.Float64 and not (_NUMBER.fullmatch(text) and 0.5 <= float(text) <= 5):
+            return f"the {name}, {text!r}, is not a number from 0.5 to 5"
+    return ""
 
 
 def _is_whole(text: str) -> bool:
@@ -417,13 +430,17 @@ def _read_movies(path: Path) -> dict[int, list[str]]:
     genres_of_film: dict[int, list[str]] = {}
     for number, fields in _quoted(text) if separator == "," else _colons(rows):
         where = f"{path}, line {first_line + number}"
-        if fields is None or not _is_whole(fields[0]):
+        if len(fields) != 3 or not _is_whole(fields[0]):
             expected = separator.join(_HEADERS["movies"].split(","))
+            split = separator == "," and len(fields) > 3
+            mend = (
+                "Put a title that holds a comma in quotes" if split else "Mend or delete the line"
+            )
             raise DinError(
                 f"{where}: {lines.shown(rows[number].encode())} is not a movie; expected {expected}"
-                ", the first a whole number. Mend or delete the line"
+                f", the first a whole number. {mend}"
             )
-        film, genres = int(fields[0]), fields[1].strip()
+        film, genres = int(fields[0]), fields[2].strip()
         if film in genres_of_film:
             raise DinError(f"{where}: movie {film} stands a second time; delete one of its lines")
         names = [] if genres == _NO_GENRES else [name.strip() for name in genres.split("|")]
@@ -433,8 +450,8 @@ def _read_movies(path: Path) -> dict[int, list[str]]:
     return genres_of_film
 
 
-def _quoted(text: str) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    """(line from 0, film and genres or None if malformed) of lines with quoted titles."""
+def _quoted(text: str) -> Iterator[tuple[int, list[str]]]:
+    """(line from 0, its fields or none if its quotes are wrong) of lines with quoted titles."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         number = reader.line_num
@@ -443,23 +460,29 @@ def _quoted(text: str) -> Iterator[tuple[int, tuple[str, str] | None]]:
         except StopIteration:
             return
         except csv.Error:
-            yield number, None
+            yield number, []
             return
         if len(fields) > 1 or "".join(fields).strip():
-            yield number, (fields[0], fields[2]) if len(fields) == 3 else None
+            yield number, fields
 
 
-def _colons(rows: list[str]) -> Iterator[tuple[int, tuple[str, str] | None]]:
+def _colons(rows: list[str]) -> Iterator[tuple[int, list[str]]]:
     """The same of lines split by `::`, which a title may hold."""
     for number, row in enumerate(rows):
         film, first, rest = row.partition("::")
-        _, last, genres = rest.rpartition("::")
+        title, last, genres = rest.rpartition("::")
         if row.strip():
-            yield number, (film, genres) if first and last else None
+            yield number, [film, title, genres] if first and last else []
 
 
 def _opened(path: Path, wanted: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
     """The separator of a file, and its blocks of lines after the header if it has one."""
+    if not path.is_file():
+        raise DinError(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected the file "
+            f"{wanted}.csv or {wanted}.dat of a MovieLens data set, "
+            "https://grouplens.org/datasets/movielens"
+        )
     blocks = lines.blocks(path)
     first_line, block = next(blocks, (1, b""))
     if not block:
