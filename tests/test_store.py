@@ -217,8 +217,9 @@ def test_a_killed_preparation_leaves_nothing_under_the_final_name(tmp_path):
 
 def test_a_place_where_no_store_can_be_is_noticed_first(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DinError, match="can't be made"):
-        StoreWriter(tmp_path / "file/s", SCHEMA)
+    for place in (tmp_path / "file/s", "/proc/s"):  # the latter denies even whom permissions allow
+        with pytest.raises(DinError, match="can't be made"):
+            StoreWriter(place, SCHEMA)
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path):
