@@ -714,6 +714,15 @@ def spec_with(old, new):
     return change
 
 
+def views_with(old, new):
+    def change(folder):
+        assert old in VIEWS
+        with (folder / "spec.toml").open("a") as spec:
+            spec.write(VIEWS.replace(old, new))
+
+    return change
+
+
 def frame_with(name, *expressions, **columns):
     def change(folder):
         path = folder / f"{name}.parquet"
@@ -919,6 +928,32 @@ QUOTED = b'user,note,age\n1,"two\nlines, with a comma",2\n'  # lines 1 to 3 of a
             users_as(gzip.compress(b"user,age\n1,2\n" * 99)[:-9], name="users.csv.gz"),
             r"users.csv.gz: cut short or damaged",
         ),
+        # A table of behaviours.
+        (views_with('time = "at"\n', ""), r"\[behaviours\] has no 'time': .*prior = true"),
+        (
+            views_with('time = "at"\n', 'time = "at"\nprior = true\n'),
+            r"has both time and prior = true",
+        ),
+        (
+            views_with('time = "at"\n', "prior = true\n"),
+            r"\[items\] has valid_from, but the behaviours of",
+        ),
+        (
+            views_with('time = "at"\n', 'time = "at"\nad = ["shop"]\n'),
+            r"ad has 'shop', .*those are: none",
+        ),
+        (
+            views_with('item = "film"', 'item = "user"'),
+            r"\[behaviours\] user and item are both 'user'",
+        ),
+        (
+            views_with("[behaviours]", "[behaviours.user_id]"),
+            r"'user_id' can't be a sequence's name",
+        ),
+        (
+            views_with("[behaviours]", "[behaviours.tab]"),
+            r"a field 'tab', a name that the sequence of \[behaviours.tab",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
@@ -927,29 +962,6 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
     with pytest.raises(DinError, match=message):
         log.prepare(tmp_path / "spec.toml", tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == []
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('time = "at"\n', "", r"\[behaviours\] has no 'time': .*prior = true"),
-        ('time = "at"\n', 'time = "at"\nprior = true\n', r"has both time and prior = true"),
-        ('time = "at"\n', "prior = true\n", r"\[items\] has valid_from, but the behaviours of"),
-        ('time = "at"\n', 'time = "at"\nad = ["shop"]\n', r"ad has 'shop', .*those are: none"),
-        ('item = "film"', 'item = "user"', r"\[behaviours\] user and item are both 'user'"),
-        ("[behaviours]", "[behaviours.user_id]", r"'user_id' can't be a sequence's name"),
-        (
-            "[behaviours]",
-            "[behaviours.tab]",
-            r"a field 'tab', a name that the sequence of \[behaviours.tab",
-        ),
-    ],
-)
-def test_behaviours_that_can_not_be_used(tmp_path, old, new, message):
-    assert old in VIEWS
-    write(tmp_path, tables_of_a_log(), SPEC + VIEWS.replace(old, new))
-    with pytest.raises(DinError, match=message):
-        log.prepare(tmp_path / "spec.toml", tmp_path / "store")
 
 
 def test_names_of_splits_that_the_spec_lacks_are_listed(tmp_path):

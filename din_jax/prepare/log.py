@@ -449,7 +449,7 @@ def _in_splits(
             f"{spec.path}: [split] leaves a split without impressions: "
             + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, sizes, strict=False))
             + f"; the times go from {time.min()!s} to {time.max()!s}. Give each split some"
-            + (f". {log_spec.SHARE_OR_POINT}" if split.cuts and split.by != "user" else "")
+            + (f". {log_spec.SHARE_OR_POINT}" if split.by == "time" else "")
         )
     bounds = [0, *np.cumsum(sizes[: len(SPLITS)]).tolist()]
     samples = (

@@ -157,7 +157,8 @@ def read(path: str | Path, data: str | Path | None = None) -> Spec:
         with path.open("rb") as file:
             source = tomllib.load(file)
     except OSError as error:
-        found = "is a folder" if path.is_dir() else "no such file" if not path.exists() else error
+        found = f"can not be read ({error.strerror})" if path.is_file() else "no such file"
+        found = "is a folder" if path.is_dir() else found
         raise DinError(
             f"{path}: {found}; expected the spec of a log, a TOML file: docs/your-data.md has one "
             "to start from"
