@@ -64,7 +64,7 @@ def main() -> None:
             scores.append(metrics["user_weighted_auc"])
         own, other = scores
         print(f"| {workdir.name} | {own:.4f} | {other:.4f} | {other - own:+.4f} |", flush=True)
-        result[workdir.name] = {"own": own, "other": other}
+        result[str(workdir)] = {"own": own, "other": other}
     print(json.dumps(result))
 
 
