@@ -52,6 +52,7 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
     c.data.max_history = arguments.max_history
     c.model.embedding_dim = arguments.dim
     c.model.hidden = c.model.attention.hidden = (80, 40)
+    c.model.attention.difference = True  # as other libraries have it
     c.model.activation = arguments.activation
     c.optimizer.name = arguments.optimizer
     c.optimizer.learning_rate = 0.001
