@@ -13,7 +13,7 @@ import os
 from table_growth import Trial
 
 from din_jax import embedding
-from din_jax.allocator import keep_freed_memory
+from din_jax.cpu import keep_freed_memory
 
 
 def main() -> None:

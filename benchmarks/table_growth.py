@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from din_jax import checkpoint, models, optim
-from din_jax.allocator import keep_freed_memory
 from din_jax.config import default_config
+from din_jax.cpu import keep_freed_memory
 from din_jax.pipeline import Batch, Behaviors
 from din_jax.regularizers import Regularizer
 from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table

@@ -33,7 +33,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from make_samples import make
 from ml_collections import ConfigDict
 
 from din_jax import cli, training
@@ -251,6 +250,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     arguments = parser.parse_args()
     if arguments.store == parser.get_default("store") and not Path(arguments.store).exists():
+        from make_samples import make  # it imports Polars, and `cli` wants to be before that
+
         make(arguments.store, mean_history=9)
     if arguments.seconds <= 0:
         raise DinError(f"--seconds {arguments.seconds}: expected more than 0")

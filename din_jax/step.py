@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from din_jax.cpu import compiler_options
 from din_jax.devices import AXIS, Placement, is_sharded, one_device, psum
 from din_jax.embedding import (
     apply_row_updates,
@@ -75,7 +76,9 @@ def over_devices(
       donate: positions of the arguments whose memory the results take.
     """
     if placement.axis is None:
-        return jax.jit(share, donate_argnums=donate)
+        on_cpu = placement.devices[0].platform == "cpu"
+        options = compiler_options() if on_cpu else None
+        return jax.jit(share, donate_argnums=donate, compiler_options=options)
     # Results go out flat: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
     flat_axes, structure = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
     mapped = jax.pmap(

@@ -21,10 +21,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from din_jax import checkpoint, devices, evaluation, models, optim, processes
-from din_jax.allocator import keep_freed_memory
 from din_jax.checkpoint import Checkpoints, Kind
 from din_jax.config import check, default_config
 from din_jax.counts import cached_counts
+from din_jax.cpu import keep_freed_memory
 from din_jax.devices import Placement
 from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.pipeline import Batch, BatchSource, Shards, batches
@@ -101,7 +101,7 @@ class Run(NamedTuple):
 def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     """Checks a config, joins the other processes, opens the store and builds the model.
 
-    The process keeps freed memory from now on (`din_jax.allocator`).
+    The process keeps freed memory from now on (`din_jax.cpu`).
 
     Args:
       config: see `din_jax.config`.

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "din_jax"
 # The house, top to bottom (docs/design.md). Modules on one line do not import one another.
 LAYERS = [
-    {"errors", "allocator"},
+    {"errors", "cpu"},
     {"devices", "processes"},
     {"config", "schema", "metrics", "cli"},
     {"store"},
