@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -28,69 +27,14 @@ import numpy as np
 import tensorflow as tf
 from deepctr.feature_column import SparseFeat, VarLenSparseFeat
 from deepctr.models import DIN
+from samples import Samples, Split
 
 from din_jax.errors import DinError
 from din_jax.metrics import auc, log_loss, user_auc
-from din_jax.schema import Schema
 
 # The budget of `python -m din_jax.report table3 --protocol tuned`.
 LEARNING_RATES = (0.0003, 0.001, 0.003)
 DROPOUTS = (0.0, 0.3)
-
-
-class Split(NamedTuple):
-    """Samples as the library reads them, and what they are scored by."""
-
-    inputs: dict[str, np.ndarray]
-    label: np.ndarray
-    user: np.ndarray
-
-    def joined(self, other: Split) -> Split:
-        """This split's samples, then the other's."""
-        inputs = {k: np.concatenate([v, other.inputs[k]]) for k, v in self.inputs.items()}
-        return Split(
-            inputs,
-            np.concatenate([self.label, other.label]),
-            np.concatenate([self.user, other.user]),
-        )
-
-
-class Samples:
-    """A file of `export_samples.py`.
-
-    Args:
-      path: of the file.
-      extra_fields: optional fields to read as well.
-      limit: how many samples of each split to read; 0 reads all.
-
-    Raises:
-      DinError: the file can't be read, or has no such fields.
-    """
-
-    def __init__(self, path: Path, extra_fields: list[str], limit: int):
-        try:
-            arrays = np.load(path)
-            described = json.loads(str(arrays["described"]))
-        except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
-            raise DinError(
-                f"{path} can't be read ({error}); make it with export_samples.py"
-            ) from error
-        self.schema = Schema.from_json(described["schema"])
-        self.max_history = described["max_history"]
-        self.fields = self.schema.inputs(extra_fields)
-        behaviors = {behavior.ad for behavior in self.schema.sequences[0].fields}
-        # The library concatenates ad and history in the orders given: they must be the same.
-        self.histories = [field.name for field in self.fields if field.name in behaviors]
-        until = limit or None
-
-        def split(name: str) -> Split:
-            inputs = {f.name: arrays[f"{name}/fields/{f.name}"][:until] for f in self.fields}
-            for ad in self.histories:
-                inputs[f"hist_{ad}"] = arrays[f"{name}/history/{ad}"][:until]
-            inputs["length"] = arrays[f"{name}/length"][:until]
-            return Split(inputs, arrays[f"{name}/label"][:until], arrays[f"{name}/user"][:until])
-
-        self.train, self.validation, self.test = map(split, ("train", "validation", "test"))
 
 
 class Trained(NamedTuple):
@@ -105,26 +49,14 @@ def build(samples: Samples, arguments: argparse.Namespace, rate: float, dropout:
     """The library's model, compiled. Its random seeds are its defaults plus `--seed`."""
     tf.keras.backend.clear_session()
     tf.keras.utils.set_random_seed(arguments.seed)
-    tables = {f.name: f.table for f in samples.fields}
-
-    def feature(name: str, field: str) -> SparseFeat:
-        return SparseFeat(
-            name,
-            samples.schema.rows(tables[field]) + 1,  # and padding
-            embedding_dim=arguments.dim,
-            embedding_name=tables[field],
-            embeddings_initializer=tf.keras.initializers.RandomNormal(
-                0.0, 0.0001, seed=2020 + arguments.seed
-            ),
-        )
-
-    columns: list[Any] = [feature(field.name, field.name) for field in samples.fields]
-    columns += [
-        VarLenSparseFeat(
-            feature(f"hist_{ad}", ad), maxlen=samples.max_history, length_name="length"
-        )
-        for ad in samples.histories
-    ]
+    columns = samples.columns(
+        arguments.dim,
+        SparseFeat,
+        VarLenSparseFeat,
+        embeddings_initializer=tf.keras.initializers.RandomNormal(
+            0.0, 0.0001, seed=2020 + arguments.seed
+        ),
+    )
     model = DIN(columns, samples.histories, dnn_dropout=dropout, seed=1024 + arguments.seed)
     model.compile(tf.keras.optimizers.Adam(rate), "binary_crossentropy")
     return model

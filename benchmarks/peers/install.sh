@@ -5,13 +5,15 @@
 set -eu
 
 usage() {
-    echo "usage: $0 PEER DIR; peers: deepctr" >&2
+    echo "usage: $0 PEER DIR; peers: deepctr, deepctr_torch, fuxictr" >&2
     exit 2
 }
 
 [ $# -eq 2 ] || usage
 case $1 in
     deepctr) packages="deepctr==0.9.4 tensorflow-cpu==2.21.0 tf_keras==2.21.0" ;;
+    deepctr_torch) packages="torch==2.13.0 deepctr-torch==0.3.0 requests" ;;
+    fuxictr) packages="torch==2.13.0 fuxictr==2.3.10 pandas pyarrow" ;;
     *) usage ;;
 esac
 if [ -e "$2" ]; then

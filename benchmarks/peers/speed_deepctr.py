@@ -1,0 +1,110 @@
+"""How fast DeepCTR's DIN trains and predicts, by Keras' `fit` and `predict`.
+
+    DIR/bin/python benchmarks/peers/speed_deepctr.py --samples amazon.npz --dim 64 --batch 1024
+
+Run by the environment of `install.sh deepctr DIR`. The last line is JSON (see `timing.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR's layers are not for Keras 3
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import deepctr.inputs
+import numpy as np
+import tensorflow as tf
+from deepctr.feature_column import SparseFeat, VarLenSparseFeat
+from deepctr.models import DIN
+from samples import Samples
+from timing import LEARNING_RATES, UNITS, main, parser, ready, whole_batches
+
+# Even a rate of 0 makes Keras square and sum the whole table, and its gradient dense, in each step.
+deepctr.inputs.l2 = lambda rate: None
+
+
+class Ticks(tf.keras.callbacks.Callback):
+    """Ticks as each batch begins."""
+
+    _supports_tf_logs = True  # or Keras would copy the metrics of every step
+
+    def __init__(self, tick: Callable[[], None]):
+        super().__init__()
+        self._tick = tick
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """In `fit`."""
+        self._tick()
+
+    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """In `predict`."""
+        self._tick()
+
+
+class DeepCTR:
+    """The model, and the training samples in whole batches."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+        samples = Samples(arguments.samples, [], 0)
+        self._batch = arguments.batch
+        count = whole_batches(len(samples.train.label), self._batch)
+        self._inputs = {name: x[:count] for name, x in samples.train.inputs.items()}
+        self._label = samples.train.label[:count].astype(np.float32)
+        self._model = DIN(
+            samples.columns(arguments.dim, SparseFeat, VarLenSparseFeat),
+            samples.histories,
+            dnn_hidden_units=UNITS,
+            dnn_activation=arguments.activation,
+            att_hidden_size=UNITS,
+            att_activation=arguments.activation,
+            att_weight_normalization=False,
+        )
+        optimizer = {"adam": tf.keras.optimizers.Adam, "sgd": tf.keras.optimizers.SGD}
+        self._model.compile(
+            optimizer[arguments.optimizer](LEARNING_RATES[arguments.optimizer]),
+            "binary_crossentropy",
+        )
+
+    def fit(self, tick: Callable[[], None]) -> None:
+        """Trains by `fit` on the arrays, shuffled."""
+        self._model.fit(
+            self._inputs,
+            self._label,
+            batch_size=self._batch,
+            epochs=10**6,
+            verbose=0,
+            callbacks=[Ticks(tick)],
+        )
+
+    def step(self) -> Callable[[], None]:
+        """The model's own train step, compiled, on tensors."""
+        batches = []
+        for i in range(min(ready(self._batch), len(self._label) // self._batch)):
+            at = slice(i * self._batch, (i + 1) * self._batch)
+            inputs = {name: tf.constant(x[at]) for name, x in self._inputs.items()}
+            batches.append((inputs, tf.constant(self._label[at])))
+        batch = itertools.cycle(batches)
+        train = tf.function(self._model.train_step)
+
+        def step() -> None:
+            float(train(next(batch))["loss"])
+
+        return step
+
+    def predict(self, tick: Callable[[], None]) -> None:
+        """Predicts the training samples by `predict`, again and again."""
+        while True:
+            self._model.predict(
+                self._inputs, batch_size=self._batch, verbose=0, callbacks=[Ticks(tick)]
+            )
+
+
+if __name__ == "__main__":
+    main(parser(__doc__), ("deepctr", "tensorflow-cpu", "tf_keras"), DeepCTR)
