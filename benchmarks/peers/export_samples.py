@@ -98,6 +98,34 @@ def compare(arrays: dict[str, np.ndarray], store: Store, max_history: int) -> No
                 assert ids == [row + 1 for row in rows] + [0] * (len(ids) - len(rows))
 
 
+def write(store: Store, max_history: int, out: Path) -> str:
+    """Writes the file of a store, after comparing it with the store.
+
+    Returns:
+      What is in it, for a reader.
+
+    Raises:
+      DinError: `out` exists, `max_history` is negative, or as `exported`.
+    """
+    if max_history < 0:
+        raise DinError(f"--max-history {max_history}: expected at least 0")
+    if out.exists():
+        raise DinError(f"{out} exists already; delete it or choose another place")
+    arrays = exported(store, max_history)
+    compare(arrays, store, max_history)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    longest = json.loads(str(arrays["described"]))["max_history"]
+    sizes = ", ".join(f"{len(store.split(split))} {split}" for split in SPLITS)
+    return f"{out}: {sizes} samples, histories of up to {longest}"
+
+
 def _check(store: Store) -> None:
     sequences = store.schema.sequences
     if len(sequences) != 1:
@@ -123,24 +151,7 @@ def main() -> None:
     parser.add_argument("--max-history", type=int, default=100, help="0 keeps all (default: 100)")
     parser.add_argument("--out", required=True, type=Path, help="file to write, .npz")
     arguments = parser.parse_args()
-    if arguments.max_history < 0:
-        raise DinError(f"--max-history {arguments.max_history}: expected at least 0")
-    if arguments.out.exists():
-        raise DinError(f"{arguments.out} exists already; delete it or choose another place")
-    store = Store(arguments.store)
-    arrays = exported(store, arguments.max_history)
-    compare(arrays, store, arguments.max_history)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.out.with_name(f".{arguments.out.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.rename(arguments.out)
-    finally:
-        partial.unlink(missing_ok=True)
-    longest = json.loads(str(arrays["described"]))["max_history"]
-    sizes = ", ".join(f"{len(store.split(split))} {split}" for split in SPLITS)
-    print(f"{arguments.out}: {sizes} samples, histories of up to {longest}")
+    print(write(Store(arguments.store), arguments.max_history, arguments.out))
 
 
 if __name__ == "__main__":

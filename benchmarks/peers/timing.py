@@ -146,8 +146,8 @@ def measured(peer: Peer, arguments: argparse.Namespace) -> dict[str, Any]:
     if "infer" in arguments.what:
         found["infer_samples_per_s"] = rate(peer.predict)
         found.setdefault("peak_mb", peak_mb())
-    shape = ("dim", "batch", "optimizer", "activation", "threads")
-    return found | {name: getattr(arguments, name) for name in shape}
+    flags = ("dim", "batch", "optimizer", "activation", "threads", "seconds")
+    return found | {"flags": {name: getattr(arguments, name) for name in flags}}
 
 
 def peak_mb() -> int:
