@@ -75,11 +75,13 @@ def summary(runs: list[Run], quiet: float) -> tuple[dict[str, float | None], boo
       quiet: the CPUs that others may use.
     """
     calm = [run for run in runs if run.others <= quiet]
+    figures = [run.figures for run in calm or runs if run.figures]
     found: dict[str, float | None] = {}
-    for key, first in (runs[0].figures or {}).items():
-        values = [run.figures.get(key) for run in calm or runs if run.figures]
-        if isinstance(first, int | float) and all(isinstance(v, int | float) for v in values):
-            found[key] = round(statistics.median(values), 4)
+    for key in figures[0]:
+        values = [f.get(key) for f in figures]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        if len(numbers) == len(values):
+            found[key] = round(statistics.median(numbers), 4)
     return found, not calm
 
 
@@ -105,13 +107,17 @@ def table(
     figures: Mapping[Shape, Mapping[str, Figures]],
     disturbed: set[tuple[Shape, str]],
 ) -> str:
-    """Markdown: samples a second and peak memory; `*` marks what was only measured disturbed."""
+    """Markdown: samples a second and peak memory; `*` marks what was only measured disturbed.
+
+    A ratio is marked if any of the shape's libraries is.
+    """
     lines = [
         f"| history | dim | batch | | {' | '.join(libraries)} | over the fastest peer |",
         "| --- " * (len(libraries) + 5) + "|",
     ]
     for shape, by_library in figures.items():
         over = ratios(by_library)
+        doubtful = "*" if any((shape, library) in disturbed for library in by_library) else ""
         for name, key in {**RATES, "peak, MB": "peak_mb"}.items():
             row = [str(value) for value in shape] + [name]
             for library in libraries:
@@ -119,7 +125,7 @@ def table(
                 mark = "*" if (shape, library) in disturbed else ""
                 row.append("failed" if value is None else f"{value:,.0f}{mark}")
             ratio = over.get(name)
-            row.append("" if ratio is None else f"{ratio:.2f}")
+            row.append("" if ratio is None else f"{ratio:.2f}{doubtful}")
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -145,14 +151,15 @@ def run(command: list[str]) -> Run:
         return Run(None, f"took more than {_LONGEST_RUN_S} s", 0.0)
     elapsed = time.perf_counter() - begin
     others = (busy_seconds() - busy - (own_seconds() - own)) / elapsed
-    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        return Run(None, _failure(done), others)
     try:
-        if done.returncode == 0 and isinstance(found := json.loads(lines[-1]), dict):
-            return Run(found, "", others)
-        failure = _failure(done)
-    except (LookupError, ValueError):
-        failure = "its last line is not JSON"
-    return Run(None, failure, others)
+        found = json.loads(done.stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return Run(None, "its last line is not JSON", others)
+    return Run(found, "", others)
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> str:
