@@ -17,6 +17,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR's layers are not for Keras 3
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import deepctr.inputs
+import deepctr.layers.core
 import numpy as np
 import tensorflow as tf
 from deepctr.feature_column import SparseFeat, VarLenSparseFeat
@@ -25,7 +26,7 @@ from samples import Samples
 from timing import LEARNING_RATES, UNITS, main, parser, ready, whole_batches
 
 # Even a rate of 0 makes Keras square and sum the whole table, and its gradient dense, in each step.
-deepctr.inputs.l2 = lambda rate: None
+deepctr.inputs.l2 = deepctr.layers.core.l2 = lambda rate: None
 
 
 class Ticks(tf.keras.callbacks.Callback):
