@@ -17,6 +17,7 @@ PEERS = Path(__file__).parent.parent / "benchmarks" / "peers"
 
 @pytest.fixture
 def peers(monkeypatch):
+    monkeypatch.syspath_prepend(PEERS.parent)
     monkeypatch.syspath_prepend(PEERS)
     import make_samples
     import samples
@@ -141,8 +142,8 @@ def test_batches_are_whole(peers):
 
 
 def test_disturbed_runs_are_left_out_of_the_median_where_there_are_others(peers):
-    def run(rate, others):
-        figures = {"samples_per_s": rate, "peak_mb": 5, "flags": {"dim": 16}, "input_wait": None}
+    def run(rate, others):  # what is no number has no median
+        figures = {"samples_per_s": rate, "peak_mb": 5, "flags": {"dim": 16}, "dense": False}
         return peers.speed.Run(figures, "", others)
 
     runs = [run(10.0, 0.1), run(1.0, 0.9), run(20.0, 0.25), run(2.0, 0.8)]

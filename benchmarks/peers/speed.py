@@ -24,14 +24,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import export_samples
-import make_samples
-
-from din_jax.cli import guarded
-from din_jax.errors import DinError
-from din_jax.store import Store
-
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+
+import export_samples  # noqa: E402
+import make_samples  # noqa: E402
+
+from din_jax.cli import guarded  # noqa: E402
+from din_jax.errors import DinError  # noqa: E402
+from din_jax.store import Store  # noqa: E402
+
 OURS = HERE.parent / "train.py"
 PEERS = {
     "deepctr": HERE / "speed_deepctr.py",
@@ -79,7 +81,7 @@ def summary(runs: list[Run], quiet: float) -> tuple[dict[str, float | None], boo
     found: dict[str, float | None] = {}
     for key in figures[0]:
         values = [f.get(key) for f in figures]
-        numbers = [value for value in values if isinstance(value, int | float)]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) == len(values):
             found[key] = round(statistics.median(numbers), 4)
     return found, not calm
@@ -198,7 +200,8 @@ def environments(given: list[str]) -> dict[str, Path]:
 
 def prepared(data: Path, history: int, samples: int) -> tuple[Path, Path]:
     """The store and the file of samples of a mean history; made if they are not there."""
-    store = data / f"history-{history}-samples-{samples}"
+    other = f"-samples-{samples}" if samples != make_samples.SAMPLES else ""
+    store = data / f"history-{history}{other}"
     file = store.with_suffix(".npz")
     if not store.exists():
         make_samples.make(store, history, samples)

@@ -42,7 +42,9 @@ def convert(path: Path, batch: int, folder: Path) -> None:
     inputs = samples.train.inputs
     good, *others = samples.histories
     if {field.name for field in samples.fields} != {good, *others}:
-        raise DinError(f"{path}: FuxiCTR is timed on fields of goods alone; use make_samples.py")
+        raise DinError(
+            f"{path}: FuxiCTR is timed on fields of goods alone; use benchmarks/make_samples.py"
+        )
     count = whole_batches(len(samples.train.label), batch)
     place = np.arange(samples.max_history) < inputs["length"][:, None]
     goods = np.concatenate([inputs[good], inputs[f"hist_{good}"][place]])
