@@ -77,8 +77,7 @@ def over_devices(
     """
     if placement.axis is None:
         on_cpu = placement.devices[0].platform == "cpu"
-        options = compiler_options() if on_cpu else None
-        return jax.jit(share, donate_argnums=donate, compiler_options=options)
+        return (_JittedForCPU if on_cpu else jax.jit)(share, donate_argnums=donate)
     # Results go out flat: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
     flat_axes, structure = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
     mapped = jax.pmap(
@@ -90,6 +89,20 @@ def over_devices(
         donate_argnums=donate,
     )
     return _Mapped(mapped, structure)
+
+
+class _JittedForCPU:
+    """A `jax.jit` with options for XLA. Inside another one, which has none, it has none."""
+
+    def __init__(self, function: Callable[..., Any], *, donate_argnums: tuple[int, ...]):
+        self._plain = jax.jit(function, donate_argnums=donate_argnums)
+        options = compiler_options()
+        self._tuned = jax.jit(function, donate_argnums=donate_argnums, compiler_options=options)
+        self.lower = self._tuned.lower
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+        return (self._plain if traced else self._tuned)(*arguments, **named)
 
 
 class _Mapped:

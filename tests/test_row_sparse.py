@@ -477,9 +477,9 @@ def test_a_step_touches_nothing_of_a_large_table_s_size(planted_store):
     old = state.tables["item"]
     state, _ = step(state, batch)
     assert old.is_deleted() and pointers(state) == before
-    compiled = step.func._cache_size()
+    compiled = step.func._tuned._cache_size()
     state, _ = step(state, batch)
-    assert step.func._cache_size() == compiled and pointers(state) == before
+    assert step.func._tuned._cache_size() == compiled and pointers(state) == before
 
 
 def test_tables_are_made_in_parts_as_they_would_be_whole(monkeypatch):

@@ -105,7 +105,27 @@ def test_compilations_are_no_more_than_rungs(planted_store):
     step, state = train_step(run.model, run.optimizer), run.init()
     for i in range(len(run.source)):
         state, _ = step(state, run.source[i])
-    assert 1 < step.func._cache_size() <= len(run.source.ladder.rungs)
+    assert 1 < step.func._tuned._cache_size() <= len(run.source.ladder.rungs)
+
+
+def test_steps_inside_another_jit_are_the_same_steps(planted_store):
+    run = training.open_run(small_config(planted_store))
+    batch = run.source[0]
+    step, score = train_step(run.model, run.optimizer), score_step(run.model)
+
+    @jax.jit
+    def two_steps(state):
+        state, losses = jax.lax.scan(lambda s, _: step(s, batch), state, length=2)
+        return losses, score(state, batch)
+
+    losses, scores = two_steps(run.init())
+    state, alone = run.init(), []
+    for _ in range(2):
+        state, loss = step(state, batch)
+        alone.append(float(loss))
+    assert alone[1] < alone[0]
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    np.testing.assert_allclose(scores, score(state, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_batch_size_changes_no_score(planted_store):
