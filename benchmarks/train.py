@@ -8,7 +8,7 @@ it is missing: of the shape of Amazon Electronics, histories of 9 on average. Th
     samples_per_s        training as train.py's: store, Grain, steps; the median of its own figures
     step_samples_per_s   the same step on batches that are ready in memory
     input_wait           share of the time that training waits for a batch
-    infer_samples_per_s  scoring the train split, end to end; with_metrics_samples_per_s with metrics
+    infer_samples_per_s  scoring train, end to end; with_metrics_samples_per_s: with its metrics
     compile_s, shapes    compiling the step for the shapes of the first batches, and how many
     peak_mb              the process' largest memory, all of the above included
     matmul_share         the step's matrix products a second, over the rate of one of 2048 x 2048
