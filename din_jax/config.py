@@ -56,6 +56,8 @@ def default_config() -> ConfigDict:
     c.model.attention.activation = ""  # of its hidden layers; "" is the model's
     c.model.attention.difference = False  # also feed ad − behaviour
     c.model.attention.outer = False  # feed the literal outer product in place of ad ∘ behaviour
+    # Behaviours computed at once; 0: all. For long histories: docs/performance.md.
+    c.model.attention.block = 0
     c.model.wide = ConfigDict()  # wide_deep's crosses
     c.model.wide.buckets = 1_000_000  # of each; fewer where there are not as many pairs of ids
     c.model.wide.ad_values = 6  # of a multi-hot ad field, a film's genres, the first so many
@@ -127,6 +129,7 @@ _AT_LEAST: dict[str, float] = {
     "data.max_history": 0,
     "model.embedding_dim": 1,
     "model.embedding_stddev": 0,
+    "model.attention.block": 0,
     "model.wide.buckets": 1,
     "model.wide.ad_values": 1,
     "model.dice.epsilon": 0,

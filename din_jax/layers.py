@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from din_jax.blocks import InBlocks
 from din_jax.devices import psum
 
 # Makes an activation: a module called as `module(x[N, F], mask[N], train=...)`.
 ActivationFactory = Callable[..., nn.Module]
+Rows = jax.Array | InBlocks  # [N, F], at once or a block at a time
+
+
+def _each(function: Callable[[Any], Any], rows: Any) -> Any:
+    """What `function` makes of rows, each alone."""
+    return rows.then(function) if isinstance(rows, InBlocks) else function(rows)
+
+
+def _like(rows: Rows) -> Any:
+    """Something with the type and the last axis of the rows."""
+    return rows.aval if isinstance(rows, InBlocks) else rows
 
 
 class Dice(nn.Module):
@@ -49,31 +61,64 @@ class Dice(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]; mask [N] says which rows are real."""
-        units = s.shape[-1:]
+        units = _like(s).shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
         # With a type: a step's result has one, and the next step is not to be compiled again.
         start = (jnp.full, units)
-        mean = self.variable("batch_stats", "mean", *start, self.mean_init, s.dtype)
-        variance = self.variable("batch_stats", "variance", *start, self.variance_init, s.dtype)
+        mean = self.variable("batch_stats", "mean", *start, self.mean_init, _like(s).dtype)
+        variance = self.variable(
+            "batch_stats", "variance", *start, self.variance_init, _like(s).dtype
+        )
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
-            centred, batch_mean, batch_variance, count = _moments(s, mask, axis_name)
+            both, batch_mean, batch_variance, count = _centred(s, mask, axis_name)
             if not self.is_initializing():
                 keep = jnp.where(count > 0, self.momentum, 1.0)
                 mean.value = keep * mean.value + (1 - keep) * batch_mean
                 variance.value = keep * variance.value + (1 - keep) * batch_variance
         else:
-            centred, batch_variance = s - mean.value[None], variance.value
-        p = nn.sigmoid(centred / (_safe_sqrt(batch_variance) + self.epsilon)[None])
-        return p * s + (1 - p) * alpha[None] * s
+            average, batch_variance = mean.value, variance.value
+            both = _each(lambda s: (s, s - average[None]), s)
+        deviation = _safe_sqrt(batch_variance) + self.epsilon
+
+        def equation_9(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+            s, centred = both
+            p = nn.sigmoid(centred / deviation[None])
+            return p * s + (1 - p) * alpha[None] * s
+
+        return _each(equation_9, both)
 
 
-def _moments(
-    s: jax.Array, mask: jax.Array, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(s − E[s], E[s], Var[s], count) of the real rows; Var divides by the count."""
+class _Moments(NamedTuple):
+    """Of real rows: E[s] = shift + rest, Var[s], which divides by the count, and the count.
+
+    `rest` is what rounding left in the shift, which has no gradient.
+    """
+
+    shift: jax.Array  # [F]
+    rest: jax.Array  # [F]
+    variance: jax.Array  # [F]
+    real: jax.Array  # [], how many
+
+
+def _centred(
+    s: Rows, mask: jax.Array, axis_name: str | None
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """((s, s − E[s]), E[s], Var[s], count) of the real rows of all devices."""
+    if isinstance(s, InBlocks):
+        of_blocks = s.each(lambda s, mask: _moments(s, mask, None)[1])
+        m = _moments_of_parts(of_blocks, axis_name)
+        both: Any = s.then(lambda s: (s, s - m.shift[None] - m.rest[None]))
+    else:
+        shifted, m = _moments(s, mask, axis_name)
+        both = s, shifted - m.rest[None]
+    return both, m.shift + m.rest, m.variance, m.real
+
+
+def _moments(s: jax.Array, mask: jax.Array, axis_name: str | None) -> tuple[jax.Array, _Moments]:
+    """s − shift, and the moments of the real rows s [N, F]."""
     real = mask[:, None]
     count, total = psum((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)), axis_name)
     n = jnp.maximum(count, 1)
@@ -83,9 +128,28 @@ def _moments(
         (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0)),
         axis_name,
     )
-    rest = first / n  # what rounding left in the shift
+    rest = first / n
     variance = jnp.maximum(second / n - jnp.square(rest), 0)
-    return shifted - rest[None], shift + rest, variance, count
+    return shifted, _Moments(shift, rest, variance, count)
+
+
+def _moments_of_parts(parts: _Moments, axis_name: str | None) -> _Moments:
+    """The moments of all rows from those of parts, [n, …]: `_moments` with parts in place of rows.
+
+    A part's squares about the shift are its own variance and its mean's square (Chan, Golub &
+    LeVeque 1983, section 2, of any number of parts).
+    """
+    weight = parts.real[:, None]
+    count, total = psum(
+        (parts.real.sum(), (weight * (parts.shift + parts.rest)).sum(0)), axis_name
+    )
+    n = jnp.maximum(count, 1)
+    shift = jax.lax.stop_gradient(total / n)
+    shifted = (parts.shift - shift[None]) + parts.rest
+    squares = parts.variance + jnp.square(shifted)
+    first, second = psum(((weight * shifted).sum(0), (weight * squares).sum(0)), axis_name)
+    rest = first / n
+    return _Moments(shift, rest, jnp.maximum(second / n - jnp.square(rest), 0), count)
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
@@ -100,29 +164,30 @@ class PReLU(nn.Module):
     alpha_init: float = 0.25
 
     @nn.compact
-    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]."""
         del mask, train
-        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), s.shape[-1:])
-        return jnp.where(s > 0, s, alpha[None] * s)
+        units = _like(s).shape[-1:]
+        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
+        return _each(lambda s: jnp.where(s > 0, s, alpha[None] * s), s)
 
 
 class Sigmoid(nn.Module):
     """The logistic function, 1 / (1 + exp(−s))."""
 
-    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]."""
         del mask, train
-        return nn.sigmoid(s)
+        return _each(nn.sigmoid, s)
 
 
 class ReLU(nn.Module):
     """max(s, 0)."""
 
-    def __call__(self, s: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]."""
         del mask, train
-        return nn.relu(s)
+        return _each(nn.relu, s)
 
 
 def activation_factory(name: str, config: Any, axis_name: str | None = None) -> ActivationFactory:
@@ -192,12 +257,16 @@ class ActivationUnit(nn.Module):
       hidden: widths of the hidden layers; the paper has one of 36.
       activation: what follows each hidden layer.
       difference, outer: see above.
+      block: behaviours computed at once; 0 is all. Where there are more, no array of T times a hidden
+        width is made, nor kept for the backward pass, which computes each block anew. To have its
+        statistics, a Dice needs a pass of its own over all blocks.
     """
 
     hidden: tuple[int, ...]
     activation: ActivationFactory
     difference: bool = False
     outer: bool = False
+    block: int = 0
 
     @nn.compact
     def __call__(
@@ -233,22 +302,43 @@ class ActivationUnit(nn.Module):
             w_ad, w_behavior = w_ad + w_difference, w_behavior - w_difference
         w_product = kernel[sum(blocks[:-1]) :]
 
-        own_ad = _rows_of(ad, segment_ids)
-        if self.outer:
-            product = (own_ad[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
+        of_ad = ad @ w_ad + bias[None]
+
+        def first_layer(behaviors: jax.Array, segment_ids: jax.Array) -> jax.Array:
+            own_ad = _rows_of(ad, segment_ids)
+            if self.outer:
+                product = (own_ad[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
+            else:
+                product = own_ad * behaviors
+            return behaviors @ w_behavior + product @ w_product + _rows_of(of_ad, segment_ids)
+
+        x: Any
+        if 0 < self.block < len(behaviors) and not self.is_initializing():
+            x = InBlocks.of(
+                first_layer,
+                self.block,
+                mask,
+                behaviors=(behaviors, 0),
+                segment_ids=(segment_ids, len(ad)),
+            )
         else:
-            product = own_ad * behaviors
-        x = (
-            behaviors @ w_behavior
-            + product @ w_product
-            + _rows_of(ad @ w_ad + bias[None], segment_ids)
-        )
+            x = first_layer(behaviors, segment_ids)
         for i, units in enumerate(self.hidden):
             if i:
-                x = _dense(units, f"hidden_{i}")(x)
+                x = _apply(_dense(units, f"hidden_{i}"), x)
             x = self.activation(name=f"activation_{i}")(x, mask, train=train)
-        weights = _dense(1, "output")(x)[:, 0]
-        return jnp.where(mask, weights, 0)
+        x = _apply(_dense(1, "output"), x)
+        if isinstance(x, InBlocks):
+            x = x.each(lambda weights, _: weights).reshape(-1, 1)[: len(mask)]
+        return jnp.where(mask, x[:, 0], 0)
+
+
+def _apply(module: nn.Module, rows: Rows) -> Rows:
+    """A module of parameters alone, on rows."""
+    if not isinstance(rows, InBlocks):
+        return module(rows)
+    pure, variables = module.unbind()
+    return rows.then(functools.partial(pure.apply, variables))
 
 
 def _rows_of(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ LAYERS = [
     {"prepare"},
     {"pipeline"},
     {"counts"},
-    {"embedding"},
+    {"embedding", "blocks"},
     {"layers"},
     {"models"},
     {"losses", "optim", "regularizers"},

@@ -271,6 +271,13 @@ CASES = {
         "interest_product": True,
         "extra_fields": ("user_id",),
     },
+    "din blocks": {
+        "name": "din",
+        "activation": "dice",
+        "attention.hidden": (5, 3),
+        "attention.difference": True,
+        "attention.block": 7,
+    },
     "lr": {"name": "lr"},
     "lr mean": {"name": "lr", "pooling": "mean", "extra_fields": ("user_id",)},
     # Of 100 pairs of goods some share one of 40 buckets; pairs of shops and of tags have room.
@@ -519,6 +526,7 @@ def test_moving_averages_match_the_oracle(name):
 GRADIENTS = [
     "base mean",
     "din extras",
+    "din blocks",
     "lr mean",
     "wide_deep",
     "pnn inner",
@@ -694,6 +702,7 @@ def scores(name, variables, batch):
 SOME = [
     "base mean",
     "din extras",
+    "din blocks",
     "lr mean",
     "wide_deep",
     "pnn inner",

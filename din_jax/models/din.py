@@ -28,6 +28,7 @@ class DIN(nn.Module):
       attention_hidden: widths of the activation unit's hidden layers.
       attention_activation: what follows each of them.
       difference, outer: inputs of the unit, see `ActivationUnit`.
+      block: behaviours that the unit computes at once; 0 is all.
     """
 
     options: Options
@@ -35,6 +36,7 @@ class DIN(nn.Module):
     attention_activation: ActivationFactory
     difference: bool = False
     outer: bool = False
+    block: int = 0
 
     @nn.compact
     def __call__(
@@ -53,6 +55,7 @@ class DIN(nn.Module):
                 self.attention_activation,
                 difference=self.difference,
                 outer=self.outer,
+                block=self.block,
                 name=f"activation_unit_{name}",
             )
             weights[name] = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
@@ -75,4 +78,5 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
         ),
         difference=unit.difference,
         outer=unit.outer,
+        block=unit.block,
     )

@@ -32,7 +32,7 @@ from din_jax.schema import Schema
 
 # Keys that choose what the repository's network has no choice of.
 _FIXED = ("pooling", "extra_fields", "item_bias", "interest_product", "embedding_stddev")
-_FIXED_ATTENTION = ("activation", "difference", "outer")
+_FIXED_ATTENTION = ("activation", "difference", "outer", "block")
 _BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors left
 
 
