@@ -70,6 +70,17 @@ class InBlocks:
         # In a loop nothing is shared between forward and backward pass: no need to prevent it.
         return jax.lax.map(jax.checkpoint(of_block, prevent_cse=False), (self.arrays, self.mask))
 
+    def total(self, function: Callable[[Any], Any]) -> Any:
+        """The sum of `function(block)` over the blocks: one pass."""
+
+        def add(so_far: Any, rows: tuple[jax.Array, ...]) -> tuple[Any, None]:
+            return so_far + function(self.function(*rows)), None
+
+        like = jax.eval_shape(function, self.aval)
+        return jax.lax.scan(
+            jax.checkpoint(add, prevent_cse=False), jnp.zeros(like.shape, like.dtype), self.arrays
+        )[0]
+
 
 def _cut(array: jax.Array, block: int, fill: Any) -> jax.Array:
     """[T, …] as [n, block, …]."""

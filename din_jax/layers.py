@@ -354,6 +354,26 @@ def segment_pool(values: jax.Array, segment_ids: jax.Array, segments: int) -> ja
     return jax.ops.segment_sum(values, segment_ids, segments, indices_are_sorted=True)
 
 
+def weighted_pool(
+    weights: jax.Array,
+    values: jax.Array,
+    segment_ids: jax.Array,
+    segments: int,
+    block: int = 0,
+) -> jax.Array:
+    """Eq. 3: [S, E], the sums of weights [N] times values [N, E] of each segment.
+
+    So many values at once as `block` says, 0 being all: then no product [N, E] is made.
+    """
+    if not 0 < block < len(values):
+        return segment_pool(weights[:, None] * values, segment_ids, segments)
+    rows = InBlocks.of(
+        lambda **rows: rows, block, jnp.ones(len(weights), bool),
+        weights=(weights, 0), values=(values, 0), segment_ids=(segment_ids, segments),
+    )
+    return rows.total(lambda rows: weighted_pool(**rows, segments=segments))
+
+
 def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
     """Average pooling (section 4.2): [S, E], the means of values [N, E] of each segment.
 

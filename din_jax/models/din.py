@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from din_jax.embedding import Lookups, Tables
-from din_jax.layers import ActivationFactory, ActivationUnit, activation_factory, segment_pool
+from din_jax.layers import ActivationFactory, ActivationUnit, activation_factory, weighted_pool
 from din_jax.models.base import Head, Options, embed, lookups, options, tables
 from din_jax.pipeline import Batch
 from din_jax.schema import Schema
@@ -59,8 +59,8 @@ class DIN(nn.Module):
                 name=f"activation_unit_{name}",
             )
             weights[name] = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
-            interests[name] = segment_pool(
-                weights[name][:, None] * s.behaviors, s.segment_ids, len(batch.label)
+            interests[name] = weighted_pool(
+                weights[name], s.behaviors, s.segment_ids, len(batch.label), self.block
             )
         head = Head(o)
         logits = head(features, interests, tables, lookups, batch, train=train)
