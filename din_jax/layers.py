@@ -27,11 +27,6 @@ def _each(function: Callable[[Any], Any], rows: Any) -> Any:
     return rows.then(function) if isinstance(rows, InBlocks) else function(rows)
 
 
-def _like(rows: Rows) -> Any:
-    """Something with the type and the last axis of the rows."""
-    return rows.aval if isinstance(rows, InBlocks) else rows
-
-
 class Dice(nn.Module):
     """Dice (Eq. 9): f(s) = p(s)·s + (1 − p(s))·α·s, p(s) = sigmoid((s − E[s]) / (√Var[s] + ε)).
 
@@ -63,14 +58,12 @@ class Dice(nn.Module):
     @nn.compact
     def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]; mask [N] says which rows are real."""
-        units = _like(s).shape[-1:]
+        units = s.shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
         # With a type: a step's result has one, and the next step is not to be compiled again.
         start = (jnp.full, units)
-        mean = self.variable("batch_stats", "mean", *start, self.mean_init, _like(s).dtype)
-        variance = self.variable(
-            "batch_stats", "variance", *start, self.variance_init, _like(s).dtype
-        )
+        mean = self.variable("batch_stats", "mean", *start, self.mean_init, s.dtype)
+        variance = self.variable("batch_stats", "variance", *start, self.variance_init, s.dtype)
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
             both, batch_mean, batch_variance, count = _centred(s, mask, axis_name)
@@ -140,9 +133,7 @@ def _moments_of_parts(parts: _Moments, axis_name: str | None) -> _Moments:
     LeVeque 1983, section 2, of any number of parts).
     """
     weight = parts.real[:, None]
-    count, total = psum(
-        (parts.real.sum(), (weight * (parts.shift + parts.rest)).sum(0)), axis_name
-    )
+    count, total = psum((parts.real.sum(), (weight * (parts.shift + parts.rest)).sum(0)), axis_name)
     n = jnp.maximum(count, 1)
     shift = jax.lax.stop_gradient(total / n)
     shifted = (parts.shift - shift[None]) + parts.rest
@@ -167,8 +158,7 @@ class PReLU(nn.Module):
     def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
         """Maps s [N, F] to [N, F]."""
         del mask, train
-        units = _like(s).shape[-1:]
-        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
+        alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), s.shape[-1:])
         return _each(lambda s: jnp.where(s > 0, s, alpha[None] * s), s)
 
 
@@ -257,9 +247,9 @@ class ActivationUnit(nn.Module):
       hidden: widths of the hidden layers; the paper has one of 36.
       activation: what follows each hidden layer.
       difference, outer: see above.
-      block: behaviours computed at once; 0 is all. Where there are more, no array of T times a hidden
-        width is made, nor kept for the backward pass, which computes each block anew. To have its
-        statistics, a Dice needs a pass of its own over all blocks.
+      block: behaviours computed at once; 0 is all. Where there are more, no array of T rows and a
+        hidden width is made, nor kept for the backward pass, which computes each block anew. To have
+        its statistics, a Dice needs a pass of its own over all blocks.
     """
 
     hidden: tuple[int, ...]
@@ -359,19 +349,24 @@ def weighted_pool(
     values: jax.Array,
     segment_ids: jax.Array,
     segments: int,
+    *,
     block: int = 0,
 ) -> jax.Array:
-    """Eq. 3: [S, E], the sums of weights [N] times values [N, E] of each segment.
+    """Eq. 3: [S, E], each segment's sum of values [N, E] times their weights [N].
 
-    So many values at once as `block` says, 0 being all: then no product [N, E] is made.
+    With `block`, so many values at once, the products [N, E] are never there as a whole.
     """
     if not 0 < block < len(values):
         return segment_pool(weights[:, None] * values, segment_ids, segments)
     rows = InBlocks.of(
-        lambda **rows: rows, block, jnp.ones(len(weights), bool),
-        weights=(weights, 0), values=(values, 0), segment_ids=(segment_ids, segments),
+        dict,
+        block,
+        segment_ids < segments,
+        weights=(weights, 0),
+        values=(values, 0),
+        segment_ids=(segment_ids, segments),
     )
-    return rows.total(lambda rows: weighted_pool(**rows, segments=segments))
+    return rows.total(lambda block: weighted_pool(**block, segments=segments))
 
 
 def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:

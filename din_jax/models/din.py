@@ -60,7 +60,11 @@ class DIN(nn.Module):
             )
             weights[name] = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
             interests[name] = weighted_pool(
-                weights[name], s.behaviors, s.segment_ids, len(batch.label), self.block
+                weights[name],
+                s.behaviors,
+                s.segment_ids,
+                len(batch.label),
+                block=self.block,
             )
         head = Head(o)
         logits = head(features, interests, tables, lookups, batch, train=train)
