@@ -53,6 +53,7 @@ _MAY_CHANGE = (
     "data.prepare",
     "devices",
     "placement",
+    "model.attention.block",
     "processes.",
 )
 

@@ -248,8 +248,8 @@ class ActivationUnit(nn.Module):
       activation: what follows each hidden layer.
       difference, outer: see above.
       block: behaviours computed at once; 0 is all. Where there are more, no array of T rows and a
-        hidden width is made, nor kept for the backward pass, which computes each block anew. To have
-        its statistics, a Dice needs a pass of its own over all blocks.
+        hidden width is made or kept: the backward pass computes each block anew. A Dice needs a
+        pass of its own over all blocks, to have its statistics.
     """
 
     hidden: tuple[int, ...]

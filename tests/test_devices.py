@@ -153,6 +153,11 @@ CASES = {
         ("replicated", "sharded"),
         {"model.name": "din", "model.activation": "dice", **SGD, **MBA, **CLIP},
     ),
+    "din-blocks": (
+        (4,),
+        ("replicated",),
+        {"model.name": "din", "model.activation": "dice", "model.attention.block": 5, **SGD},
+    ),
     "base-sgd": (
         (2,),
         ("sharded,category=replicated",),

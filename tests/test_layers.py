@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from din_jax.blocks import InBlocks
 from din_jax.config import default_config
 from din_jax.layers import (
     MLP,
@@ -18,6 +19,7 @@ from din_jax.layers import (
     segment_mean,
     segment_pool,
     segment_softmax,
+    weighted_pool,
 )
 
 # Shapes stay the same from example to example, so that each test compiles once.
@@ -615,6 +617,221 @@ def test_content_of_padding_changes_nothing_in_the_activation_unit(seed, content
         )
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# The activation unit and its pooling in blocks of behaviours
+
+BLOCKED_CASES = [  # difference, outer, activation, its parameters, widths
+    *((d, o, "dice", with_dice, (4, 3)) for d in (False, True) for o in (False, True)),
+    (False, False, "dice", with_dice, (4,)),
+    (True, False, "prelu", with_prelu, (4, 6)),
+    (False, True, "sigmoid", lambda rng, units: {"kind": "sigmoid"}, (4, 6)),
+]
+
+
+@functools.cache
+def pooled_unit(case, block, axis_name=None):
+    """Compiled: a unit's weights, the interests, its statistics and the gradients of all."""
+    difference, outer, name, _, hidden = BLOCKED_CASES[case]
+    factory = activation_factory(name, default_config().model, axis_name)
+    unit = ActivationUnit(hidden, factory, difference=difference, outer=outer, block=block)
+
+    def loss(params, packed, ads, stats, segment_ids, mask, g, h, train):
+        weights, new = unit.apply(
+            {"params": params, "batch_stats": stats},
+            packed,
+            ads,
+            segment_ids,
+            mask,
+            train=train,
+            mutable=["batch_stats"],
+        )
+        interest = weighted_pool(weights, packed, segment_ids, len(ads), block=block)
+        stats = new.get("batch_stats", {})
+        return jnp.sum(g * weights) + jnp.sum(h * interest), (weights, interest, stats)
+
+    run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    return jax.jit(run, static_argnames="train") if axis_name is None else run
+
+
+def pooled_unit_inputs(case, seed, padding=7.0):
+    """What `pooled_unit` takes: the same draws whatever the padding holds."""
+    difference, outer, _, activation, hidden = BLOCKED_CASES[case]
+    rng = np.random.default_rng(seed)
+    variables = unit_variables(unit_layers(rng, difference, outer, activation, hidden))
+    ads, g, h = (normal(rng, *shape) for shape in [(SAMPLES, WIDTH), (CAPACITY,), (SAMPLES, WIDTH)])
+    _, packed, segment_ids, mask = behaviors_of(rng, padding)
+    return variables["params"], packed, ads, variables["batch_stats"], segment_ids, mask, g, h
+
+
+def assert_close(found, expected, rtol):
+    """Each array's largest difference is so small a part of its largest value."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max()),
+        found,
+        expected,
+    )
+
+
+# Of 16 behaviours, 11 of them real: one at a time; a part over; blocks without a real one; all in
+# one, and in fewer than one.
+BLOCKS = [1, 3, 4, 5, 15, 16, 100]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("case", range(len(BLOCKED_CASES)))
+def test_blocks_give_what_all_behaviours_at_once_give(case, train):
+    inputs = pooled_unit_inputs(case, 20)
+    at_once = pooled_unit(case, 0)(*inputs, train=train)
+    for block in BLOCKS if case == 0 else [3, 5]:
+        found = pooled_unit(case, block)(*inputs, train=train)
+        assert_close(found, at_once, 2e-6)
+
+
+def test_blocks_match_the_oracle():
+    # In float64, where nothing but the statistics' definition is left.
+    case = 3
+    difference, outer, _, activation, hidden = BLOCKED_CASES[case]
+    rng = np.random.default_rng(21)
+    layers = unit_layers(rng, difference, outer, activation, hidden)
+    ads = normal(rng, SAMPLES, WIDTH)
+    histories, packed, segment_ids, mask = behaviors_of(rng, padding=7.0)
+    g, h = f64(normal(rng, CAPACITY)), f64(normal(rng, SAMPLES, WIDTH))
+
+    def oracle(ads):
+        """The unit's weights, and the loss of them and of what they pool."""
+        weights, _ = oracles.activation_unit(
+            [f64(x) for x in histories],
+            ads,
+            f64_layers(layers),
+            difference=difference,
+            outer=outer,
+            train=True,
+        )
+        interest = [
+            np.dot(w, x) if len(x) else np.zeros(WIDTH)
+            for w, x in zip(weights, histories, strict=True)
+        ]
+        weights = np.concatenate(weights)
+        return weights, np.dot(g[mask], weights) + np.vdot(h, interest)
+
+    variables = f64(unit_variables(layers))
+    with jax.enable_x64(True):
+        (_, (weights, _, _)), (_, _, of_ads) = pooled_unit(case, 3)(
+            variables["params"],
+            f64(packed),
+            f64(ads),
+            variables["batch_stats"],
+            segment_ids,
+            mask,
+            g,
+            h,
+            train=True,
+        )
+    expected, _ = oracle(f64(ads))
+    np.testing.assert_allclose(weights[mask], expected, rtol=1e-9)
+    np.testing.assert_array_equal(weights[~mask], 0)
+    expected = oracles.derivative(lambda ads: oracle(ads)[1], f64(ads), 1e-6)
+    np.testing.assert_allclose(of_ads, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_parameters_are_the_same_with_blocks_and_without():
+    _, packed, ads, _, segment_ids, mask, *_ = pooled_unit_inputs(0, 26)
+    one, other = (
+        ActivationUnit(
+            (4, 3), activation_factory("dice", default_config().model), block=block
+        ).init(jax.random.key(0), packed, ads, segment_ids, mask, train=True)
+        for block in (0, 3)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("case", [0, 5, 6])
+def test_content_of_padding_changes_nothing_in_blocks(case):
+    one, *others = (
+        pooled_unit(case, 3)(*pooled_unit_inputs(case, 22, padding), train=True)
+        for padding in (0.0, 1.0, -1e6, 1e30)
+    )
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_blocks_over_mapped_axis_are_all_behaviours_at_once():
+    # All devices have blocks without a real behaviour, and one has no other.
+    case = 0
+    params, packed, ads, stats, segment_ids, mask, g, h = pooled_unit_inputs(case, 23)
+    shares = [
+        (packed, ads, segment_ids, mask, g, h),
+        (packed + 1, ads, segment_ids, mask & (segment_ids < 2), g[::-1], h[::-1]),
+        (packed + 2, ads, segment_ids, mask & (segment_ids < 0), g, h),
+    ]
+    shares[1:] = [(p, a, np.where(m, s, SAMPLES), m, g, h) for p, a, s, m, g, h in shares[1:]]
+    mapped = jax.jit(
+        jax.vmap(
+            functools.partial(pooled_unit(case, 3, "devices"), train=True),
+            in_axes=(None, 0, 0, None, 0, 0, 0, 0),
+            axis_name="devices",
+        )
+    )
+    packed, ads, segment_ids, *rest = map(np.stack, zip(*shares, strict=True))
+    loss, grads = mapped(params, packed, ads, stats, segment_ids, *rest)
+
+    # One device has all: its samples are those of the shares, one after the other.
+    numbered = segment_ids + SAMPLES * np.arange(3)[:, None]
+    order = np.argsort(~rest[0].reshape(-1), kind="stable")  # padding goes last
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (packed, ads, numbered, *rest)]
+    packed, ads, numbered, mask, g, h = flat
+    numbered = np.where(mask, numbered, 3 * SAMPLES)
+    (expected, (weights, interest, new)), all_grads = pooled_unit(case, 0)(
+        params,
+        packed[order],
+        ads,
+        stats,
+        numbered[order],
+        mask[order],
+        g[order],
+        h,
+        train=True,
+    )
+    total, (found, pooled, stats) = loss
+    assert_close(total.sum(), expected, 1e-5)
+    assert_close(found.reshape(-1)[order], weights, 2e-6)
+    assert_close(pooled.reshape(-1, WIDTH), interest, 2e-6)
+    assert_close(stats, jax.tree.map(lambda x: np.stack([x] * 3), new), 2e-6)
+    of_params, of_packed, of_ads = grads
+    assert_close(jax.tree.map(lambda x: x.sum(0), of_params), all_grads[0], 1e-5)
+    assert_close(of_packed.reshape(-1, WIDTH)[order], all_grads[1], 1e-5)
+    assert_close(of_ads.reshape(-1, WIDTH), all_grads[2], 1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_statistics_of_blocks_are_accurate_where_the_mean_is_much_larger(offset):
+    # Blocks whose means differ by far more than the values within them, and by far less.
+    rng = np.random.default_rng(24)
+    for between in 10.0, 1e-3:
+        means = offset + between * np.arange(8)
+        s = np.float32(means[:, None, None] + rng.standard_normal((8, 512, UNITS)))
+        s, mask = s.reshape(-1, UNITS), some_mask(rng, 4096)
+        blocked = InBlocks.of(lambda s: s, 512, mask, s=(s, 0.0))
+        dice = Dice(momentum=0.0)
+        _, new = dice.apply(dice_variables(rng), blocked, mask, train=True, mutable=["batch_stats"])
+        mean, variance = oracles.mean_and_variance(f64(s[mask]))
+        np.testing.assert_allclose(new["batch_stats"]["mean"], mean, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(new["batch_stats"]["variance"], variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_equal_rows_have_p_one_half_in_blocks(constant):
+    # The mean of means is rounded once more, which ε would magnify.
+    variables = dice_variables(np.random.default_rng(25))
+    s, mask = np.full((1000, UNITS), constant, np.float32), np.ones(1000, bool)
+    blocked = InBlocks.of(lambda s: s, 7, mask, s=(s, 0.0))
+    out, _ = Dice(epsilon=EPSILON).apply(
+        variables, blocked, mask, train=True, mutable=["batch_stats"]
+    )
+    out = out.each(lambda out, _: out).reshape(-1, UNITS)[:1000]
+    expected = (1 + f64(variables["params"]["alpha"])) / 2 * s.astype(np.float64)
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=0)
 
 
 # Pooling

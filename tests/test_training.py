@@ -285,6 +285,11 @@ def test_a_metric_that_cannot_be_computed_selects_nothing(planted_store, tmp_pat
         ({"model.table_dims": "item=0"}, "'item=0': expected TABLE=WIDTH"),
         ({"model.hidden": (8, 0)}, r"config.model.hidden=\(8, 0\): expected widths of at least 1"),
         ({"model.attention.hidden": ()}, r"config.model.attention.hidden=\(\)"),
+        ({"model.attention.block": -1}, "config.model.attention.block=-1: expected at least 0"),
+        (
+            {"model.preset": "released_code", "model.attention.block": 8},
+            "config.model.attention.block=8: preset='released_code' fixes this",
+        ),
         ({"seed": -1}, "config.seed=-1: expected at least 0"),
         (
             {"model.preset": "released_code", "model.pooling": "mean"},
