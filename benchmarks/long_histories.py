@@ -7,7 +7,7 @@ DIN with Dice (activation unit 80-40, MLP 80-40; goods and categories of width 1
 one ready batch whose histories all have one length. Memory is what XLA says of the compiled step:
 `temp_mb` is of all that is neither its state nor its batch. With `--seconds 0` no step is taken, so
 that a size may be asked after that the machine could not hold. The ways to compute take turns, so
-that what else the machine does falls on both. The last line is JSON, with `_HISTORY` for each length:
+that what else the machine does falls on both. The last line is JSON, with `_HISTORY` for a length:
 
     at_once_temp_mb, blocks_temp_mb         memory, all behaviours at once and in blocks
     at_once_samples_per_s, blocks_…         median of the steps

@@ -1,4 +1,4 @@
-"""The memory of a train step does not grow with the activation unit's width times the behaviours."""
+"""A train step's memory does not grow with the activation unit's width times the behaviours."""
 
 import jax
 import numpy as np
