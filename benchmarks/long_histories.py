@@ -110,7 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--histories", default="100,300,1000", help="lengths")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--block", type=int, default=4096, help="behaviours at once")
+    parser.add_argument("--block", type=int, default=1024, help="behaviours at once")
     parser.add_argument("--seconds", type=float, default=20, help="of steps for each length")
     arguments = parser.parse_args()
     for flag in ("batch", "block"):

@@ -820,18 +820,33 @@ def test_statistics_of_blocks_are_accurate_where_the_mean_is_much_larger(offset)
         np.testing.assert_allclose(new["batch_stats"]["variance"], variance, rtol=1e-5)
 
 
+def dice_in_blocks(variables, s, block, epsilon):
+    mask = np.ones(len(s), bool)
+    blocked = InBlocks.of(lambda s: s, block, mask, s=(s, 0.0))
+    out, _ = Dice(epsilon=epsilon).apply(
+        variables, blocked, mask, train=True, mutable=["batch_stats"]
+    )
+    return out.each(lambda out, _: out).reshape(-1, UNITS)[: len(s)]
+
+
 @pytest.mark.parametrize("constant", CONSTANTS)
 def test_equal_rows_have_p_one_half_in_blocks(constant):
     # The mean of means is rounded once more, which ε would magnify.
     variables = dice_variables(np.random.default_rng(25))
-    s, mask = np.full((1000, UNITS), constant, np.float32), np.ones(1000, bool)
-    blocked = InBlocks.of(lambda s: s, 7, mask, s=(s, 0.0))
-    out, _ = Dice(epsilon=EPSILON).apply(
-        variables, blocked, mask, train=True, mutable=["batch_stats"]
-    )
-    out = out.each(lambda out, _: out).reshape(-1, UNITS)[:1000]
+    s = np.full((1000, UNITS), constant, np.float32)
+    out = dice_in_blocks(variables, s, 7, EPSILON)
     expected = (1 + f64(variables["params"]["alpha"])) / 2 * s.astype(np.float64)
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=0)
+
+
+def test_the_mean_of_blocks_is_known_to_less_than_a_rounding():
+    # One row in 1,000 differs, by float32's least step: the mean lies between two floats.
+    variables = dice_variables(np.random.default_rng(27))
+    s = np.full((1000, UNITS), 3.3, np.float32)
+    s[500] = np.nextafter(s[500], np.float32(4))
+    out = dice_in_blocks(variables, s, 7, 1e-30)
+    expected = oracles.dice_training(f64(s), f64(variables["params"]["alpha"]), 1e-30)
+    np.testing.assert_allclose(out, expected, rtol=1e-4)
 
 
 # Pooling
