@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
     c.model.attention.activation = ""  # of its hidden layers; "" is the model's
     c.model.attention.difference = False  # also feed ad − behaviour
     c.model.attention.outer = False  # feed the literal outer product in place of ad ∘ behaviour
-    # Behaviours computed at once; 0: all. For long histories: docs/performance.md.
+    # Behaviours computed at once, 0: all. Less memory for long histories (docs/performance.md).
     c.model.attention.block = 0
     c.model.wide = ConfigDict()  # wide_deep's crosses
     c.model.wide.buckets = 1_000_000  # of each; fewer where there are not as many pairs of ids
