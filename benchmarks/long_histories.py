@@ -25,10 +25,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from din_jax.allocator import keep_freed_memory
 from table_growth import CATEGORIES, schema_of
 
 from din_jax import cli, models, optim
-from din_jax.allocator import keep_freed_memory
 from din_jax.config import default_config
 from din_jax.errors import DinError
 from din_jax.pipeline import Batch, Behaviors
