@@ -362,12 +362,14 @@ def _with_config_of_table(argv: list[str]) -> list[str]:
 
 def main() -> None:
     """Runs the report that the command line names."""
-    if sys.argv[1:2] and not sys.argv[1].startswith("-") and sys.argv[1] not in _REPORTS:
+    if not sys.argv[1:]:
+        raise DinError(f"which report? {_EXPECTED}")
+    if not sys.argv[1].startswith("-") and sys.argv[1] not in _REPORTS:
         raise DinError(f"no report {sys.argv[1]!r}: {_EXPECTED}")
     argv = _with_config_of_table(sys.argv)
     (name,) = cli.parse_flags(argv, required=("config", "workdir"), positional=1) or [""]
     if name not in _REPORTS:
-        raise DinError(f"no report {name!r}: {_EXPECTED}" if name else f"which report? {_EXPECTED}")
+        raise DinError(f"{f'no report {name!r}' if name else 'which report?'}: {_EXPECTED}")
     _check_flags(name)
     workdir = Path(_WORKDIR.value)
     if name == "compare":
