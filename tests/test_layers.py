@@ -622,8 +622,8 @@ def test_content_of_padding_changes_nothing_in_the_activation_unit(seed, content
 # The activation unit and its pooling in blocks of behaviours
 
 BLOCKED_CASES = [  # difference, outer, activation, its parameters, widths
-    *((d, o, "dice", with_dice, (4, 3)) for d in (False, True) for o in (False, True)),
-    (False, False, "dice", with_dice, (4,)),
+    (False, False, "dice", with_dice, (4, 3)),
+    (True, True, "dice", with_dice, (4,)),
     (True, False, "prelu", with_prelu, (4, 6)),
     (False, True, "sigmoid", lambda rng, units: {"kind": "sigmoid"}, (4, 6)),
 ]
@@ -673,24 +673,29 @@ def assert_close(found, expected, rtol):
     )
 
 
-# Of 16 behaviours, 11 of them real: one at a time; a part over; blocks without a real one; all in
-# one, and in fewer than one.
-BLOCKS = [1, 3, 4, 5, 15, 16, 100]
+# Of 16 behaviours, 11 of them real: one at a time; some over, and a block without a real one; more
+# than there are.
+BLOCKS = [1, 3, 100]
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("case", range(len(BLOCKED_CASES)))
-def test_blocks_give_what_all_behaviours_at_once_give(case, train):
+@pytest.mark.parametrize(
+    ("case", "block", "train"),
+    [
+        *((0, block, True) for block in BLOCKS),
+        (0, 3, False),
+        *((case, 3, True) for case in (1, 2, 3)),
+    ],
+)
+def test_blocks_give_what_all_behaviours_at_once_give(case, block, train):
     inputs = pooled_unit_inputs(case, 20)
     at_once = pooled_unit(case, 0)(*inputs, train=train)
-    for block in BLOCKS if case == 0 else [3, 5]:
-        found = pooled_unit(case, block)(*inputs, train=train)
-        assert_close(found, at_once, 2e-6)
+    found = pooled_unit(case, block)(*inputs, train=train)
+    assert_close(found, at_once, 2e-6)
 
 
 def test_blocks_match_the_oracle():
     # In float64, where nothing but the statistics' definition is left.
-    case = 3
+    case = 1
     difference, outer, _, activation, hidden = BLOCKED_CASES[case]
     rng = np.random.default_rng(21)
     layers = unit_layers(rng, difference, outer, activation, hidden)
@@ -746,7 +751,7 @@ def test_parameters_are_the_same_with_blocks_and_without():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("case", [0, 5, 6])
+@pytest.mark.parametrize("case", [1, 2])
 def test_content_of_padding_changes_nothing_in_blocks(case):
     one, *others = (
         pooled_unit(case, 3)(*pooled_unit_inputs(case, 22, padding), train=True)
@@ -758,7 +763,7 @@ def test_content_of_padding_changes_nothing_in_blocks(case):
 
 def test_blocks_over_mapped_axis_are_all_behaviours_at_once():
     # All devices have blocks without a real behaviour, and one has no other.
-    case = 0
+    case = 1
     params, packed, ads, stats, segment_ids, mask, g, h = pooled_unit_inputs(case, 23)
     shares = [
         (packed, ads, segment_ids, mask, g, h),
