@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from din_jax import cli  # isort: skip  # before any thread: see there
@@ -29,56 +28,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from make_samples import make
 from ml_collections import ConfigDict
 
 from din_jax import training
-from din_jax.config import default_config
-from din_jax.layers import MLP, ActivationFactory
+from din_jax.layers import MLP, ActivationUnit
 from din_jax.models import din
 from din_jax.pipeline import Batch
+from train import add_flags, config_of
 
 BATCHES = 16  # of one shape
 IN_ONE_GO = 8  # steps
 
 
-class Concatenated(nn.Module):
+class Concatenated(ActivationUnit):
     """The activation unit as an MLP on its concatenated inputs."""
 
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
-    difference: bool = False
-    outer: bool = False
-    block: int = 0
-
     @nn.compact
-    def __call__(
-        self,
-        behaviors: jax.Array,
-        ad: jax.Array,
-        segment_ids: jax.Array,
-        mask: jax.Array,
-        *,
-        train: bool,
-    ) -> jax.Array:
+    def __call__(self, behaviors: Any, ad: Any, segment_ids: Any, mask: Any, *, train: bool) -> Any:
         """Weights of behaviours, as `ActivationUnit` gives them."""
         own = jnp.take(ad, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
         parts = [own, behaviors, own - behaviors, own * behaviors]
         mlp = MLP(self.hidden, 1, self.activation)
         weights = mlp(jnp.concatenate(parts, axis=1), mask, train=train)[:, 0]
         return jnp.where(mask, weights, 0)
-
-
-def config_of(arguments: argparse.Namespace) -> ConfigDict:
-    """The config of all variants."""
-    c = default_config()
-    c.data.store, c.data.max_history = arguments.store, 100
-    c.model.embedding_dim = arguments.dim
-    c.model.hidden = c.model.attention.hidden = (80, 40)
-    c.model.attention.difference = True
-    c.optimizer.decay_samples = 1_000_000
-    c.train.batch_size = arguments.batch
-    return c
 
 
 class Variant:
@@ -148,10 +120,10 @@ def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
     dense = config.copy_and_resolve_references()
     dense.optimizer.lazy = False
     found["dense"] = Variant(dense, batches)
-    ours, din.ActivationUnit = din.ActivationUnit, Concatenated  # type: ignore[misc, assignment]
+    din.ActivationUnit = Concatenated  # type: ignore[misc]
     found["concatenated"] = Variant(config, batches)
     found["concatenated"].take(0, timed=False)  # traced with it
-    din.ActivationUnit = ours  # type: ignore[misc]
+    din.ActivationUnit = ActivationUnit  # type: ignore[misc]
     return found
 
 
@@ -160,14 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", default="data/speed/history-9")
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1024)
+    add_flags(parser)
     parser.add_argument("--seconds", type=float, default=2, help="of a variant in a round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if arguments.store == parser.get_default("store") and not Path(arguments.store).exists():
-        make(arguments.store, mean_history=9)
     found = variants(arguments)
     for variant in found.values():
         variant.take(0, timed=False)

@@ -30,36 +30,45 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from din_jax import cli  # isort: skip  # before any thread: see there
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from make_samples import make
 from ml_collections import ConfigDict
 
-from din_jax import cli, training
+from din_jax import training
 from din_jax.config import default_config
 from din_jax.errors import DinError
 from din_jax.pipeline import Batch
 from din_jax.step import TrainState
 
+STORE = "data/speed/history-9"
 READY_SAMPLES = 32_768  # in batches that are ready in memory
 
 
 def config_of(arguments: argparse.Namespace) -> ConfigDict:
-    """The config that is measured."""
+    """The config that the flags `add_flags` adds describe; the default store is made if missing."""
+    if arguments.store == STORE and not Path(STORE).exists():
+        make(STORE, mean_history=9)
     c = default_config()
     c.data.store = arguments.store
-    c.data.max_history = arguments.max_history
+    c.data.max_history = 100
     c.model.embedding_dim = arguments.dim
     c.model.hidden = c.model.attention.hidden = (80, 40)
     c.model.attention.difference = True  # as other libraries have it
-    c.model.activation = arguments.activation
-    c.optimizer.name = arguments.optimizer
     c.optimizer.learning_rate = 0.001
     c.optimizer.decay_samples = 1_000_000
-    c.optimizer.lazy = not arguments.dense
-    c.regularizer.name = "mba" if arguments.mba else "none"
     c.train.batch_size = c.eval.batch_size = arguments.batch
     return c
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that benchmarks on a store share."""
+    parser.add_argument("--store", default=STORE)
+    parser.add_argument("--dim", type=int, default=64, help="of goods, and of categories")
+    parser.add_argument("--batch", type=int, default=1024)
 
 
 class Steps:
@@ -205,6 +214,11 @@ def peak_mb() -> int:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     config = config_of(arguments)
+    config.data.max_history = arguments.max_history
+    config.model.activation = arguments.activation
+    config.optimizer.name = arguments.optimizer
+    config.optimizer.lazy = not arguments.dense
+    config.regularizer.name = "mba" if arguments.mba else "none"
     run = training.open_run(config)
     steps = Steps(run)
     product_rates = [product_rate()]
@@ -239,9 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", default="data/speed/history-9")
-    parser.add_argument("--dim", type=int, default=64, help="of goods, and of categories")
-    parser.add_argument("--batch", type=int, default=1024)
+    add_flags(parser)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--activation", default="dice")
     parser.add_argument("--mba", action="store_true", help="with mini-batch aware decay")
@@ -249,10 +261,6 @@ def main() -> None:
     parser.add_argument("--max-history", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     arguments = parser.parse_args()
-    if arguments.store == parser.get_default("store") and not Path(arguments.store).exists():
-        from make_samples import make  # it imports Polars, and `cli` wants to be before that
-
-        make(arguments.store, mean_history=9)
     if arguments.seconds <= 0:
         raise DinError(f"--seconds {arguments.seconds}: expected more than 0")
     figures = measure(arguments)

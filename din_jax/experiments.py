@@ -57,8 +57,7 @@ def compare_lines(
       the seeds that neither lost, and with `eval.curves` the metrics an evaluation}.
 
     Raises:
-      DinError: lines can't be told apart, a value can't be used, or the config has one that every
-        line sets anew; before anything is trained.
+      DinError: lines can't be told apart, or a value can't be used; before anything is trained.
     """
     planned = {name: _settings(name, keys) for name, keys in lines.items()}
     _check_lines(config, lines, planned, against, refit)

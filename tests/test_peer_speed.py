@@ -136,9 +136,13 @@ def test_the_clock_sees_at_least_three_steps(peers):
 
 
 def test_batches_are_whole(peers):
-    assert peers.timing.whole_batches(1000, 300) == 900
-    with pytest.raises(DinError, match="--batch 300: the file has 599 training samples"):
-        peers.timing.whole_batches(599, 300)
+    values = np.arange(1000)
+    split = peers.samples.Split({"item": values}, values, values)
+    whole = split.whole_batches(300)
+    for of in (whole.inputs["item"], whole.label, whole.user):
+        np.testing.assert_array_equal(of, values[:900])
+    with pytest.raises(DinError, match="--batch 501: the file has 1000 training samples"):
+        split.whole_batches(501)
 
 
 def test_disturbed_runs_are_left_out_of_the_median_where_there_are_others(peers):

@@ -22,6 +22,21 @@ class Split(NamedTuple):
     label: np.ndarray
     user: np.ndarray
 
+    def whole_batches(self, size: int) -> Split:
+        """The samples that fill whole batches: steps are to be alike.
+
+        Raises:
+          DinError: there are not two.
+        """
+        samples = len(self.label)
+        if samples < 2 * size:
+            raise DinError(
+                f"--batch {size}: the file has {samples} training samples; two batches are needed"
+            )
+        count = samples // size * size
+        inputs = {name: x[:count] for name, x in self.inputs.items()}
+        return Split(inputs, self.label[:count], self.user[:count])
+
     def joined(self, other: Split) -> Split:
         """This split's samples, then the other's."""
         inputs = {k: np.concatenate([v, other.inputs[k]]) for k, v in self.inputs.items()}

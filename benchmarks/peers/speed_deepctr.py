@@ -23,7 +23,7 @@ import tensorflow as tf
 from deepctr.feature_column import SparseFeat, VarLenSparseFeat
 from deepctr.models import DIN
 from samples import Samples
-from timing import LEARNING_RATES, UNITS, main, parser, ready, whole_batches
+from timing import LEARNING_RATES, UNITS, main, parser, ready
 
 # Even a rate of 0 makes Keras square and sum the whole table, and its gradient dense, in each step.
 deepctr.inputs.l2 = deepctr.layers.core.l2 = lambda rate: None
@@ -55,9 +55,8 @@ class DeepCTR:
         tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
         samples = Samples(arguments.samples, [], 0)
         self._batch = arguments.batch
-        count = whole_batches(len(samples.train.label), self._batch)
-        self._inputs = {name: x[:count] for name, x in samples.train.inputs.items()}
-        self._label = samples.train.label[:count].astype(np.float32)
+        train = samples.train.whole_batches(self._batch)
+        self._inputs, self._label = train.inputs, train.label.astype(np.float32)
         self._model = DIN(
             samples.columns(arguments.dim, SparseFeat, VarLenSparseFeat),
             samples.histories,

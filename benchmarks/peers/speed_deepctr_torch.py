@@ -17,7 +17,7 @@ from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
 from deepctr_torch.layers.activation import Dice
 from deepctr_torch.models import DIN
 from samples import Samples
-from timing import LEARNING_RATES, UNITS, main, parser, ready, whole_batches
+from timing import LEARNING_RATES, UNITS, main, parser, ready
 
 
 class DeepCTRTorch:
@@ -27,9 +27,8 @@ class DeepCTRTorch:
         torch.set_num_threads(arguments.threads)
         samples = Samples(arguments.samples, [], 0)
         self._batch = arguments.batch
-        count = whole_batches(len(samples.train.label), self._batch)
-        self._inputs = {name: x[:count] for name, x in samples.train.inputs.items()}
-        self._label = samples.train.label[:count].astype(np.float32)
+        train = samples.train.whole_batches(self._batch)
+        self._inputs, self._label = train.inputs, train.label.astype(np.float32)
         self._model = DIN(
             samples.columns(arguments.dim, SparseFeat, VarLenSparseFeat),
             samples.histories,

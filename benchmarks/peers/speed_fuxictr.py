@@ -27,7 +27,7 @@ from fuxictr.features import FeatureMap
 from model_zoo.LongCTR.DIN.DIN import DIN
 from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
 from samples import Samples
-from timing import LEARNING_RATES, UNITS, main, parser, ready, whole_batches
+from timing import LEARNING_RATES, UNITS, main, parser, ready
 
 from din_jax.errors import DinError
 
@@ -39,13 +39,13 @@ def convert(path: Path, batch: int, folder: Path) -> None:
       DinError: the file can't be read, or its fields are not those of goods alone.
     """
     samples = Samples(path, [], 0)
-    inputs = samples.train.inputs
+    train = samples.train.whole_batches(batch)
+    inputs, count = train.inputs, len(train.label)
     good, *others = samples.histories
     if {field.name for field in samples.fields} != {good, *others}:
         raise DinError(
             f"{path}: FuxiCTR is timed on fields of goods alone; use benchmarks/make_samples.py"
         )
-    count = whole_batches(len(samples.train.label), batch)
     place = np.arange(samples.max_history) < inputs["length"][:, None]
     goods = np.concatenate([inputs[good], inputs[f"hist_{good}"][place]])
     tables = {field.name: field.table for field in samples.fields}
@@ -63,13 +63,13 @@ def convert(path: Path, batch: int, folder: Path) -> None:
     pd.DataFrame(
         {
             "user_index": np.arange(count),
-            "seq_len": inputs["length"][:count].astype(np.int64),
-            "item_index": inputs[good][:count].astype(np.int64),
-            "label": samples.train.label[:count].astype(np.int64),
+            "seq_len": inputs["length"].astype(np.int64),
+            "item_index": inputs[good].astype(np.int64),
+            "label": train.label.astype(np.int64),
         }
     ).to_parquet(folder / "samples.parquet")
-    lengths = inputs["length"][:count]
-    histories = [x[:n] for x, n in zip(inputs[f"hist_{good}"], lengths, strict=False)]
+    lengths = inputs["length"]
+    histories = [x[:n] for x, n in zip(inputs[f"hist_{good}"], lengths, strict=True)]
     pd.DataFrame({"full_item_seq": histories}).to_parquet(folder / "histories.parquet")
     features: list[dict[str, Any]] = [
         {name: {"type": "meta"}} for name in ("user_index", "seq_len", "item_index")

@@ -155,19 +155,6 @@ def peak_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 
-def whole_batches(samples: int, batch: int) -> int:
-    """How many of the samples fill whole batches: steps are to be alike.
-
-    Raises:
-      DinError: not one.
-    """
-    if samples < 2 * batch:
-        raise DinError(
-            f"--batch {batch}: the file has {samples} training samples; two batches are needed"
-        )
-    return samples // batch * batch
-
-
 def ready(batch: int) -> int:
     """How many batches to make ready."""
     return max(2, READY_SAMPLES // batch)

@@ -2,10 +2,10 @@
 
 A cross is a pair of ids: a visited good and the ad's good, a visited category and the ad's, and so
 on for every behaviour field and the ad field that it is compared with. Each pair has one weight;
-the logit of a click is base's plus the weights of a sample's pairs. With `pooling` "mean" it is
-their mean over the visited ids: a sum grows with the history, and large learning rates blow it up.
-Where a table of all pairs would be larger than `config.model.wide.buckets`, pairs are hashed, and
-some share a weight.
+the logit of a click is base's plus the weights of a sample's pairs. With `pooling` "mean" these are
+averaged over the visited ids: their sum grows with the history, and diverges at large learning
+rates. Where a table of all pairs would be larger than `config.model.wide.buckets`, pairs are
+hashed, and some share a weight.
 """
 
 from __future__ import annotations
