@@ -31,6 +31,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from din_jax import training
+from din_jax.errors import DinError
 from din_jax.layers import MLP, ActivationUnit
 from din_jax.models import din
 from din_jax.pipeline import Batch
@@ -104,7 +105,14 @@ def padded(batch: Batch, longest: int) -> Batch:
 def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
     """Ours, and ours without one choice each."""
     config = config_of(arguments)
-    source = training.open_run(config).source
+    run = training.open_run(config)
+    source, schema = run.source, run.store.schema
+    fields = [f for sequence in schema.sequences for f in sequence.fields]
+    if [s.name for s in schema.sequences] != ["history"] or any(f.multi_hot for f in fields):
+        raise DinError(
+            f"{config.data.store}: expected one sequence, 'history', of one-hot fields, as "
+            "make_samples.py makes it"
+        )
     drawn = [source[i] for i in range(min(len(source), 8 * BATCHES))]
     shape = len(drawn[0].sequences["history"].segment_ids)
     batches = [b for b in drawn if len(b.sequences["history"].segment_ids) == shape][:BATCHES]
@@ -136,6 +144,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of a variant in a round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        raise DinError(f"--rounds {arguments.rounds}: expected at least 1")
     found = variants(arguments)
     for variant in found.values():
         variant.take(0, timed=False)
