@@ -10,7 +10,7 @@ it is missing: of the shape of Amazon Electronics, histories of 9 on average. Th
     input_wait           share of the time that training waits for a batch
     infer_samples_per_s  scoring train, end to end; with_metrics_samples_per_s: with its metrics
     compile_s, shapes    compiling the step for the shapes of the first batches, and how many
-    peak_mb              the process' largest memory, all of the above included
+    peak_mb              the process' largest memory, up to the end of the training
     matmul_share         the step's matrix products a second, over the rate of one of 2048 x 2048
     copy_share           bytes that XLA counts for the step a second, over the rate of a copy
 """
@@ -18,13 +18,16 @@ it is missing: of the shape of Amazon Electronics, histories of 9 on average. Th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import resource
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +43,7 @@ from ml_collections import ConfigDict
 
 from din_jax import training
 from din_jax.config import default_config
-from din_jax.errors import DinError
+from din_jax.errors import DinError, Interrupted
 from din_jax.pipeline import Batch
 from din_jax.step import TrainState
 
@@ -72,42 +75,50 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class Steps:
-    """A run's train step on ready batches, taken in turn."""
+    """A run's train step on ready batches, taken in turn; of small ones several in a call."""
 
     def __init__(self, run: training.Run):
         self.step: Any = run.step()
+        self.take = run.steps()
         self.state = run.init()
-        count = min(len(run.source), max(8, READY_SAMPLES // run.source.batch_size))
-        self.ready = [run.source[i] for i in range(count)]
-        self.samples = [int(batch.weight.sum()) for batch in self.ready]
-        begin = time.perf_counter()
-        self.of_shape = {shape_of(batch): batch for batch in self.ready}
-        for batch in self.of_shape.values():
-            self._take(batch)
-        self.compile_s = time.perf_counter() - begin
+        source = run.source
+        batches = min(source.batches_per_epoch, max(8, READY_SAMPLES // source.batch_size))
+        self.ready, begin = [], 0
+        while begin < batches:
+            end = source.next_group(begin)
+            self.ready.append([source[i] for i in range(begin, end)])
+            begin = end
+        self.samples = [sum(int(batch.weight.sum()) for batch in call) for call in self.ready]
+        started = time.perf_counter()
+        self.of_shape = {shape_of(call[0]): call for call in self.ready}
+        for call in self.of_shape.values():
+            self.state, _ = self.take(self.state, call)
+        jax.block_until_ready(self.state)
+        self.compile_s = time.perf_counter() - started
+
+    @property
+    def samples_a_step(self) -> float:
+        """The mean."""
+        return sum(self.samples) / sum(map(len, self.ready))
 
     def samples_per_s(self, seconds: float) -> float:
         """Takes steps for so long."""
         taken, begin, waiting = 0, time.perf_counter(), None
-        for batch, samples in itertools.cycle(zip(self.ready, self.samples, strict=True)):
-            # One step in flight, as in training.
-            self.state, loss = self.step(self.state, batch)
+        for call, samples in itertools.cycle(zip(self.ready, self.samples, strict=True)):
+            # One call in flight, as in training.
+            self.state, losses = self.take(self.state, call)
             if waiting is not None:
                 jax.block_until_ready(waiting)
-            waiting, taken = loss, taken + samples
+            waiting, taken = losses, taken + samples
             if time.perf_counter() - begin > seconds:
                 break
         jax.block_until_ready(self.state)
         return taken / (time.perf_counter() - begin)
 
-    def _take(self, batch: Batch) -> None:
-        self.state, loss = self.step(self.state, batch)
-        jax.block_until_ready((self.state, loss))
-
     def mean_over_batches(self, of_batch: Callable[[Batch], float]) -> float:
         """The mean of what depends on a batch's shape."""
-        found = {shape: of_batch(batch) for shape, batch in self.of_shape.items()}
-        return statistics.mean(found[shape_of(batch)] for batch in self.ready)
+        found = {shape: of_batch(call[0]) for shape, call in self.of_shape.items()}
+        return statistics.mean(found[shape_of(call[0])] for call in self.ready)
 
     def product_flops(self) -> float:
         """Operations of a step's matrix products, padding included."""
@@ -148,19 +159,27 @@ def _product_flops(jaxpr: Any) -> float:
     return float(total)
 
 
-def train_end_to_end(config: ConfigDict, seconds: float, samples_per_s: float) -> dict[str, float]:
-    """What train.py logs of a run that lasts about so long: medians, without the first figures."""
+def train_end_to_end(config: ConfigDict, seconds: float) -> list[dict[str, float]]:
+    """What train.py logs of a run that is stopped after so long, without the first figures."""
     config = config.copy_and_resolve_references()
-    samples = training.open_run(config).source.samples
-    config.train.epochs = 2 + int(seconds * samples_per_s / len(samples))
+    config.train.epochs = 1_000_000
     with tempfile.TemporaryDirectory() as workdir:
-        training.train(config, workdir, test=False)
-        lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    logged = [line for line in map(json.loads, lines) if line["split"] == "train"][1:]
-    return {
-        key: statistics.median(line[key] for line in logged)
-        for key in ("samples_per_s", "input_wait")
-    }
+        log = Path(workdir) / "metrics.jsonl"
+        threading.Thread(target=_interrupt, args=(log, seconds), daemon=True).start()
+        with contextlib.suppress(Interrupted):
+            training.train(config, workdir, test=False)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line for line in lines if line["split"] == "train"][1:]
+
+
+def _interrupt(log: Path, seconds: float) -> None:
+    """Stops training as Ctrl-C does, so long after its first log line and not before its third."""
+    while not log.exists() or not log.stat().st_size:
+        time.sleep(0.1)
+    time.sleep(seconds)
+    while log.read_text().count('"train"') < 3:
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def scoring(run: training.Run, state: TrainState, seconds: float) -> dict[str, float]:
@@ -219,25 +238,25 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config.optimizer.name = arguments.optimizer
     config.optimizer.lazy = not arguments.dense
     config.regularizer.name = "mba" if arguments.mba else "none"
+    logged = train_end_to_end(config, arguments.seconds / 2)
+    peak = peak_mb()
     run = training.open_run(config)
     steps = Steps(run)
     product_rates = [product_rate()]
     # In turns, so that what else the machine does falls on both.
     alone = [steps.samples_per_s(arguments.seconds / 2)]
-    trained = train_end_to_end(config, arguments.seconds, alone[0])
+    logged += train_end_to_end(config, arguments.seconds / 2)
     alone.append(steps.samples_per_s(arguments.seconds / 2))
     product_rates.append(product_rate())
-    figures = trained | scoring(run, steps.state, arguments.seconds / 2)
-    peak = peak_mb()
+    scored = scoring(run, steps.state, arguments.seconds / 2)
     step_rate = statistics.mean(alone)
-    steps_per_s = step_rate / statistics.mean(steps.samples)
+    steps_per_s = step_rate / steps.samples_a_step
     products = steps.product_flops() * steps_per_s
     return {
-        "samples_per_s": round(figures["samples_per_s"]),
+        "samples_per_s": round(statistics.median(line["samples_per_s"] for line in logged)),
         "step_samples_per_s": round(step_rate),
-        "input_wait": round(figures["input_wait"], 4),
-        "infer_samples_per_s": figures["infer_samples_per_s"],
-        "with_metrics_samples_per_s": figures["with_metrics_samples_per_s"],
+        "input_wait": round(statistics.median(line["input_wait"] for line in logged), 4),
+        **scored,
         "ms_a_step": round(1e3 / steps_per_s, 3),
         "compile_s": round(steps.compile_s, 1),
         "shapes": len(steps.of_shape),

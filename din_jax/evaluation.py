@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 
 from din_jax.errors import Diverged
 from din_jax.metrics import all_metrics
 from din_jax.pipeline import BatchSource, Shards, batches
-from din_jax.step import ScoreStep, TrainState
+from din_jax.step import ScoreSteps, TrainState
 from din_jax.store import Store
 
 # Whole numbers among the metrics: printed as such.
@@ -19,26 +21,34 @@ class Evaluator:
     """Scores one split of a store, as often as asked, in the store's order.
 
     Args:
-      score: the score step.
+      score: the score step, for so many batches at once.
       store, split: what to score.
       batch_size: samples scored together; it changes no result.
       max_history: see `Packer`.
       shards: how batches are split among devices.
+      at_once: the most batches that `score` takes.
     """
 
     def __init__(
         self,
-        score: ScoreStep,
+        score: ScoreSteps,
         store: Store,
         split: str,
         *,
         batch_size: int,
         max_history: int,
         shards: Shards = Shards(),  # noqa: B008
+        at_once: int = 1,
     ):
         self.score = score
         self.source = BatchSource(
-            store, split, batch_size, max_history=max_history, shuffle=False, shards=shards
+            store,
+            split,
+            batch_size,
+            max_history=max_history,
+            shuffle=False,
+            shards=shards,
+            alike=at_once,
         )
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]
@@ -51,10 +61,11 @@ class Evaluator:
           Diverged: one is not a number.
         """
         parts, waiting = [], None
-        for batch in batches(self.source):
-            if waiting is not None:  # one in flight: this batch was read while it was computed
+        read = batches(self.source)
+        while several := list(itertools.islice(read, self.source.alike)):
+            if waiting is not None:  # one call in flight: these were read while it was computed
                 parts.append(np.asarray(jax.block_until_ready(waiting)))
-            waiting = self.score(state, batch)
+            waiting = self.score(state, several)
         parts.append(np.asarray(jax.block_until_ready(waiting)))
         logits = np.concatenate(parts)[: len(self.labels)].astype(np.float64)
         if not np.isfinite(logits).all():

@@ -280,7 +280,8 @@ class BatchSource:
     has each sample once: its last batch may hold fewer, filled up with weight 0.
 
     Small batches are made several at once, in stretches: of one alone the calls would cost more
-    than the work.
+    than the work. For the same reason several steps may be taken in one call, for which neighbours
+    have to be `alike`.
 
     Args:
       store, split: what to read.
@@ -290,6 +291,7 @@ class BatchSource:
       shuffle: if not, batches follow the store's order.
       epochs: how many.
       shards: of several devices; a batch then has the axis of those in `shards.local`.
+      alike: so many neighbouring batches have the same shapes; groups begin with each epoch.
 
     Raises:
       DinError: there is no such split, it has no samples, or M does not divide B.
@@ -306,6 +308,7 @@ class BatchSource:
         shuffle: bool = True,
         epochs: int = 1,
         shards: Shards = Shards(),
+        alike: int = 1,
     ):
         self.samples = store.split(split)
         if not self.samples:
@@ -331,7 +334,8 @@ class BatchSource:
             "seed": seed,
             "shuffle": shuffle,
         }
-        self.at_once = max(1, _SAMPLES_AT_ONCE // batch_size)
+        self.alike = alike
+        self.at_once = alike * max(1, _SAMPLES_AT_ONCE // (alike * batch_size))
         self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._last_stretch = functools.lru_cache(maxsize=1)(self.stretch)
@@ -363,7 +367,9 @@ class BatchSource:
         groups, capacities = [], []
         for begin in range(0, len(samples), self.batch_size):
             of_batch = slice(begin, begin + self.batch_size)
-            capacity = self.ladder.lowest(_most(lengths[of_batch], share))
+            if begin % (self.alike * self.batch_size) == 0:
+                of_alike = slice(begin, begin + self.alike * self.batch_size)
+                capacity = self.ladder.lowest(_most(lengths[of_alike], share))
             for m in self.shards.local:
                 groups.append(samples[of_batch][m * share : (m + 1) * share])
                 capacities.append(capacity)
@@ -375,6 +381,12 @@ class BatchSource:
             jax.tree.map(lambda *parts: np.stack(parts), *packed[i : i + local])
             for i in range(0, len(packed), local)
         ]
+
+    def next_group(self, index: int) -> int:
+        """The first batch after `index` that need not be like it in shape."""
+        epoch, place = divmod(index, self.batches_per_epoch)
+        after = min(self.batches_per_epoch, (place // self.alike + 1) * self.alike)
+        return epoch * self.batches_per_epoch + after
 
     def real_samples(self, index: int) -> int:
         """How many samples batch `index` has on all devices, without what fills it up."""

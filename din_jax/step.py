@@ -7,7 +7,7 @@ is summed over them; `over_devices` is the one place that maps them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +237,7 @@ def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> An
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+TrainSteps = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, jax.Array]]
 
 
 def train_step(
@@ -256,6 +257,78 @@ def train_step(
       placement: the devices, by default the first alone.
     """
     placement = placement or one_device()
+    share = _train_share(model, optimizer, placement)
+    return _of_state(share, placement, regularizer, trains=True)
+
+
+def train_steps(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    regularizer: Regularizer | None = None,
+    placement: Placement | None = None,
+    *,
+    at_once: int,
+) -> TrainSteps:
+    """(state, batches) → (next state, losses [batches]): a step on each batch, in one call.
+
+    With small batches the call itself is a good part of a step (docs/performance.md). Batches of
+    one call have the same shapes.
+
+    Args:
+      model, optimizer, regularizer, placement: as for `train_step`.
+      at_once: the most batches of a call. It is compiled for that many; fewer may be given. On
+        several devices 1.
+    """
+    placement = placement or one_device()
+    share = _train_share(model, optimizer, placement)
+
+    def one_step(
+        state: TrainState, batch: Batch, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        state, loss = share(state, batch, regularizer)
+        return state, loss[None]
+
+    def steps(
+        state: TrainState, batches: _Several, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        def take(i: jax.Array, before: tuple[TrainState, jax.Array]) -> Any:
+            state, loss = share(before[0], batches.batch(i), regularizer)
+            return state, before[1].at[i].set(loss)
+
+        return jax.lax.fori_loop(0, batches.count, take, (state, jnp.zeros(at_once)))
+
+    if at_once == 1:
+        one = _of_state(one_step, placement, regularizer, trains=True)
+        return lambda state, batches: one(state, *batches)
+    mapped = _of_state(steps, placement, regularizer, trains=True)
+
+    def call(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, jax.Array]:
+        state, losses = mapped(state, _Several.of(batches, at_once))
+        return state, losses if len(batches) == at_once else losses[: len(batches)]
+
+    return call
+
+
+class _Several(struct.PyTreeNode):
+    """Batches of the same shapes, stacked; `count` says how many of them are meant."""
+
+    stacked: Batch
+    count: Any
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], room: int) -> _Several:
+        filled = [*batches, *[batches[-1]] * (room - len(batches))]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        return cls(stacked, np.int32(len(batches)))
+
+    def batch(self, i: jax.Array) -> Batch:
+        return jax.tree.map(lambda leaf: leaf[i], self.stacked)
+
+
+def _train_share(
+    model: Model, optimizer: optax.GradientTransformationExtraArgs, placement: Placement
+) -> Callable[[TrainState, Batch, Regularizer], tuple[TrainState, jax.Array]]:
+    """A train step on one device's share of a batch."""
     axis = placement.axis
 
     def share(
@@ -301,10 +374,11 @@ def train_step(
         )
         return state, loss
 
-    return _of_state(share, placement, regularizer, trains=True)
+    return share
 
 
 ScoreStep = Callable[[TrainState, Batch], jax.Array]
+ScoreSteps = Callable[[TrainState, Sequence[Batch]], jax.Array]
 
 
 def score_step(
@@ -315,6 +389,40 @@ def score_step(
     Args: as for `train_step`.
     """
     placement = placement or one_device()
+    return _of_state(_score_share(model, placement), placement, regularizer, trains=False)
+
+
+def score_steps(
+    model: Model,
+    regularizer: Regularizer | None = None,
+    placement: Placement | None = None,
+    *,
+    at_once: int,
+) -> ScoreSteps:
+    """(state, batches) → logits [batches · B]: all are scored in one call; see `train_steps`."""
+    placement = placement or one_device()
+    share = _score_share(model, placement)
+    if at_once == 1:
+        one = _of_state(share, placement, regularizer, trains=False)
+        return lambda state, batches: one(state, *batches)
+
+    def steps(state: TrainState, batches: _Several, regularizer: Regularizer) -> jax.Array:
+        z = jax.lax.map(lambda batch: share(state, batch, regularizer), batches.stacked)
+        return z.reshape(-1)
+
+    mapped = _of_state(steps, placement, regularizer, trains=False)
+
+    def call(state: TrainState, batches: Sequence[Batch]) -> jax.Array:
+        z = mapped(state, _Several.of(batches, at_once))
+        return z if len(batches) == at_once else z[: len(batches) * len(batches[0].label)]
+
+    return call
+
+
+def _score_share(
+    model: Model, placement: Placement
+) -> Callable[[TrainState, Batch, Regularizer], jax.Array]:
+    """A score step on one device's share of a batch."""
     axis = placement.axis
 
     def share(state: TrainState, batch: Batch, regularizer: Regularizer) -> jax.Array:
@@ -331,7 +439,7 @@ def score_step(
         z = click_logit(logits)
         return z if axis is None else jax.lax.all_gather(z, axis, tiled=True)
 
-    return _of_state(share, placement, regularizer, trains=False)
+    return share
 
 
 def _of_state(
@@ -340,7 +448,7 @@ def _of_state(
     regularizer: Regularizer | None,
     *,
     trains: bool,
-) -> Callable[[TrainState, Batch], Any]:
+) -> Callable[[TrainState, Any], Any]:
     """Maps a step; how its state lies is seen when it is first called."""
     # The regulariser is an argument, not a constant: n_j is as long as the tables.
     given = _laid_out(regularizer or Regularizer(), placement)

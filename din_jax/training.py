@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -33,15 +34,18 @@ from din_jax.regularizers import Regularizer, most_frequent
 from din_jax.step import (
     TrainState,
     TrainStep,
+    TrainSteps,
     init_state,
     row_owners,
-    score_step,
+    score_steps,
     state_shapes,
     train_step,
+    train_steps,
 )
 from din_jax.store import Store
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
+_SAMPLES_IN_A_CALL = 256  # of small batches: steps are taken several in a call
 _REMARKED_AT_ONCE = 4096  # samples of a batch that is looked at before training
 _LOWER_IS_BETTER = ("log_loss",)
 
@@ -86,15 +90,28 @@ class Run(NamedTuple):
         """The train step; see `din_jax.step.train_step`."""
         return train_step(self.model, self.optimizer, self.regularizer, self.placement)
 
+    def steps(self) -> TrainSteps:
+        """Train steps on as many batches as the source has alike, in one call."""
+        return train_steps(
+            self.model,
+            self.optimizer,
+            self.regularizer,
+            self.placement,
+            at_once=self.source.alike,
+        )
+
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
+        batch_size = self.placement.block(self.config.eval.batch_size) * self.placement.count
+        at_once = _steps_at_once(batch_size, self.placement)
         return evaluation.Evaluator(
-            score_step(self.model, self.regularizer, self.placement),
+            score_steps(self.model, self.regularizer, self.placement, at_once=at_once),
             self.store,
             split,
-            batch_size=self.placement.block(self.config.eval.batch_size) * self.placement.count,
+            batch_size=batch_size,
             max_history=self.config.data.max_history,
             shards=_shards(self.placement),
+            at_once=at_once,
         )
 
 
@@ -134,6 +151,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         seed=config.seed,
         epochs=config.train.epochs,
         shards=_shards(placement),
+        alike=_steps_at_once(batch_size, placement),
     )
     model = models.build(store.schema, config.model, placement.axis)
     regularizer = _regularizer(config, store, model)
@@ -148,6 +166,11 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     run = Run(config, store, source, model, optimizer, regularizer, placement)
     _check_memory(run)
     return run
+
+
+def _steps_at_once(batch_size: int, placement: Placement) -> int:
+    """In how many batches' steps go into one call."""
+    return max(1, _SAMPLES_IN_A_CALL // batch_size) if placement.axis is None else 1
 
 
 def _shards(placement: Placement) -> Shards:
@@ -421,35 +444,37 @@ class _Trainer:
 
     def fit(self, state: TrainState, log: Log, stop: _Stop) -> None:
         """Takes the steps from `state` to the last; the states to keep are saved."""
-        step = self.run.step()
-        evaluate_at = _evaluation_steps(self.source, self.config.train.evaluations_per_epoch)
+        take = self.run.steps()
+        an_epoch = self.source.batches_per_epoch
+        evaluate_after = _evaluation_places(an_epoch, self.config.train.evaluations_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
-        loss, samples, compiled = None, 0, set[Any]()
+        losses, samples, compiled = None, 0, set[Any]()
         # None: shown on a terminal only.
         hidden = None if processes.is_first() else True
         with tqdm.tqdm(
             total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
         ) as bar:
             self.meter.start()
-            while done < total:
+            for call in _calls(self.source, done, evaluate_after):
                 with self.meter.waiting():
-                    batch = next(iterator)
-                if loss is not None:
-                    # One step in flight: reading the next batch overlaps with it. Of several
+                    read = list(itertools.islice(iterator, len(call)))
+                if losses is not None:
+                    # One call in flight: reading the next batches overlaps with it. Of several
                     # devices all are waited for: JAX on CPU aborts otherwise.
-                    self.meter.add(float(jax.block_until_ready(loss)), samples)
-                samples = self.source.real_samples(done)
-                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+                    self.meter.add(jax.block_until_ready(losses), samples)
+                samples = sum(map(self.source.real_samples, call))
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(read[0]))
                 with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
-                    state, loss = step(state, batch)
+                    state, losses = take(state, read)
                 compiled.add(shapes)
-                done += 1
-                bar.update()
-                ends, stops = done in evaluate_at, stop.wished(done)
+                done = call.stop
+                bar.update(len(call))
+                ends = (done - 1) % an_epoch + 1 in evaluate_after
+                stops = stop.wished(done)
                 if ends or stops:
-                    self.meter.add(float(jax.block_until_ready(loss)), samples)
-                    loss = None
+                    self.meter.add(jax.block_until_ready(losses), samples)
+                    losses = None
                 if ends or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     figures = self._log_training(done, log, bar)
                 if ends:
@@ -516,11 +541,23 @@ def _check_selectable(validation: evaluation.Evaluator, metric: str) -> None:
         )
 
 
-def _evaluation_steps(source: BatchSource, per_epoch: int) -> set[int]:
-    """Steps after which validation is scored; the last of an epoch is always one."""
-    n = source.batches_per_epoch
-    places = [-(-n * (i + 1) // per_epoch) for i in range(per_epoch)]
-    return {epoch * n + place for epoch in range(source.epochs) for place in places}
+def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
+    """After how many batches of an epoch validation is scored, ascending; after all for one."""
+    return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
+
+
+def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
+    """The batches still to train on, in ranges that go into one call each.
+
+    A range ends where batches of other shapes begin, and before an evaluation. It does not depend
+    on where a run was stopped, so that one that goes on takes the very same steps.
+    """
+    while done < len(source):
+        epoch, place = divmod(done, source.batches_per_epoch)
+        evaluation = evaluate_after[bisect.bisect_right(evaluate_after, place)]
+        end = min(source.next_group(done), epoch * source.batches_per_epoch + evaluation)
+        yield range(done, end)
+        done = end
 
 
 def _better(value: float, best: float, metric: str) -> bool:
@@ -561,8 +598,8 @@ class _Meter:
         yield
         self.begin += time.perf_counter() - begin
 
-    def add(self, loss: float, samples: int) -> None:
-        self.losses.append(loss)
+    def add(self, losses: jax.Array, samples: int) -> None:
+        self.losses += np.asarray(losses).tolist()
         self.samples += samples
 
     def loss_since_start(self) -> float:

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,6 +76,25 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(rich):
     assert unpacked(again[17]) == unpacked(source[17])
     other = BatchSource(store, "train+validation", 8, seed=4, epochs=3)
     assert unpacked(other[17]) != unpacked(source[17])
+
+
+@pytest.mark.parametrize("alike", [2, 3])
+def test_neighbours_that_are_alike_have_the_same_shapes(rich, alike, monkeypatch):
+    monkeypatch.setattr(pipeline, "_SAMPLES_AT_ONCE", 16)
+    alone = BatchSource(rich[0], "train+validation", 4, epochs=2)
+    source = BatchSource(rich[0], "train+validation", 4, epochs=2, alike=alike)
+    assert source.batches_per_epoch == 19
+    found = list(batches(source))
+    assert [unpacked(batch) for batch in found] == [unpacked(batch) for batch in batches(alone)]
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(batch)] for batch in found]
+    rungs = set()
+    for i in range(len(source)):
+        epoch, place = divmod(i, 19)
+        end = epoch * 19 + min(19, place - place % alike + alike)
+        assert source.next_group(i) == end
+        assert shapes[i] == shapes[end - 1]
+        rungs.add(tuple(shapes[i]))
+    assert len(rungs) > 1
 
 
 def test_the_last_batch_is_filled_up_with_weight_zero(rich):

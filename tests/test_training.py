@@ -23,7 +23,7 @@ from din_jax.errors import DinError, Interrupted
 from din_jax.metrics import log_loss
 from din_jax.pipeline import BatchSource
 from din_jax.prepare import planted
-from din_jax.step import init_state, score_step, train_step
+from din_jax.step import init_state, score_step, score_steps, train_step
 from din_jax.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +128,42 @@ def test_steps_inside_another_jit_are_the_same_steps(planted_store):
     np.testing.assert_allclose(scores, score(state, batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
+    config = small_config(planted_store, **{"regularizer.name": "mba", "optimizer.name": "adam"})
+    run = training.open_run(config)
+    assert run.source.alike == 4  # 256 samples
+    batches = [run.source[i] for i in range(count)]
+    step, state, alone = run.step(), run.init(), []
+    for batch in batches:
+        state, loss = step(state, batch)
+        alone.append(float(loss))
+    together, losses = run.steps()(run.init(), batches)
+    assert int(together.step) == count
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    for a, b in zip(leaves(together), leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    score = score_step(run.model)
+    scores = score_steps(run.model, at_once=4)(state, batches)
+    np.testing.assert_allclose(scores, np.concatenate([score(state, b) for b in batches]), 1e-5)
+
+
+@pytest.mark.parametrize("evaluations", [1, 3, 94])
+def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_store, evaluations):
+    config = small_config(planted_store, **{"train.epochs": 2})
+    source = training.open_run(config).source
+    assert (source.batches_per_epoch, source.alike) == (94, 4)
+    places = training._evaluation_places(94, evaluations)
+    assert len(places) == evaluations and places[-1] == 94
+    calls = list(training._calls(source, 0, places))
+    assert [i for call in calls for i in call] == list(range(188))
+    for call in calls:
+        inside = range(call.start + 1, call.stop)
+        assert not any(i % 94 % 4 == 0 or i % 94 in places for i in inside)
+    for i, call in enumerate(calls):  # wherever a run was stopped
+        assert list(training._calls(source, call.start, places)) == calls[i:]
+
+
 def test_batch_size_changes_no_score(planted_store):
     config = small_config(planted_store, **{"data.max_history": 0})
     run = training.open_run(config)
@@ -144,21 +180,21 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_pa
     config = small_config(planted_store)
     training.train(config, tmp_path / "whole")
 
-    steps = {"taken": 0}
-    original = training.train_step
+    taken = []
+    original = training.train_steps
 
-    def stopping(*arguments):
-        step = original(*arguments)
+    def stopping(*arguments, **options):
+        steps = original(*arguments, **options)
 
-        def counted(state, batch):
-            steps["taken"] += 1
-            if steps["taken"] == 130:  # in the second epoch, after an evaluation
+        def counted(state, batches):
+            taken.extend(batches)
+            if len(taken) == 130:  # in the second epoch, after an evaluation
                 os.kill(os.getpid(), signal.SIGINT)
-            return step(state, batch)
+            return steps(state, batches)
 
         return counted
 
-    monkeypatch.setattr(training, "train_step", stopping)
+    monkeypatch.setattr(training, "train_steps", stopping)
     with pytest.raises(Interrupted, match="saved at step 130; run the same command again"):
         training.train(config, tmp_path / "stopped")
     monkeypatch.undo()
