@@ -105,11 +105,10 @@ class Steps:
         """Takes steps for so long."""
         taken, begin, waiting = 0, time.perf_counter(), None
         for call, samples in itertools.cycle(zip(self.ready, self.samples, strict=True)):
-            # One call in flight, as in training.
-            self.state, losses = self.take(self.state, call)
-            if waiting is not None:
+            if waiting is not None:  # one call in flight, as in training
                 jax.block_until_ready(waiting)
-            waiting, taken = losses, taken + samples
+            self.state, waiting = self.take(self.state, call)
+            taken += samples
             if time.perf_counter() - begin > seconds:
                 break
         jax.block_until_ready(self.state)
