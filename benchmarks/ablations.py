@@ -19,10 +19,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
-
-from din_jax import cli  # isort: skip  # before any thread: see there
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +27,12 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from din_jax import training
+from din_jax import cli, training
 from din_jax.errors import DinError
 from din_jax.layers import MLP, ActivationUnit
 from din_jax.models import din
 from din_jax.pipeline import Batch
+from din_jax.step import train_steps
 from train import add_flags, config_of
 
 BATCHES = 16  # of one shape
@@ -59,25 +57,19 @@ class Variant:
 
     def __init__(self, config: ConfigDict, batches: list[Batch], *, in_one_go: bool = False):
         run = training.open_run(config)
-        step: Any = run.step()
         self.state = run.init()
         self.steps = IN_ONE_GO if in_one_go else 1
-        self.batches: list[Any] = list(batches)
-        self.step: Callable[..., Any] = step
-        if in_one_go:
-            several = jax.jit(lambda s, of: jax.lax.scan(step, s, of), donate_argnums=0)
-            self.step = several
-            groups = [batches[i : i + IN_ONE_GO] for i in range(0, len(batches), IN_ONE_GO)]
-            self.batches = [jax.tree.map(lambda *x: np.stack(x), *group) for group in groups]
+        self.calls = [batches[i : i + self.steps] for i in range(0, len(batches), self.steps)]
+        self.take_steps = train_steps(run.model, run.optimizer, run.regularizer, at_once=self.steps)
         self.times: list[float] = []
 
     def take(self, seconds: float, *, timed: bool) -> None:
         """Takes steps for so long, all batches once at least."""
         begin, taken = time.perf_counter(), 0
         while not taken or time.perf_counter() - begin < seconds:
-            for batch in self.batches:
-                self.state, loss = self.step(self.state, batch)
-                jax.block_until_ready((self.state, loss))
+            for call in self.calls:
+                self.state, losses = self.take_steps(self.state, call)
+                jax.block_until_ready((self.state, losses))
                 taken += self.steps
         if timed:
             self.times.append((time.perf_counter() - begin) / taken)

@@ -23,13 +23,11 @@ import sys
 import time
 from typing import Any
 
-from din_jax import cli  # isort: skip  # before any thread: see there
-
 import jax
 import numpy as np
 from table_growth import CATEGORIES, schema_of
 
-from din_jax import models, optim
+from din_jax import cli, models, optim
 from din_jax.config import default_config
 from din_jax.cpu import keep_freed_memory
 from din_jax.errors import DinError

@@ -33,15 +33,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from din_jax import cli  # isort: skip  # before any thread: see there
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from make_samples import make
 from ml_collections import ConfigDict
 
-from din_jax import training
+from din_jax import cli, training
 from din_jax.config import default_config
 from din_jax.errors import DinError, Interrupted
 from din_jax.pipeline import Batch

@@ -11,10 +11,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from din_jax import cpu, processes
+from din_jax import processes
 from din_jax.errors import DinError, Interrupted
-
-cpu.one_arena()  # every command imports this first: there are no threads yet
 
 
 def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:

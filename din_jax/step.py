@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from din_jax.cpu import compiler_options
+from din_jax import cpu
 from din_jax.devices import AXIS, Placement, is_sharded, one_device, psum
 from din_jax.embedding import (
     apply_row_updates,
@@ -92,17 +92,28 @@ def over_devices(
 
 
 class _JittedForCPU:
-    """A `jax.jit` with options for XLA. Inside another one, which has none, it has none."""
+    """A `jax.jit` with options for XLA. Inside another one, which has none, it has none.
+
+    It compiles in a thread of its own, where what that leaves in the heap is in no step's way.
+    """
 
     def __init__(self, function: Callable[..., Any], *, donate_argnums: tuple[int, ...]):
         self._plain = jax.jit(function, donate_argnums=donate_argnums)
-        options = compiler_options()
+        options = cpu.compiler_options()
         self._tuned = jax.jit(function, donate_argnums=donate_argnums, compiler_options=options)
+        self._compiled = set[Any]()
         self.lower = self._tuned.lower
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
-        return (self._plain if traced else self._tuned)(*arguments, **named)
+        leaves = jax.tree.leaves(arguments)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return self._plain(*arguments, **named)
+        arguments = cpu.ready(arguments)
+        shapes = tuple(np.shape(leaf) for leaf in leaves)
+        if shapes in self._compiled:
+            return self._tuned(*arguments, **named)
+        self._compiled.add(shapes)
+        return cpu.in_own_thread(functools.partial(self._tuned, *arguments, **named))
 
 
 class _Mapped:
