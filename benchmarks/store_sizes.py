@@ -31,9 +31,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each training")
     arguments = parser.parse_args()
-    sizes = [int(size) for size in arguments.samples.split(",")]
+    try:
+        sizes = [int(size) for size in arguments.samples.split(",")]
+    except ValueError:
+        raise DinError(
+            f"--samples {arguments.samples}: expected whole numbers, like 100000,1000000"
+        ) from None
     if arguments.rounds < 1 or arguments.seconds <= 0:
-        raise DinError("--rounds and --seconds: expected more than 0")
+        raise DinError(
+            f"--rounds {arguments.rounds} --seconds {arguments.seconds}: expected more than 0"
+        )
     configs = {}
     for size in sizes:
         store = Path(f"data/speed/samples-{size}")

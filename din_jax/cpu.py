@@ -13,7 +13,7 @@ import concurrent.futures
 import ctypes
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,16 +37,16 @@ def keep_freed_memory() -> bool:
     return _set(_M_MMAP_THRESHOLD, _LARGE) and _set(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def ready(arguments: Any) -> Any:
-    """The arguments of a step with NumPy's arrays on the device, when all of them are there.
+def ready(leaves: Sequence[Any]) -> list[Any]:
+    """The leaves of a step's arguments, NumPy's on the device, when all of them are there.
 
     JAX runs a step in the thread that calls it only if it need not wait.
     """
-    leaves, structure = jax.tree.flatten(arguments)
+    found = list(leaves)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
     for i, leaf in zip(places, jax.device_put([leaves[i] for i in places]), strict=True):
-        leaves[i] = leaf
-    return jax.tree.unflatten(structure, jax.block_until_ready(leaves))
+        found[i] = leaf
+    return jax.block_until_ready(found)
 
 
 def in_own_thread(call: Callable[[], Any]) -> Any:

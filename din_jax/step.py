@@ -94,7 +94,8 @@ def over_devices(
 class _JittedForCPU:
     """A `jax.jit` with options for XLA. Inside another one, which has none, it has none.
 
-    It compiles in a thread of its own, where what that leaves in the heap is in no step's way.
+    It compiles in a thread of its own, where what that leaves in the heap is in no step's way. What
+    JAX sets for a thread, as `with jax.debug_nans(True)` does, does not hold in a first call.
     """
 
     def __init__(self, function: Callable[..., Any], *, donate_argnums: tuple[int, ...]):
@@ -105,10 +106,10 @@ class _JittedForCPU:
         self.lower = self._tuned.lower
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        leaves = jax.tree.leaves(arguments)
+        leaves, structure = jax.tree.flatten(arguments)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self._plain(*arguments, **named)
-        arguments = cpu.ready(arguments)
+        arguments = jax.tree.unflatten(structure, cpu.ready(leaves))
         shapes = tuple(np.shape(leaf) for leaf in leaves)
         if shapes in self._compiled:
             return self._tuned(*arguments, **named)

@@ -71,12 +71,12 @@ def test_a_step_compiles_in_a_thread_that_ends_and_runs_in_the_callers():
 
 @on_cpu
 def test_a_step_is_called_with_arrays_that_are_there():
-    given = {"a": np.arange(3), "b": jax.numpy.ones(2), "c": np.int32(5), "d": 7}
-    found = cpu.ready(given)
-    assert isinstance(found["a"], jax.Array) and isinstance(found["c"], jax.Array)
-    assert found["b"] is given["b"] and found["d"] == 7
-    np.testing.assert_array_equal(found["a"], given["a"])
-    assert found["c"] == 5 and found["c"].dtype == np.int32
+    given = [np.arange(3), jax.numpy.ones(2), np.int32(5), 7]
+    array, on_device, scalar, number = cpu.ready(given)
+    assert isinstance(array, jax.Array) and isinstance(scalar, jax.Array)
+    assert on_device is given[1] and number == 7
+    np.testing.assert_array_equal(array, given[0])
+    assert scalar == 5 and scalar.dtype == np.int32
 
 
 @on_cpu
