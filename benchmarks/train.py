@@ -5,7 +5,8 @@
 Activation unit 80-40, MLP 80-40. Without `--store` the data is that of `make_samples.py`, made when
 it is missing: of the shape of Amazon Electronics, histories of 9 on average. The last line is JSON:
 
-    samples_per_s        training as train.py's: store, Grain, steps; the median of its own figures
+    samples_per_s        training as train.py's: store, Grain, steps; the median of its own figures,
+                         which leave out compiling, evaluating and saving
     step_samples_per_s   the same step on batches that are ready in memory
     input_wait           share of the time that training waits for a batch
     infer_samples_per_s  scoring train, end to end; with_metrics_samples_per_s: with its metrics
@@ -216,8 +217,8 @@ def product_rate() -> float:
 
 
 def copy_rate() -> float:
-    """Bytes a second read and written by a copy of 256 MB."""
-    x = jnp.zeros(1 << 26)
+    """Bytes a second read and written by a copy of 128 MB, which fits no cache but is kept."""
+    x = jnp.zeros(1 << 25)
     copy = jax.jit(jnp.copy)
     return 2 * x.nbytes / _seconds_of(lambda: copy(x), 7)
 

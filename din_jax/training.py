@@ -479,9 +479,9 @@ class _Trainer:
                     figures = self._log_training(done, log, bar)
                 if ends:
                     self._evaluate(state, done, figures, log, bar)
-                    self.meter.start()
                 if ends or stops:
                     self._save("last", state)
+                    self.meter.start()
                 if stops and done < total:
                     raise Interrupted(
                         f"stopped and saved at step {done:,}; run the same command again to go on",

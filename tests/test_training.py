@@ -17,7 +17,7 @@ import pytest
 from runs import command, small_config
 
 from configs import quickstart
-from din_jax import checkpoint, models, optim, training
+from din_jax import checkpoint, cpu, evaluation, models, optim, training
 from din_jax.checkpoint import Checkpoints
 from din_jax.errors import DinError, Interrupted
 from din_jax.metrics import log_loss
@@ -210,6 +210,37 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_pa
     )
     assert whole == stopped
     assert len(whole) == 3  # two epochs on validation, then test
+
+
+def test_speeds_leave_out_compiling_evaluating_and_saving(planted_store, tmp_path, monkeypatch):
+    class Clock:
+        """A call takes a second; what is not training takes days."""
+
+        now = 0.0
+
+        def perf_counter(self):
+            self.now += 1
+            return self.now
+
+        def after(self, function):
+            def slow(*arguments, **named):
+                self.now += 1e6
+                return function(*arguments, **named)
+
+            return slow
+
+    clock = Clock()
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(Checkpoints, "save", clock.after(Checkpoints.save))
+    probabilities = evaluation.Evaluator.probabilities
+    monkeypatch.setattr(evaluation.Evaluator, "probabilities", clock.after(probabilities))
+    monkeypatch.setattr(cpu, "in_own_thread", clock.after(cpu.in_own_thread))
+    training.train(small_config(planted_store, **{"train.epochs": 2}), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["samples_per_s"] for line in lines if line["split"] == "train"]
+    assert clock.now > 4e6
+    assert len(speeds) >= 2
+    assert min(speeds) > 1
 
 
 def test_a_complete_run_is_only_evaluated_again(planted_store, tmp_path, capsys):
