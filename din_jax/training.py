@@ -45,7 +45,8 @@ from din_jax.step import (
 from din_jax.store import Store
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
-_SAMPLES_IN_A_CALL = 256  # of small batches: steps are taken several in a call
+_TRAINED_IN_A_CALL = 256  # samples of small batches: steps are taken several in a call
+_SCORED_IN_A_CALL = 2048  # the same; more than in training, where a stop waits for the call
 _REMARKED_AT_ONCE = 4096  # samples of a batch that is looked at before training
 _LOWER_IS_BETTER = ("log_loss",)
 
@@ -103,7 +104,7 @@ class Run(NamedTuple):
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
         batch_size = self.placement.block(self.config.eval.batch_size) * self.placement.count
-        at_once = _steps_at_once(batch_size, self.placement)
+        at_once = _steps_at_once(_SCORED_IN_A_CALL, batch_size, self.placement)
         return evaluation.Evaluator(
             score_steps(self.model, self.regularizer, self.placement, at_once=at_once),
             self.store,
@@ -151,7 +152,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         seed=config.seed,
         epochs=config.train.epochs,
         shards=_shards(placement),
-        alike=_steps_at_once(batch_size, placement),
+        alike=_steps_at_once(_TRAINED_IN_A_CALL, batch_size, placement),
     )
     model = models.build(store.schema, config.model, placement.axis)
     regularizer = _regularizer(config, store, model)
@@ -168,9 +169,9 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     return run
 
 
-def _steps_at_once(batch_size: int, placement: Placement) -> int:
-    """In how many batches' steps go into one call."""
-    return max(1, _SAMPLES_IN_A_CALL // batch_size) if placement.axis is None else 1
+def _steps_at_once(samples: int, batch_size: int, placement: Placement) -> int:
+    """How many batches' steps go into a call of so many samples."""
+    return max(1, samples // batch_size) if placement.axis is None else 1
 
 
 def _shards(placement: Placement) -> Shards:
