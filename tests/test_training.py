@@ -638,10 +638,11 @@ def test_scores_are_probabilities_of_the_click_output(planted_store):
     z = score_step(run.model)(state, batch)
     np.testing.assert_allclose(jax.nn.sigmoid(z), jax.nn.softmax(logits)[:, 1], rtol=1e-5)
     evaluator = run.evaluator("train")
-    evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 40.0, np.float32)
+    size = evaluator.source.batch_size
+    evaluator.score = lambda _, several: np.full(len(several) * size, 40.0, np.float32)
     p = evaluator.probabilities(state)
     assert 1 - p[0] == pytest.approx(np.exp(-40), abs=1e-16)
-    evaluator.score = lambda *_: np.full(evaluator.source.batch_size, 25.0, np.float32)
+    evaluator.score = lambda _, several: np.full(len(several) * size, 25.0, np.float32)
     p = evaluator.probabilities(state)
     negatives = evaluator.labels == 0
     assert log_loss(evaluator.labels[negatives], p[negatives]) == pytest.approx(25, rel=1e-4)
