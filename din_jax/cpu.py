@@ -22,7 +22,7 @@ import numpy as np
 # Names and numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE = 1 << 28  # a larger block is a table, not a buffer of a step: it goes back when it is freed
+_LARGE = 1 << 29  # a larger block is a table, not a buffer of a step: it goes back when it is freed
 
 
 def keep_freed_memory() -> bool:

@@ -19,10 +19,10 @@ from din_jax import cpu
 import jax, jax.numpy as jnp
 
 cpu.keep_freed_memory()
-x = jnp.ones(5000)
+x = jnp.ones(10000)
 
 @jax.jit
-def call(x):  # makes a block of 100 MB, for a while
+def call(x):  # makes a block of 400 MB, for a while
     return (x[:, None] @ x[None]) @ x
 
 def faults():
@@ -44,7 +44,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="is about CPU
 @on_cpu
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's alone")
 def test_the_pages_of_a_large_block_are_kept():
-    """100 MB are 24,414 pages of 4 KiB; to be mapped anew in each call, if it were not kept."""
+    """400 MB are 97,656 pages of 4 KiB; to be mapped anew in each call, if it were not kept."""
     done = subprocess.run(
         [sys.executable, "-c", FAULTS_A_CALL], cwd=ROOT, capture_output=True, text=True, check=True
     )
