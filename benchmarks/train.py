@@ -217,7 +217,7 @@ def product_rate() -> float:
 
 
 def copy_rate() -> float:
-    """Bytes a second read and written by a copy of 128 MB, which fits no cache but is kept."""
+    """Bytes a second read and written by a copy of 134 MB, which fits no cache but is kept."""
     x = jnp.zeros(1 << 25)
     copy = jax.jit(jnp.copy)
     return 2 * x.nbytes / _seconds_of(lambda: copy(x), 7)
