@@ -60,14 +60,16 @@ class Evaluator:
         Raises:
           Diverged: one is not a number.
         """
-        parts, waiting = [], None
-        read = batches(self.source)
+        logits = np.empty(len(self.labels))
+        read, done = batches(self.source), 0
+        waiting: tuple[range, jax.Array] | None = None
         while several := list(itertools.islice(read, self.source.alike)):
             if waiting is not None:  # one call in flight: these were read while it was computed
-                parts.append(np.asarray(jax.block_until_ready(waiting)))
-            waiting = self.score(state, several)
-        parts.append(np.asarray(jax.block_until_ready(waiting)))
-        logits = np.concatenate(parts)[: len(self.labels)].astype(np.float64)
+                self._place(logits, *waiting)
+            waiting = range(done, done + len(several)), self.score(state, several)
+            done += len(several)
+        assert waiting is not None  # no split is empty
+        self._place(logits, *waiting)
         if not np.isfinite(logits).all():
             raise Diverged(
                 f"the weights of step {int(state.step):,} give scores that are no numbers: "
@@ -75,6 +77,12 @@ class Evaluator:
                 "config.optimizer.clip_norm"
             )
         return np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
+
+    def _place(self, logits: np.ndarray, of: range, found: jax.Array) -> None:
+        """Waits for the logits of the batches `of` and puts them where their samples are."""
+        samples = np.concatenate([self.source.samples_of(i) for i in of])
+        values = np.asarray(jax.block_until_ready(found))[: len(samples)]
+        logits[samples - self.source.samples.start] = values
 
     def metrics(self, probabilities: np.ndarray) -> dict[str, float]:
         """All metrics of the split's probabilities, by name."""

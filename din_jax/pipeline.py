@@ -21,9 +21,10 @@ from din_jax.store import Store
 
 _ROUND_TO = 8  # capacities are multiples of this
 _RUNGS_AT = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # quantiles of batches' totals: the common rungs
-_TRIAL_BATCHES = 512  # drawn to find the quantiles
+_TRIAL_GROUPS = 512  # of batches that are alike, drawn to find the quantiles
 _SAMPLES_AT_ONCE = 2048  # of small batches, packed together
-_BATCHES_A_LOOK = 1024  # whose lengths are held in memory at once
+_SAMPLES_A_LOOK = 1 << 20  # whose lengths are held in memory at once
+_DEALT_SINGLY = 8  # samples of a batch that are dealt one by one, the longest; the rest in lots
 _CLOSE = 1.05  # a common rung that is closer than this to the next is left out
 _FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
 
@@ -281,7 +282,8 @@ class BatchSource:
 
     Small batches are made several at once, in stretches: of one alone the calls would cost more
     than the work. For the same reason several steps may be taken in one call, for which neighbours
-    have to be `alike`.
+    have to be `alike`: their samples are dealt among them so that each batch has about as many
+    behaviours, and little padding makes their shapes the same.
 
     Args:
       store, split: what to read.
@@ -291,7 +293,8 @@ class BatchSource:
       shuffle: if not, batches follow the store's order.
       epochs: how many.
       shards: of several devices; a batch then has the axis of those in `shards.local`.
-      alike: so many neighbouring batches have the same shapes; groups begin with each epoch.
+      alike: so many neighbouring batches are dealt their samples and have the same shapes; groups
+        begin with each epoch.
 
     Raises:
       DinError: there is no such split, it has no samples, or M does not divide B.
@@ -324,7 +327,6 @@ class BatchSource:
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
         self.batches_per_epoch = -(-len(self.samples) // batch_size)
         self.packer = Packer(store, max_history)
-        self.ladder = self._ladder()
         # All that the order and the content of the batches depend on.
         self.fingerprint = {
             "store": store.fingerprint,
@@ -333,12 +335,15 @@ class BatchSource:
             "max_history": max_history,
             "seed": seed,
             "shuffle": shuffle,
+            "alike": alike,
         }
         self.alike = alike
         self.at_once = alike * max(1, _SAMPLES_AT_ONCE // (alike * batch_size))
         self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._last_stretch = functools.lru_cache(maxsize=1)(self.stretch)
+        self._last_samples = functools.lru_cache(maxsize=1)(self._samples_of)
+        self.ladder = self._ladder()
 
     def __len__(self) -> int:
         return self.epochs * self.batches_per_epoch
@@ -355,23 +360,16 @@ class BatchSource:
 
     def stretch(self, index: int) -> list[Batch]:
         """Stretch `index`: at most `at_once` neighbouring batches of an epoch, packed together."""
-        epoch, stretch = divmod(index, self.stretches // self.epochs)
-        size = self.at_once * self.batch_size
-        chosen = slice(stretch * size, (stretch + 1) * size)
-        if self.shuffle:
-            samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
-        else:
-            samples = np.arange(len(self.samples))[chosen] + self.samples.start
-        share = self.batch_size // self.shards.count
-        lengths = self.packer.lengths(samples)
+        samples, lengths = self._samples_of(index)
+        size, share = self.batch_size, self.batch_size // self.shards.count
         groups, capacities = [], []
-        for begin in range(0, len(samples), self.batch_size):
-            of_batch = slice(begin, begin + self.batch_size)
-            if begin % (self.alike * self.batch_size) == 0:
-                of_alike = slice(begin, begin + self.alike * self.batch_size)
-                capacity = self.ladder.lowest(_most(lengths[of_alike], share))
+        for begin in range(0, len(samples), size):
+            of_batch = samples[begin : begin + size]
+            if begin % (self.alike * size) == 0:
+                of_alike = lengths[begin : begin + self.alike * size]
+                capacity = self.ladder.lowest(_most(of_alike, share))
             for m in self.shards.local:
-                groups.append(samples[of_batch][m * share : (m + 1) * share])
+                groups.append(of_batch[m * share : (m + 1) * share])
                 capacities.append(capacity)
         packed = self.packer.pack(groups, share, capacities)
         if self.shards.count == 1:
@@ -381,6 +379,36 @@ class BatchSource:
             jax.tree.map(lambda *parts: np.stack(parts), *packed[i : i + local])
             for i in range(0, len(packed), local)
         ]
+
+    def samples_of(self, index: int) -> np.ndarray:
+        """int64: which of the store's samples batch `index` has, on all devices."""
+        stretch, place = self.place(int(index))
+        return self._last_samples(stretch)[0][place * self.batch_size :][: self.batch_size]
+
+    def _samples_of(self, stretch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of a stretch, one batch's after the other's, and their lengths."""
+        epoch, stretch = divmod(stretch, self.stretches // self.epochs)
+        size = self.at_once * self.batch_size
+        chosen = slice(stretch * size, (stretch + 1) * size)
+        if self.shuffle:
+            samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
+        else:
+            samples = np.arange(len(self.samples))[chosen] + self.samples.start
+        lengths = self.packer.lengths(samples)
+        dealt = self._dealt(lengths)
+        return samples[dealt], lengths[dealt]
+
+    def _dealt(self, lengths: np.ndarray) -> np.ndarray:
+        """Where the samples of whole groups, and of what is left, are in the batches' order."""
+        order, sizes, size = np.arange(len(lengths)), lengths.sum(axis=1), self.batch_size
+        whole = len(order) // (self.alike * size) * self.alike * size
+        left = (len(order) - whole) // size  # a last batch that is not full stays as it is
+        for begin, end, batches in ((0, whole, self.alike), (whole, whole + left * size, left)):
+            if batches > 1 and begin < end:
+                groups = sizes[begin:end].reshape(-1, batches * size)
+                first = np.arange(begin, end, batches * size)[:, np.newaxis]
+                order[begin:end] = (first + _deal(groups, batches)).ravel()
+        return order
 
     def next_group(self, index: int) -> int:
         """The first batch after `index` that need not be like it in shape."""
@@ -404,25 +432,29 @@ class BatchSource:
         # Unshuffled ones are known, and neighbours are alike: look at them all. Of several devices
         # the one with the most counts.
         size, share = self.batch_size, self.batch_size // self.shards.count
-        totals, longest = [], np.empty((0, len(self.packer.axes)), np.int64)
-        for start in range(self.samples.start, self.samples.stop, size * _BATCHES_A_LOOK):
-            stop = min(start + size * _BATCHES_A_LOOK, self.samples.stop)
-            lengths = self.packer.lengths(np.arange(start, stop))
-            if self.shuffle:
-                longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-share:]
-            else:
-                totals += [
-                    _most(lengths[i : i + size], share) for i in range(0, len(lengths), size)
-                ]
+        group = self.alike * size
         if not self.shuffle:
+            totals = []
+            for stretch in range(self.stretches):
+                _, lengths = self._samples_of(stretch)
+                totals += [
+                    _most(lengths[i : i + group], share) for i in range(0, len(lengths), group)
+                ]
             known = np.stack(totals)
             return Ladder.fit(self.packer.axes, known, known.max(axis=0).tolist())
-        count = min(size, len(self.samples))
+        longest = np.empty((0, len(self.packer.axes)), np.int64)
+        for start in range(self.samples.start, self.samples.stop, _SAMPLES_A_LOOK):
+            stop = min(start + _SAMPLES_A_LOOK, self.samples.stop)
+            lengths = self.packer.lengths(np.arange(start, stop))
+            longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-share:]
+        count = min(group, len(self.samples))
         drawn = np.random.default_rng(0).integers(
-            self.samples.start, self.samples.stop, size=(_TRIAL_BATCHES, count)
+            self.samples.start, self.samples.stop, size=(_TRIAL_GROUPS, count)
         )
-        trials = np.stack([_most(self.packer.lengths(batch), share) for batch in drawn])
-        return Ladder.fit(self.packer.axes, trials, longest.sum(axis=0).tolist())
+        trials = []
+        for lengths in map(self.packer.lengths, drawn):
+            trials.append(_most(lengths[self._dealt(lengths)], share))
+        return Ladder.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())
 
 
 class _Stretches:
@@ -463,6 +495,36 @@ def batches(source: BatchSource, start: int = 0, *, prefetch: int = 8) -> Iterat
 def _most(lengths: np.ndarray, share: int) -> np.ndarray:
     """[axes]: the most that a device's share of the samples takes, of lengths [samples, axes]."""
     return np.add.reduceat(lengths, np.arange(0, len(lengths), share), axis=0).max(axis=0)
+
+
+def _deal(sizes: np.ndarray, batches: int) -> np.ndarray:
+    """Deals the samples of each group among its batches, so that their totals are nearly equal.
+
+    The longest come first, always to the batch that has least.
+
+    Args:
+      sizes: [G, batches · B].
+
+    Returns:
+      [G, batches · B]: the first batch's places in its group, ascending, then the second's, and on.
+    """
+    groups, count = sizes.shape
+    size = count // batches
+    places = np.argsort(-sizes, axis=1, kind="stable").reshape(groups, size, batches)
+    places[:, 0].sort(axis=1)  # else the longest of all would always be in the first batch
+    ranked = np.take_along_axis(sizes, places.reshape(groups, count), axis=1)
+    # A batch gets one sample of each row. Rows of short ones go in lots: few calls, as even.
+    singly = min(size, _DEALT_SINGLY)
+    lots = [*range(singly), *range(singly, size, max(1, -(-(size - singly) // 4)))]
+    given = np.add.reduceat(ranked.reshape(places.shape), lots, axis=1)
+    held, receivers = np.zeros((groups, batches), np.int64), np.empty(given.shape, np.int64)
+    for lot in range(len(lots)):
+        receivers[:, lot] = order = np.argsort(held, axis=1, kind="stable")
+        np.put_along_axis(held, order, np.take_along_axis(held, order, 1) + given[:, lot], 1)
+    dealt = np.empty_like(places)
+    rows = np.diff([*lots, size])
+    np.put_along_axis(dealt, np.repeat(receivers, rows, axis=1), places, axis=2)
+    return np.sort(dealt.transpose(0, 2, 1), axis=2).reshape(groups, count)
 
 
 def _round_up(lengths: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ from din_jax.optim import row_leaves
 from din_jax.pipeline import Batch
 from din_jax.regularizers import Regularizer
 
+_SCORED_AS_ONE = 16_384  # places of a packed axis: some ten megabytes of a model's arrays
 _MAPPED, _COMMON = 0, None  # what has the devices' axis, and what all devices have alike
 
 
@@ -411,7 +412,10 @@ def score_steps(
     *,
     at_once: int,
 ) -> ScoreSteps:
-    """(state, batches) → logits [batches · B]: all are scored in one call; see `train_steps`."""
+    """(state, batches) → logits [batches · B]: all are scored in one call; see `train_steps`.
+
+    Small batches, of which several take little memory, are scored side by side.
+    """
     placement = placement or one_device()
     share = _score_share(model, placement)
     if at_once == 1:
@@ -419,7 +423,12 @@ def score_steps(
         return lambda state, batches: one(state, *batches)
 
     def steps(state: TrainState, batches: _Several, regularizer: Regularizer) -> jax.Array:
-        z = jax.lax.map(lambda batch: share(state, batch, regularizer), batches.stacked)
+        longest = max(leaf.shape[1] for leaf in jax.tree.leaves(batches.stacked))
+        z = jax.lax.map(
+            lambda batch: share(state, batch, regularizer),
+            batches.stacked,
+            batch_size=_side_by_side(at_once, longest),
+        )
         return z.reshape(-1)
 
     mapped = _of_state(steps, placement, regularizer, trains=False)
@@ -429,6 +438,15 @@ def score_steps(
         return z if len(batches) == at_once else z[: len(batches) * len(batches[0].label)]
 
     return call
+
+
+def _side_by_side(batches: int, longest: int) -> int:
+    """How many batches are scored as one: as many as together have no axis too long for that."""
+    return max(
+        count
+        for count in range(1, batches + 1)
+        if count == 1 or (batches % count == 0 and count * longest <= _SCORED_AS_ONE)
+    )
 
 
 def _score_share(

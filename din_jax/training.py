@@ -92,19 +92,27 @@ class Run(NamedTuple):
         return train_step(self.model, self.optimizer, self.regularizer, self.placement)
 
     def steps(self) -> TrainSteps:
-        """Train steps on as many batches as the source has alike, in one call."""
+        """Train steps on `at_once` batches in one call."""
         return train_steps(
             self.model,
             self.optimizer,
             self.regularizer,
             self.placement,
-            at_once=self.source.alike,
+            at_once=self.at_once,
         )
+
+    @property
+    def at_once(self) -> int:
+        """The most batches of a call: those that the source has alike, but of several devices 1."""
+        return self.source.alike if self.placement.axis is None else 1
 
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
         batch_size = self.placement.block(self.config.eval.batch_size) * self.placement.count
-        at_once = _steps_at_once(_SCORED_IN_A_CALL, batch_size, self.placement)
+        at_once = 1
+        if self.placement.axis is None:
+            of_split = -(-len(self.store.split(split)) // batch_size)
+            at_once = max(1, min(_batches_of(_SCORED_IN_A_CALL, batch_size), of_split))
         return evaluation.Evaluator(
             score_steps(self.model, self.regularizer, self.placement, at_once=at_once),
             self.store,
@@ -152,7 +160,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         seed=config.seed,
         epochs=config.train.epochs,
         shards=_shards(placement),
-        alike=_steps_at_once(_TRAINED_IN_A_CALL, batch_size, placement),
+        alike=_batches_of(_TRAINED_IN_A_CALL, batch_size),
     )
     model = models.build(store.schema, config.model, placement.axis)
     regularizer = _regularizer(config, store, model)
@@ -169,9 +177,9 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     return run
 
 
-def _steps_at_once(samples: int, batch_size: int, placement: Placement) -> int:
-    """How many batches' steps go into a call of so many samples."""
-    return max(1, samples // batch_size) if placement.axis is None else 1
+def _batches_of(samples: int, batch_size: int) -> int:
+    """How many batches go into a call of so many samples."""
+    return max(1, samples // batch_size)
 
 
 def _shards(placement: Placement) -> Shards:
@@ -457,7 +465,7 @@ class _Trainer:
             total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
         ) as bar:
             self.meter.start()
-            for call in _calls(self.source, done, evaluate_after):
+            for call in _calls(self.source, done, evaluate_after, self.run.at_once):
                 with self.meter.waiting():
                     read = list(itertools.islice(iterator, len(call)))
                 if losses is not None:
@@ -547,8 +555,10 @@ def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
     return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
 
 
-def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
-    """The batches still to train on, in ranges that go into one call each.
+def _calls(
+    source: BatchSource, done: int, evaluate_after: list[int], at_once: int
+) -> Iterator[range]:
+    """The batches still to train on, in ranges of at most `at_once` that go into one call each.
 
     A range ends where batches of other shapes begin, and before an evaluation. It does not depend
     on where a run was stopped, so that one that goes on takes the very same steps.
@@ -557,8 +567,8 @@ def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterato
         epoch, place = divmod(done, source.batches_per_epoch)
         evaluation = evaluate_after[bisect.bisect_right(evaluate_after, place)]
         end = min(source.next_group(done), epoch * source.batches_per_epoch + evaluation)
-        yield range(done, end)
-        done = end
+        yield range(done, min(end, done + at_once))
+        done = min(end, done + at_once)
 
 
 def _better(value: float, best: float, metric: str) -> bool:

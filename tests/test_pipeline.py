@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from din_jax import pipeline
 from din_jax.errors import DinError
-from din_jax.pipeline import BatchSource, Ladder, Packer, batches
+from din_jax.pipeline import BatchSource, Ladder, Packer, Shards, batches
 from din_jax.store import Store
 
 
@@ -79,22 +79,78 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(rich):
 
 
 @pytest.mark.parametrize("alike", [2, 3])
-def test_neighbours_that_are_alike_have_the_same_shapes(rich, alike, monkeypatch):
+def test_neighbours_that_are_alike_share_their_samples_and_shapes(rich, alike, monkeypatch):
     monkeypatch.setattr(pipeline, "_SAMPLES_AT_ONCE", 16)
-    alone = BatchSource(rich[0], "train+validation", 4, epochs=2)
-    source = BatchSource(rich[0], "train+validation", 4, epochs=2, alike=alike)
+    store, samples = rich
+    alone = BatchSource(store, "train+validation", 4, epochs=2)
+    source = BatchSource(store, "train+validation", 4, epochs=2, alike=alike)
     assert source.batches_per_epoch == 19
     found = list(batches(source))
-    assert [unpacked(batch) for batch in found] == [unpacked(batch) for batch in batches(alone)]
     shapes = [[leaf.shape for leaf in jax.tree.leaves(batch)] for batch in found]
-    rungs = set()
-    for i in range(len(source)):
-        epoch, place = divmod(i, 19)
-        end = epoch * 19 + min(19, place - place % alike + alike)
-        assert source.next_group(i) == end
-        assert shapes[i] == shapes[end - 1]
-        rungs.add(tuple(shapes[i]))
-    assert len(rungs) > 1
+    begin, dealt, rungs = 0, 0, set()
+    while begin < len(source):
+        epoch, place = divmod(begin, 19)
+        end = source.next_group(begin)
+        assert end == epoch * 19 + min(19, place + alike)
+        of_group = [source.samples_of(i) for i in range(begin, end)]
+        in_order = np.concatenate([alone.samples_of(i) for i in range(begin, end)])
+        assert sorted(np.concatenate(of_group)) == sorted(in_order)
+        dealt += not np.array_equal(np.concatenate(of_group), in_order)
+        for i, of_batch in zip(range(begin, end), of_group, strict=True):
+            assert source.next_group(i) == end
+            assert shapes[i] == shapes[begin]
+            assert unpacked(found[i]) == [expected(samples[sample]) for sample in of_batch]
+        rungs.add(tuple(shapes[begin]))
+        begin = end
+    assert len(rungs) > 1 and dealt > 0
+
+
+@given(st.data())
+def test_samples_are_dealt_evenly(data):
+    groups, batches, size = (data.draw(st.integers(1, most)) for most in (3, 5, 40))
+    row = st.lists(
+        st.integers(0, 100) | st.just(7), min_size=batches * size, max_size=batches * size
+    )
+    sizes = np.array(data.draw(st.lists(row, min_size=groups, max_size=groups)))
+    places = pipeline._deal(sizes, batches)
+    for group, of_group in zip(sizes, places, strict=True):
+        assert sorted(of_group) == list(range(batches * size))
+        of_batches = of_group.reshape(batches, size)
+        assert (np.diff(of_batches) > 0).all()
+        totals = group[of_batches].sum(axis=1)
+        assert totals.max() - totals.min() <= group.max() - group.min()
+
+
+def test_each_batch_in_turn_gets_what_it_lacks():
+    sizes = np.array([[5, 9, 2, 7, 3, 4]])  # 9 and 7, then 4 and 5, then 2 and 3
+    np.testing.assert_array_equal(pipeline._deal(sizes, 2), [[1, 2, 5, 0, 3, 4]])
+
+
+@pytest.mark.parametrize(("batches", "size"), [(8, 32), (64, 32), (2, 128)])
+def test_dealt_batches_hardly_differ(batches, size):
+    lengths = np.random.default_rng(0).geometric(1 / 9, (20, batches * size)).clip(max=100)
+
+    def over_mean(order):
+        of_batches = np.take_along_axis(lengths, order, axis=1).reshape(20, batches, size)
+        totals = of_batches.sum(axis=2)
+        return (totals.max(axis=1) - totals.mean(axis=1)).mean()
+
+    as_drawn = np.tile(np.arange(batches * size), (20, 1))
+    assert over_mean(pipeline._deal(lengths, batches)) < over_mean(as_drawn) / 6
+
+
+def test_batches_of_one_sample_stay_in_their_order(rich):
+    one = BatchSource(rich[0], "train", 1, seed=5)
+    many = BatchSource(rich[0], "train", 1, seed=5, alike=16)
+    assert [many.samples_of(i) for i in range(60)] == [one.samples_of(i) for i in range(60)]
+
+
+def test_several_devices_train_on_the_batches_of_one(rich):
+    one = BatchSource(rich[0], "train", 4, alike=3)
+    two = BatchSource(rich[0], "train", 4, alike=3, shards=Shards(2, range(2)))
+    for i in range(len(one)):
+        np.testing.assert_array_equal(two.samples_of(i), one.samples_of(i))
+        np.testing.assert_array_equal(two[i].user.ravel(), one[i].user)
 
 
 def test_the_last_batch_is_filled_up_with_weight_zero(rich):

@@ -148,20 +148,23 @@ def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
     np.testing.assert_allclose(scores, np.concatenate([score(state, b) for b in batches]), 1e-5)
 
 
-@pytest.mark.parametrize("evaluations", [1, 3, 94])
-def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_store, evaluations):
+@pytest.mark.parametrize(("evaluations", "at_once"), [(1, 4), (3, 4), (94, 4), (3, 1)])
+def test_calls_end_where_shapes_change_and_where_validation_is_scored(
+    planted_store, evaluations, at_once
+):
     config = small_config(planted_store, **{"train.epochs": 2})
     source = training.open_run(config).source
     assert (source.batches_per_epoch, source.alike) == (94, 4)
     places = training._evaluation_places(94, evaluations)
     assert len(places) == evaluations and places[-1] == 94
-    calls = list(training._calls(source, 0, places))
+    calls = list(training._calls(source, 0, places, at_once))
     assert [i for call in calls for i in call] == list(range(188))
     for call in calls:
         inside = range(call.start + 1, call.stop)
+        assert len(call) <= at_once
         assert not any(i % 94 % 4 == 0 or i % 94 in places for i in inside)
     for i, call in enumerate(calls):  # wherever a run was stopped
-        assert list(training._calls(source, call.start, places)) == calls[i:]
+        assert list(training._calls(source, call.start, places, at_once)) == calls[i:]
 
 
 def test_batch_size_changes_no_score(planted_store):
@@ -169,11 +172,12 @@ def test_batch_size_changes_no_score(planted_store):
     run = training.open_run(config)
     state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
     scores = []
-    for batch_size in (1000, 7):
+    for batch_size in (5000, 1000, 7):  # one a call, two a call, many a call and side by side
         config.eval.batch_size = batch_size
         scores.append(run.evaluator("test").probabilities(state))
     assert scores[0].shape == (300 * planted.TEST_IMPRESSIONS,)
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+    np.testing.assert_allclose(scores[2], scores[0], rtol=1e-5)
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_path, monkeypatch):
