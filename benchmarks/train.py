@@ -37,7 +37,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from make_samples import make
 from ml_collections import ConfigDict
 
 from din_jax import cli, training
@@ -53,6 +52,8 @@ READY_SAMPLES = 32_768  # in batches that are ready in memory
 def config_of(arguments: argparse.Namespace) -> ConfigDict:
     """The config that the flags `add_flags` adds describe; the default store is made if missing."""
     if arguments.store == STORE and not Path(STORE).exists():
+        from make_samples import make  # with Polars, which would be in the peak
+
         make(STORE, mean_history=9)
     c = default_config()
     c.data.store = arguments.store

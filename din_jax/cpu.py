@@ -23,6 +23,9 @@ import numpy as np
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 29  # a larger block is a table, not a buffer of a step: it goes back when it is freed
+_ALL = 2**31 - 1  # bytes that are free in a heap and kept there
+_SMALL = 128 << 10  # glibc's own bound for both
+_keeps = False  # whether freed memory is kept
 
 
 def keep_freed_memory() -> bool:
@@ -33,8 +36,10 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether the C library took it: false where it is not glibc.
     """
+    global _keeps
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return _set(_M_MMAP_THRESHOLD, _LARGE) and _set(_M_TRIM_THRESHOLD, 2**31 - 1)
+    _keeps = _thresholds(_LARGE, _ALL)
+    return _keeps
 
 
 def ready(leaves: Sequence[Any]) -> list[Any]:
@@ -53,13 +58,19 @@ def in_own_thread(call: Callable[[], Any]) -> Any:
     """What `call` returns, from a thread that ends with it: of glibc's, each has a heap of its own.
 
     Compiling leaves tens of thousands of free blocks between others. Where a step's buffers are
-    allocated among them it is a tenth to a third slower. Pages that are free are given back.
+    allocated among them it is a tenth to a third slower. Freed memory goes back to the system
+    meanwhile: compiling a step takes some 150 MB, more than the steps of a small one.
     """
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        result = jax.block_until_ready(pool.submit(call).result())
-    if _libc() is not None:
-        _libc().malloc_trim(0)
-    return result
+    if _keeps:
+        _thresholds(_SMALL, _SMALL)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return jax.block_until_ready(pool.submit(call).result())
+    finally:
+        if _libc() is not None:
+            _libc().malloc_trim(0)
+        if _keeps:
+            _thresholds(_LARGE, _ALL)
 
 
 @functools.cache
@@ -71,8 +82,12 @@ def _libc() -> Any:
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
-def _set(name: int, value: int) -> bool:
-    return _libc() is not None and bool(_libc().mallopt(name, value))
+def _thresholds(large: int, free: int) -> bool:
+    """From how many bytes on a block is the system's, and how many free ones a heap keeps."""
+    libc = _libc()
+    return libc is not None and bool(
+        libc.mallopt(_M_MMAP_THRESHOLD, large) and libc.mallopt(_M_TRIM_THRESHOLD, free)
+    )
 
 
 @functools.cache

@@ -29,7 +29,6 @@ from din_jax.cpu import keep_freed_memory
 from din_jax.devices import Placement
 from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.pipeline import Batch, BatchSource, Shards, batches
-from din_jax.prepare import planted
 from din_jax.regularizers import Regularizer, most_frequent
 from din_jax.step import (
     TrainState,
@@ -144,6 +143,8 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     path = Path(config.data.store)
     if config.data.prepare == config.data.store:
         if processes.is_first() and not path.exists():
+            from din_jax.prepare import planted  # with Polars, which training needs not else
+
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
         processes.wait_for_all("embedded data set")  # all, whether they see it yet or not

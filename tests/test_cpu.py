@@ -19,6 +19,7 @@ from din_jax import cpu
 import jax, jax.numpy as jnp
 
 cpu.keep_freed_memory()
+assert cpu.in_own_thread(lambda: 7) == 7  # gives memory back, and ends it
 x = jnp.ones(10000)
 
 @jax.jit
@@ -49,6 +50,12 @@ def test_the_pages_of_a_large_block_are_kept():
         [sys.executable, "-c", FAULTS_A_CALL], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 2000
+
+
+def test_training_needs_no_polars():
+    """It takes 20 MB, and a third of a second at the start."""
+    code = "import sys; import din_jax.training; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @on_cpu
