@@ -319,6 +319,17 @@ def check_same_run(
     check_same_data(meta, store, workdir)
 
 
+def check_same_batches(meta: dict[str, Any], source: BatchSource, workdir: str | Path) -> None:
+    """Raises `DinError` if a run's batches were dealt their samples otherwise: it can't go on."""
+    before, after = (batches.get("dealt", 1) for batches in (meta["batches"], source.fingerprint))
+    if before != after:
+        raise DinError(
+            f"{workdir}: the run was begun by another version of din_jax, which dealt samples "
+            f"among {before} batches; this one deals them among {after}, and would train on some "
+            "twice: go on with that version, or give another --workdir to begin anew"
+        )
+
+
 def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> None:
     """Raises `DinError` if a checkpoint was trained on another store: its ids mean other things."""
     before, schema = Schema.from_json(meta["schema"]), store.schema

@@ -282,19 +282,19 @@ class BatchSource:
 
     Small batches are made several at once, in stretches: of one alone the calls would cost more
     than the work. For the same reason several steps may be taken in one call, for which neighbours
-    have to be `alike`: their samples are dealt among them so that each batch has about as many
-    behaviours, and little padding makes their shapes the same.
+    have to be `alike`: their samples are dealt among them so that each batch holds about as much,
+    and little padding makes their shapes the same. On any number of devices they are the same.
 
     Args:
       store, split: what to read.
       batch_size: B.
       max_history: see `Packer`.
       seed: of the order.
-      shuffle: if not, batches follow the store's order.
+      shuffle: if not, batches follow the store's order, but for dealing.
       epochs: how many.
       shards: of several devices; a batch then has the axis of those in `shards.local`.
-      alike: so many neighbouring batches are dealt their samples and have the same shapes; groups
-        begin with each epoch.
+      alike: so many neighbouring batches are dealt their samples and have the same shapes, on
+        several devices the samples alone; groups begin with each epoch.
 
     Raises:
       DinError: there is no such split, it has no samples, or M does not divide B.
@@ -335,9 +335,10 @@ class BatchSource:
             "max_history": max_history,
             "seed": seed,
             "shuffle": shuffle,
-            "alike": alike,
+            "dealt": alike,
         }
-        self.alike = alike
+        self.dealt = alike
+        self.alike = alike if shards.count == 1 else 1  # M shares each would need more padding
         self.at_once = alike * max(1, _SAMPLES_AT_ONCE // (alike * batch_size))
         self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
@@ -389,11 +390,12 @@ class BatchSource:
         """The samples of a stretch, one batch's after the other's, and their lengths."""
         epoch, stretch = divmod(stretch, self.stretches // self.epochs)
         size = self.at_once * self.batch_size
-        chosen = slice(stretch * size, (stretch + 1) * size)
+        begin, end = stretch * size, min((stretch + 1) * size, len(self.samples))
         if self.shuffle:
-            samples = self.samples.start + self._order(epoch)[chosen].astype(np.int64)
+            samples = self._order(epoch)[begin:end].astype(np.int64)
         else:
-            samples = np.arange(len(self.samples))[chosen] + self.samples.start
+            samples = np.arange(begin, end)
+        samples += self.samples.start
         lengths = self.packer.lengths(samples)
         dealt = self._dealt(lengths)
         return samples[dealt], lengths[dealt]
@@ -401,9 +403,9 @@ class BatchSource:
     def _dealt(self, lengths: np.ndarray) -> np.ndarray:
         """Where the samples of whole groups, and of what is left, are in the batches' order."""
         order, sizes, size = np.arange(len(lengths)), lengths.sum(axis=1), self.batch_size
-        whole = len(order) // (self.alike * size) * self.alike * size
+        whole = len(order) // (self.dealt * size) * self.dealt * size
         left = (len(order) - whole) // size  # a last batch that is not full stays as it is
-        for begin, end, batches in ((0, whole, self.alike), (whole, whole + left * size, left)):
+        for begin, end, batches in ((0, whole, self.dealt), (whole, whole + left * size, left)):
             if batches > 1 and begin < end:
                 groups = sizes[begin:end].reshape(-1, batches * size)
                 first = np.arange(begin, end, batches * size)[:, np.newaxis]
@@ -435,7 +437,7 @@ class BatchSource:
         group = self.alike * size
         if not self.shuffle:
             totals = []
-            for stretch in range(self.stretches):
+            for stretch in range(self.stretches // self.epochs):
                 _, lengths = self._samples_of(stretch)
                 totals += [
                     _most(lengths[i : i + group], share) for i in range(0, len(lengths), group)
@@ -447,13 +449,13 @@ class BatchSource:
             stop = min(start + _SAMPLES_A_LOOK, self.samples.stop)
             lengths = self.packer.lengths(np.arange(start, stop))
             longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-share:]
-        count = min(group, len(self.samples))
+        count = min(self.dealt * size, len(self.samples))
         drawn = np.random.default_rng(0).integers(
             self.samples.start, self.samples.stop, size=(_TRIAL_GROUPS, count)
         )
         trials = []
         for lengths in map(self.packer.lengths, drawn):
-            trials.append(_most(lengths[self._dealt(lengths)], share))
+            trials.append(_most(lengths[self._dealt(lengths)][:group], share))
         return Ladder.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())
 
 

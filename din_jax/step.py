@@ -33,7 +33,8 @@ from din_jax.optim import row_leaves
 from din_jax.pipeline import Batch
 from din_jax.regularizers import Regularizer
 
-_SCORED_AS_ONE = 16_384  # places of a packed axis: some ten megabytes of a model's arrays
+_SHORT = 1280  # places of a packed axis: such batches are scored several as one
+_SCORED_AS_ONE = 16_384  # places of a packed axis, as many as a batch of 1024 may have
 _MAPPED, _COMMON = 0, None  # what has the devices' axis, and what all devices have alike
 
 
@@ -440,13 +441,16 @@ def score_steps(
     return call
 
 
-def _side_by_side(batches: int, longest: int) -> int:
-    """How many batches are scored as one: as many as together have no axis too long for that."""
-    return max(
-        count
-        for count in range(1, batches + 1)
-        if count == 1 or (batches % count == 0 and count * longest <= _SCORED_AS_ONE)
-    )
+def _side_by_side(batches: int, longest: int) -> int | None:
+    """How many batches are scored as one; None: each by itself, as it is best if it is not short.
+
+    Args:
+      batches: of a call; a power of two, or they are not shared out evenly and XLA compiles twice.
+      longest: of their axes.
+    """
+    if longest > _SHORT:
+        return None
+    return min(batches, 1 << (_SCORED_AS_ONE // longest).bit_length() - 1)
 
 
 def _score_share(

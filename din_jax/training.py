@@ -91,19 +91,14 @@ class Run(NamedTuple):
         return train_step(self.model, self.optimizer, self.regularizer, self.placement)
 
     def steps(self) -> TrainSteps:
-        """Train steps on `at_once` batches in one call."""
+        """Train steps on as many batches as the source has alike, in one call."""
         return train_steps(
             self.model,
             self.optimizer,
             self.regularizer,
             self.placement,
-            at_once=self.at_once,
+            at_once=self.source.alike,
         )
-
-    @property
-    def at_once(self) -> int:
-        """The most batches of a call: those that the source has alike, but of several devices 1."""
-        return self.source.alike if self.placement.axis is None else 1
 
     def evaluator(self, split: str) -> evaluation.Evaluator:
         """Scores a split of the run's store."""
@@ -111,7 +106,8 @@ class Run(NamedTuple):
         at_once = 1
         if self.placement.axis is None:
             of_split = -(-len(self.store.split(split)) // batch_size)
-            at_once = max(1, min(_batches_of(_SCORED_IN_A_CALL, batch_size), of_split))
+            most = max(1, min(_batches_of(_SCORED_IN_A_CALL, batch_size), of_split))
+            at_once = 1 << (most.bit_length() - 1)  # a power of two: see `score_steps`
         return evaluation.Evaluator(
             score_steps(self.model, self.regularizer, self.placement, at_once=at_once),
             self.store,
@@ -379,6 +375,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
             before = checkpoints.meta(kind)
             checkpoint.check_complete(ConfigDict(before["config"]), workdir)
             checkpoint.check_same_run(before, config, run.store, workdir)
+            checkpoint.check_same_batches(before, run.source, workdir)
     if checkpoints.latest("last") is not None:
         state, saved = checkpoints.restore("last", run.like())
         best = saved["best"]
@@ -466,7 +463,7 @@ class _Trainer:
             total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
         ) as bar:
             self.meter.start()
-            for call in _calls(self.source, done, evaluate_after, self.run.at_once):
+            for call in _calls(self.source, done, evaluate_after):
                 with self.meter.waiting():
                     read = list(itertools.islice(iterator, len(call)))
                 if losses is not None:
@@ -556,10 +553,8 @@ def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
     return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
 
 
-def _calls(
-    source: BatchSource, done: int, evaluate_after: list[int], at_once: int
-) -> Iterator[range]:
-    """The batches still to train on, in ranges of at most `at_once` that go into one call each.
+def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
+    """The batches still to train on, in ranges that go into one call each.
 
     A range ends where batches of other shapes begin, and before an evaluation. It does not depend
     on where a run was stopped, so that one that goes on takes the very same steps.
@@ -568,8 +563,8 @@ def _calls(
         epoch, place = divmod(done, source.batches_per_epoch)
         evaluation = evaluate_after[bisect.bisect_right(evaluate_after, place)]
         end = min(source.next_group(done), epoch * source.batches_per_epoch + evaluation)
-        yield range(done, min(end, done + at_once))
-        done = min(end, done + at_once)
+        yield range(done, end)
+        done = end
 
 
 def _better(value: float, best: float, metric: str) -> bool:

@@ -23,7 +23,7 @@ from din_jax.errors import DinError, Interrupted
 from din_jax.metrics import log_loss
 from din_jax.pipeline import BatchSource
 from din_jax.prepare import planted
-from din_jax.step import init_state, score_step, score_steps, train_step
+from din_jax.step import _side_by_side, init_state, score_step, score_steps, train_step
 from din_jax.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -148,23 +148,20 @@ def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
     np.testing.assert_allclose(scores, np.concatenate([score(state, b) for b in batches]), 1e-5)
 
 
-@pytest.mark.parametrize(("evaluations", "at_once"), [(1, 4), (3, 4), (94, 4), (3, 1)])
-def test_calls_end_where_shapes_change_and_where_validation_is_scored(
-    planted_store, evaluations, at_once
-):
+@pytest.mark.parametrize("evaluations", [1, 3, 94])
+def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_store, evaluations):
     config = small_config(planted_store, **{"train.epochs": 2})
     source = training.open_run(config).source
     assert (source.batches_per_epoch, source.alike) == (94, 4)
     places = training._evaluation_places(94, evaluations)
     assert len(places) == evaluations and places[-1] == 94
-    calls = list(training._calls(source, 0, places, at_once))
+    calls = list(training._calls(source, 0, places))
     assert [i for call in calls for i in call] == list(range(188))
     for call in calls:
         inside = range(call.start + 1, call.stop)
-        assert len(call) <= at_once
         assert not any(i % 94 % 4 == 0 or i % 94 in places for i in inside)
     for i, call in enumerate(calls):  # wherever a run was stopped
-        assert list(training._calls(source, call.start, places, at_once)) == calls[i:]
+        assert list(training._calls(source, call.start, places)) == calls[i:]
 
 
 def test_batch_size_changes_no_score(planted_store):
@@ -264,6 +261,25 @@ def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
         training.train(small_config(planted_store, **{"model.name": "base"}), tmp_path)
     with pytest.raises(DinError, match=r"holds a run of 188 steps, and .* asks for 94"):
         training.train(small_config(planted_store, **{"train.epochs": 1}), tmp_path)
+
+
+def test_a_run_whose_batches_were_dealt_otherwise_does_not_go_on(
+    planted_store, tmp_path, monkeypatch
+):
+    config = small_config(planted_store, **{"train.epochs": 1})
+    training.train(config, tmp_path / "run", test=False)
+    config.train.epochs = 2
+    monkeypatch.setattr(training, "_TRAINED_IN_A_CALL", 64)
+    with pytest.raises(DinError, match="among 4 batches; this one deals them among 1,"):
+        training.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("batches", "longest", "count"),
+    [(64, 320, 32), (64, 8, 64), (4, 320, 4), (16, 1240, 8), (2, 10104, None), (8, 2500, None)],
+)
+def test_small_batches_are_scored_side_by_side(batches, longest, count):
+    assert _side_by_side(batches, longest) == count
 
 
 def test_weights_of_another_run_are_never_reported(planted_store, tmp_path):
