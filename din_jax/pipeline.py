@@ -343,7 +343,8 @@ class BatchSource:
         self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._last_stretch = functools.lru_cache(maxsize=1)(self.stretch)
-        self._last_samples = functools.lru_cache(maxsize=1)(self._samples_of)
+        # Those read ahead too: who asks for a batch's samples later need not deal them again.
+        self._recent_samples = functools.lru_cache(maxsize=8)(self._samples_of)
         self.ladder = self._ladder()
 
     def __len__(self) -> int:
@@ -361,7 +362,7 @@ class BatchSource:
 
     def stretch(self, index: int) -> list[Batch]:
         """Stretch `index`: at most `at_once` neighbouring batches of an epoch, packed together."""
-        samples, lengths = self._samples_of(index)
+        samples, lengths = self._recent_samples(index)
         size, share = self.batch_size, self.batch_size // self.shards.count
         groups, capacities = [], []
         for begin in range(0, len(samples), size):
@@ -384,7 +385,7 @@ class BatchSource:
     def samples_of(self, index: int) -> np.ndarray:
         """int64: which of the store's samples batch `index` has, on all devices."""
         stretch, place = self.place(int(index))
-        return self._last_samples(stretch)[0][place * self.batch_size :][: self.batch_size]
+        return self._recent_samples(stretch)[0][place * self.batch_size :][: self.batch_size]
 
     def _samples_of(self, stretch: int) -> tuple[np.ndarray, np.ndarray]:
         """The samples of a stretch, one batch's after the other's, and their lengths."""
@@ -502,7 +503,8 @@ def _most(lengths: np.ndarray, share: int) -> np.ndarray:
 def _deal(sizes: np.ndarray, batches: int) -> np.ndarray:
     """Deals the samples of each group among its batches, so that their totals are nearly equal.
 
-    The longest come first, always to the batch that has least.
+    In rounds of one sample a batch, the longest first: in each, the batch that has least so far
+    gets the longest.
 
     Args:
       sizes: [G, batches · B].

@@ -105,6 +105,8 @@ class StoreWriter:
         Raises:
           DinError: the table has another number of rows, or an id stands twice.
         """
+        import polars as pl
+
         if table not in {t.name for t in self.schema.tables}:
             raise DinError(f"vocabulary of {table!r}: the schema has no such table")
         rows = self.schema.rows(table)
@@ -115,8 +117,6 @@ class StoreWriter:
             )
         if ids.n_unique() != len(ids):
             raise DinError(f"vocabulary of table {table!r}: an id stands twice")
-        import polars as pl
-
         path = self._partial / "vocab" / f"{table}.parquet"
         path.parent.mkdir(exist_ok=True)
         frame = pl.DataFrame(

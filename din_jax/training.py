@@ -107,7 +107,7 @@ class Run(NamedTuple):
         if self.placement.axis is None:
             of_split = -(-len(self.store.split(split)) // batch_size)
             most = max(1, min(_batches_of(_SCORED_IN_A_CALL, batch_size), of_split))
-            at_once = 1 << (most.bit_length() - 1)  # a power of two: see `score_steps`
+            at_once = 1 << (most.bit_length() - 1)  # a power of two, to be shared out evenly there
         return evaluation.Evaluator(
             score_steps(self.model, self.regularizer, self.placement, at_once=at_once),
             self.store,
@@ -139,7 +139,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     path = Path(config.data.store)
     if config.data.prepare == config.data.store:
         if processes.is_first() and not path.exists():
-            from din_jax.prepare import planted  # with Polars, which training needs not else
+            from din_jax.prepare import planted  # with Polars, which training does without
 
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
