@@ -4,7 +4,10 @@ import sys
 
 from absl import flags
 
-from din_jax import cli, evaluation, processes, training
+from din_jax import cli
+from din_jax.distributed import processes
+from din_jax.train.evaluation import metrics_table
+from din_jax.train.run import final_kind, reopen
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of the store to score.")
@@ -26,15 +29,15 @@ def main() -> None:
 
 
 def _evaluate() -> None:
-    run = training.reopen(_WORKDIR.value, _STORE.value, on=_DEVICES.value)
-    kind = _CHECKPOINT.value or training.final_kind(run, _WORKDIR.value)
+    run = reopen(_WORKDIR.value, _STORE.value, on=_DEVICES.value)
+    kind = _CHECKPOINT.value or final_kind(run, _WORKDIR.value)
     processes.check_alike({"--split": _SPLIT.value, "--checkpoint": kind})
     evaluator = run.evaluator(_SPLIT.value)
     state, _ = run.checkpoints(_WORKDIR.value).restore(kind, run.like())
     metrics = evaluator.metrics(evaluator.probabilities(state))
     if processes.is_first():
         title = f"{_SPLIT.value} metrics, weights of step {int(state.step):,}"
-        print(evaluation.table(title, metrics))
+        print(metrics_table(title, metrics))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from din_jax import cli, training
+from din_jax import cli
+from din_jax.train.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
@@ -24,7 +25,7 @@ def main() -> None:
     """Trains as the flags say."""
     cli.parse_flags(sys.argv, required=("config",))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    training.train(_CONFIG.value, _WORKDIR.value or f"runs/{name}", test=_TEST.value)
+    train(_CONFIG.value, _WORKDIR.value or f"runs/{name}", test=_TEST.value)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from din_jax import cli, training
+from din_jax import cli
+from din_jax.data.packing import Batch
 from din_jax.errors import DinError
-from din_jax.layers import MLP, ActivationUnit
 from din_jax.models import din
-from din_jax.pipeline import Batch
-from din_jax.step import train_steps
+from din_jax.nn.activation_unit import ActivationUnit
+from din_jax.nn.mlp import MLP
+from din_jax.step.train import train_steps
+from din_jax.train.run import open_run
 from train import add_flags, config_of
 
 BATCHES = 16  # of one shape
@@ -56,7 +58,7 @@ class Variant:
     """A train step, its state, and batches that it takes in turn."""
 
     def __init__(self, config: ConfigDict, batches: list[Batch], *, in_one_go: bool = False):
-        run = training.open_run(config)
+        run = open_run(config)
         self.state = run.init()
         self.steps = IN_ONE_GO if in_one_go else 1
         self.calls = [batches[i : i + self.steps] for i in range(0, len(batches), self.steps)]
@@ -97,7 +99,7 @@ def padded(batch: Batch, longest: int) -> Batch:
 def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
     """Ours, and ours without one choice each."""
     config = config_of(arguments)
-    run = training.open_run(config)
+    run = open_run(config)
     source, schema = run.source, run.store.schema
     fields = [f for sequence in schema.sequences for f in sequence.fields]
     if [s.name for s in schema.sequences] != ["history"] or any(f.multi_hot for f in fields):

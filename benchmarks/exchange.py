@@ -21,11 +21,13 @@ import jax
 import numpy as np
 from table_growth import CATEGORIES, make_batches, schema_of
 
-from din_jax import models, optim
 from din_jax.config import default_config
-from din_jax.devices import choose, is_sharded
-from din_jax.regularizers import Regularizer
-from din_jax.step import state_shapes, train_step
+from din_jax.distributed.devices import choose, is_sharded
+from din_jax.models.registry import build_model, model_tables
+from din_jax.optim.build import build_optimizer
+from din_jax.optim.regularizer import Regularizer
+from din_jax.step.state import state_shapes
+from din_jax.step.train import train_step
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\(")
@@ -90,9 +92,9 @@ def compiled_step(
     schema = schema_of(rows)
     # The table of categories is small, and goes as a whole.
     wanted = f"item={placement}"
-    where = choose(devices, wanted, models.tables(schema, config.model))
-    model = models.build(schema, config.model, where.axis)
-    transform = optim.build(
+    where = choose(devices, wanted, model_tables(schema, config.model))
+    model = build_model(schema, config.model, where.axis)
+    transform = build_optimizer(
         config.optimizer,
         config.regularizer,
         batch_size,

@@ -27,12 +27,15 @@ import jax
 import numpy as np
 from table_growth import CATEGORIES, schema_of
 
-from din_jax import cli, models, optim
+from din_jax import cli
 from din_jax.config import default_config
-from din_jax.cpu import keep_freed_memory
+from din_jax.data.packing import Batch, Behaviors
+from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.errors import DinError
-from din_jax.pipeline import Batch, Behaviors
-from din_jax.step import init_state, train_step
+from din_jax.models.registry import build_model
+from din_jax.optim.build import build_optimizer
+from din_jax.step.state import init_state
+from din_jax.step.train import train_step
 
 GOODS = 63_001
 
@@ -64,9 +67,9 @@ class Trial:
         config.model.hidden = config.model.attention.hidden = (80, 40)
         config.model.attention.block = block
         config.optimizer.decay_samples = 1_000_000
-        model = models.build(schema_of(GOODS), config.model)
+        model = build_model(schema_of(GOODS), config.model)
         size = len(batch.label)
-        optimizer = optim.build(config.optimizer, config.regularizer, size, model.tables)
+        optimizer = build_optimizer(config.optimizer, config.regularizer, size, model.tables)
         step: Any = train_step(model, optimizer)
         self.batch = jax.device_put(batch)
         self.state = init_state(model, optimizer, batch, 0)

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from din_jax.cli import guarded
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store_writer import StoreWriter, smallest_unsigned
 from din_jax.errors import DinError
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import StoreWriter, smallest_unsigned
 
 GOODS = 63_001
 CATEGORIES = 801

@@ -16,8 +16,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from din_jax import cli, training
-from din_jax.step import score_step
+from din_jax import cli
+from din_jax.step.score import score_step
+from din_jax.train.run import open_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
@@ -32,7 +33,7 @@ def sizes(config: ConfigDict, model: str) -> dict[str, Any]:
     config.model.name, _, product = model.partition(" ")
     config.model.pnn.product = product or "inner"
     config.train.batch_size = _BATCH.value
-    run = training.open_run(config)
+    run = open_run(config)
     state, batch = run.init(), run.source[0]
     score = jax.jit(score_step(run.model, placement=run.placement))
     cost = score.lower(state, batch).compile().cost_analysis()

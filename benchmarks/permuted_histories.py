@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from din_jax import cli, training
-from din_jax.store import Store
+from din_jax import cli
+from din_jax.data.store import Store
+from din_jax.train.run import final_kind, reopen
 
 
 def permuted(store: Store, split: str, seed: int) -> Store:
@@ -54,8 +55,8 @@ def main() -> None:
     print("| run | user_weighted_auc | with another user's history | difference |")
     print("| --- | --- | --- | --- |")
     for workdir in arguments.workdirs:
-        run = training.reopen(workdir, arguments.store)
-        kind = training.final_kind(run, workdir)
+        run = reopen(workdir, arguments.store)
+        kind = final_kind(run, workdir)
         state, _ = run.checkpoints(workdir).restore(kind, run.like())
         scores = []
         for store in (run.store, permuted(run.store, arguments.split, arguments.seed)):

@@ -11,8 +11,9 @@ import os
 import statistics
 import time
 
-from din_jax.pipeline import BatchSource, batches
-from din_jax.store import Store
+from din_jax.data.loader import batches
+from din_jax.data.source import BatchSource
+from din_jax.data.store import Store
 
 
 def main() -> None:

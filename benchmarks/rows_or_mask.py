@@ -1,4 +1,4 @@
-"""Where a table is better updated by rows than as a whole: the rule `embedding.ROWS_ABOVE`.
+"""Where a table is better updated by rows than as a whole: the rule `ROWS_ABOVE`.
 
     python benchmarks/rows_or_mask.py
 
@@ -12,8 +12,8 @@ import os
 
 from table_growth import Trial
 
-from din_jax import embedding
-from din_jax.cpu import keep_freed_memory
+from din_jax.distributed.cpu import keep_freed_memory
+from din_jax.nn import present_rows
 
 
 def main() -> None:
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of 20 steps each way")
     arguments = parser.parse_args()
     keep_freed_memory()
-    usual = embedding.ROWS_ABOVE
+    usual = present_rows.ROWS_ABOVE
     found = {}
     for ratio in (float(r) for r in arguments.ratios.split(",")):
         trials = {}
         for way, above in (("rows", 0), ("whole", 10**12)):
-            embedding.ROWS_ABOVE = above
+            present_rows.ROWS_ABOVE = above
             first = Trial(1000, arguments.optimizer, arguments.batch, lazy=True).batches[0]
             ids = len(first.label) + len(first.sequences["history"].segment_ids)
             trials[way] = Trial(int(ratio * ids), arguments.optimizer, arguments.batch, lazy=True)

@@ -25,13 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from din_jax import checkpoint, models, optim
+from din_jax.checkpoint import compatibility
+from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.config import default_config
-from din_jax.cpu import keep_freed_memory
-from din_jax.pipeline import Batch, Behaviors
-from din_jax.regularizers import Regularizer
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.step import init_state, train_step
+from din_jax.data.packing import Batch, Behaviors
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.distributed.cpu import keep_freed_memory
+from din_jax.models.registry import build_model
+from din_jax.optim.build import build_optimizer
+from din_jax.optim.regularizer import Regularizer
+from din_jax.step.state import init_state
+from din_jax.step.train import train_step
 
 CATEGORIES = 801
 MEAN_HISTORY = 9
@@ -96,8 +100,8 @@ class Trial:
         config.optimizer.decay_samples = 1_000_000
         config.regularizer.name = "mba"
         self.config, self.schema = config, schema_of(rows)
-        model = models.build(self.schema, config.model)
-        transform = optim.build(config.optimizer, config.regularizer, batch_size, model.tables)
+        model = build_model(self.schema, config.model)
+        transform = build_optimizer(config.optimizer, config.regularizer, batch_size, model.tables)
         self.batches = make_batches(rows, batch_size)
         counts = {name: jnp.ones(spec.rows) for name, spec in model.tables.items()}
         self.step = train_step(model, transform, Regularizer(counts=counts))
@@ -178,13 +182,13 @@ def save_and_restore(trials: list[Trial], folder: Path) -> dict[str, float]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), largest.state
     )
     meta = {
-        "config": checkpoint.as_json(largest.config),
+        "config": compatibility.as_json(largest.config),
         "schema": largest.schema.to_json(),
         "batches": {},
         "best": None,
     }
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
-        checkpoints = checkpoint.Checkpoints(workdir)
+        checkpoints = Checkpoints(workdir)
         begin = time.perf_counter()
         checkpoints.save("last", largest.state, meta)
         saved = time.perf_counter()

@@ -39,11 +39,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from din_jax import cli, training
+from din_jax import cli
 from din_jax.config import default_config
+from din_jax.data.packing import Batch
 from din_jax.errors import DinError, Interrupted
-from din_jax.pipeline import Batch
-from din_jax.step import TrainState
+from din_jax.step.state import TrainState
+from din_jax.train.loop import train
+from din_jax.train.run import Run, open_run
 
 STORE = "data/speed/history-9"
 READY_SAMPLES = 32_768  # in batches that are ready in memory
@@ -77,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 class Steps:
     """A run's train step on ready batches, taken in turn; of small ones several in a call."""
 
-    def __init__(self, run: training.Run):
+    def __init__(self, run: Run):
         self.step: Any = run.step()
         self.take = run.steps()
         self.state = run.init()
@@ -166,7 +168,7 @@ def train_end_to_end(config: ConfigDict, seconds: float) -> list[dict[str, float
         log = Path(workdir) / "metrics.jsonl"
         threading.Thread(target=_interrupt, args=(log, seconds), daemon=True).start()
         with contextlib.suppress(Interrupted):
-            training.train(config, workdir, test=False)
+            train(config, workdir, test=False)
         lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [line for line in lines if line["split"] == "train"][1:]
 
@@ -181,7 +183,7 @@ def _interrupt(log: Path, seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def scoring(run: training.Run, state: TrainState, seconds: float) -> dict[str, float]:
+def scoring(run: Run, state: TrainState, seconds: float) -> dict[str, float]:
     """Samples a second of scoring the train split, without and with its metrics."""
     evaluator = run.evaluator("train")
     evaluator.metrics(evaluator.probabilities(state))
@@ -239,7 +241,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config.regularizer.name = "mba" if arguments.mba else "none"
     logged = train_end_to_end(config, arguments.seconds / 2)
     peak = peak_mb()
-    run = training.open_run(config)
+    run = open_run(config)
     steps = Steps(run)
     product_rates = [product_rate()]
     # In turns, so that what else the machine does falls on both.

@@ -15,7 +15,7 @@ docs/results.md has times and scores.
 from ml_collections import ConfigDict
 
 from din_jax.config import default_config
-from din_jax.store import Store
+from din_jax.data.store import Store
 
 AGAINST = "BaseModel"
 REFIT = False

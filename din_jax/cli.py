@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from din_jax import processes
+from din_jax.distributed import processes
 from din_jax.errors import DinError, Interrupted
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store import Store
+from din_jax.data.store_writer import StoreWriter
 from din_jax.prepare import planted
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import Store, StoreWriter
 
 jax.config.update("jax_num_cpu_devices", 8)
 # A missing axis is a bug, not a broadcast.

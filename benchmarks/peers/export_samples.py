@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from din_jax.cli import guarded
+from din_jax.data.packing import Packer
+from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
-from din_jax.pipeline import Packer
-from din_jax.store import SPLITS, Store
 
 _COMPARED = 1000  # samples of a split that are compared with the store one by one
 

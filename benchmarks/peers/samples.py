@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from din_jax.data.schema import Schema
 from din_jax.errors import DinError
-from din_jax.schema import Schema
 
 
 class Split(NamedTuple):

@@ -31,8 +31,8 @@ import export_samples  # noqa: E402
 import make_samples  # noqa: E402
 
 from din_jax.cli import guarded  # noqa: E402
+from din_jax.data.store import Store  # noqa: E402
 from din_jax.errors import DinError  # noqa: E402
-from din_jax.store import Store  # noqa: E402
 
 OURS = HERE.parent / "train.py"
 PEERS = {

@@ -28,8 +28,8 @@ sys.path.append(str(HERE))
 import export_samples  # noqa: E402
 
 from din_jax.cli import guarded  # noqa: E402
+from din_jax.data.store import Store  # noqa: E402
 from din_jax.errors import DinError  # noqa: E402
-from din_jax.store import Store  # noqa: E402
 
 _EVALUATION = re.compile(r"validation user_weighted_auc (\d\.\d+)")
 # DeepCTR's defaults.

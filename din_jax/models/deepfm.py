@@ -12,31 +12,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from din_jax.embedding import Lookup, Lookups, Tables, TableSpec
-from din_jax.models import base, lr
-from din_jax.models.base import (
-    Head,
-    Options,
-    embed_and_pool,
-    group_vectors,
-    one_width,
-    options,
-)
-from din_jax.pipeline import Batch
-from din_jax.schema import Schema
+from din_jax.data.packing import Batch
+from din_jax.data.schema import Schema
+from din_jax.models import features, lr
+from din_jax.models.base import Head
+from din_jax.models.features import Options, embed_and_pool, group_vectors, one_width, options
+from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     """The tables of base, and those of the weights w, which are not decayed."""
     weights = lr.tables(schema, config)
-    return base.tables(schema, config) | {
+    return features.tables(schema, config) | {
         name: spec._replace(decayed=False) for name, spec in weights.items()
     }
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
     """What base looks up, and the weights w."""
-    return base.lookups(batch, schema, config) | lr.lookups(batch, schema, config)
+    return features.lookups(batch, schema, config) | lr.lookups(batch, schema, config)
 
 
 def pairwise(vectors: list[jax.Array]) -> jax.Array:

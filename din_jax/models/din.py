@@ -11,11 +11,14 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from din_jax.embedding import Lookups, Tables
-from din_jax.layers import ActivationFactory, ActivationUnit, activation_factory, weighted_pool
-from din_jax.models.base import Head, Options, embed, lookups, options, tables
-from din_jax.pipeline import Batch
-from din_jax.schema import Schema
+from din_jax.data.packing import Batch
+from din_jax.data.schema import Schema
+from din_jax.models.base import Head
+from din_jax.models.features import Options, embed, lookups, options, tables
+from din_jax.nn.activation_unit import ActivationUnit
+from din_jax.nn.activations import ActivationFactory, activation_factory
+from din_jax.nn.embedding import Lookups, Tables
+from din_jax.nn.pooling import weighted_pool
 
 __all__ = ["DIN", "lookups", "module", "tables"]
 

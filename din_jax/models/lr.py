@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.data.packing import Batch, Packed
+from din_jax.data.schema import Schema
 from din_jax.errors import DinError
-from din_jax.layers import segment_mean, segment_pool
-from din_jax.models.base import input_lookups
-from din_jax.pipeline import Batch, Packed
-from din_jax.schema import Schema
+from din_jax.models.features import input_lookups
+from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.nn.pooling import segment_mean, segment_pool
 
 
 def weight_table(name: str) -> str:

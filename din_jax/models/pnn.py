@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from din_jax.embedding import Lookups, Tables
-from din_jax.models.base import (
-    Head,
+from din_jax.data.packing import Batch
+from din_jax.data.schema import Schema
+from din_jax.models.base import Head
+from din_jax.models.features import (
     Options,
     embed_and_pool,
     group_vectors,
@@ -24,8 +25,7 @@ from din_jax.models.base import (
     options,
     tables,
 )
-from din_jax.pipeline import Batch
-from din_jax.schema import Schema
+from din_jax.nn.embedding import Lookups, Tables
 
 __all__ = ["PNN", "inner_products", "lookups", "module", "outer_product", "tables"]
 

@@ -15,20 +15,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from din_jax.config import default_config
-from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.data.packing import Batch
+from din_jax.data.schema import Schema
 from din_jax.errors import DinError
-from din_jax.layers import (
-    MLP,
-    ActivationFactory,
-    ActivationUnit,
-    Sigmoid,
-    segment_mean,
-    segment_pool,
-    segment_softmax,
-)
-from din_jax.models import base
-from din_jax.pipeline import Batch
-from din_jax.schema import Schema
+from din_jax.models import features
+from din_jax.models.features import ITEM_BIAS, embed
+from din_jax.nn.activation_unit import ActivationUnit
+from din_jax.nn.activations import ActivationFactory, Sigmoid
+from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.nn.mlp import MLP
+from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax
 
 # Keys that choose what the repository's network has no choice of.
 _FIXED = ("pooling", "extra_fields", "item_bias", "interest_product", "embedding_stddev")
@@ -88,8 +84,8 @@ class ReleasedCode(nn.Module):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Logits [B, 2], the first 0: the repository has one logit, and p = sigmoid of it."""
         samples = len(batch.label)
-        features = base.embed(tables, lookups, batch, self.schema, extra_fields=(), mean=True)
-        ((name, s),) = features.sequences.items()
+        embedded = embed(tables, lookups, batch, self.schema, extra_fields=(), mean=True)
+        ((name, s),) = embedded.sequences.items()
         aux: dict[str, Any] = {}
         if self.attention:
             unit = ActivationUnit(
@@ -112,16 +108,16 @@ class ReleasedCode(nn.Module):
         x = IdleBatchNorm(name="input_norm")(jnp.concatenate(parts, axis=1))
         mlp = MLP(self.hidden, 1, self.activation, name="mlp")
         logit = mlp(x, batch.weight > 0, train=train)[:, 0]
-        logit += lookup(tables[base.ITEM_BIAS], lookups[base.ITEM_BIAS][base.ITEM_BIAS])[:, 0]
+        logit += lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
         return jnp.stack([jnp.zeros_like(logit), logit], axis=1), aux
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """As `base.tables`, with an item bias and TensorFlow's default initial values."""
-    specs = base.tables(schema, _with_item_bias(schema, config))
+    """As `features.tables`, with an item bias and TensorFlow's default initial values."""
+    specs = features.tables(schema, _with_item_bias(schema, config))
     return {
         name: spec
-        if name == base.ITEM_BIAS
+        if name == ITEM_BIAS
         else spec._replace(initializer=_uniform(math.sqrt(6 / (spec.rows + spec.dim))))
         for name, spec in specs.items()
     }
@@ -137,8 +133,8 @@ def _uniform(limit: float) -> nn.initializers.Initializer:
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """As `base.lookups`, with an item bias."""
-    return base.lookups(batch, schema, _with_item_bias(schema, config))
+    """As `features.lookups`, with an item bias."""
+    return features.lookups(batch, schema, _with_item_bias(schema, config))
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> ReleasedCode:

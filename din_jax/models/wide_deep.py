@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from din_jax.embedding import Lookup, Lookups, Tables, TableSpec, lookup
-from din_jax.layers import segment_mean, segment_pool
-from din_jax.models import base
-from din_jax.models.base import Head, Options, embed_and_pool, options
-from din_jax.pipeline import Batch, Packed
-from din_jax.schema import Schema
+from din_jax.data.packing import Batch, Packed
+from din_jax.data.schema import Schema
+from din_jax.models import features
+from din_jax.models.base import Head
+from din_jax.models.features import Options, embed_and_pool, options
+from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.nn.pooling import segment_mean, segment_pool
 
 _COUNTED_PAIRS = 2_000_000  # of the training samples, for the report of collisions
 
@@ -80,7 +81,7 @@ def crosses(schema: Schema, config: Any) -> list[Cross]:
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     """The tables of base, and one of scalars a cross, zero at first."""
-    specs = base.tables(schema, config)
+    specs = features.tables(schema, config)
     for cross in crosses(schema, config):
         rows = (cross.rows - 1) ** 2 if cross.exact else cross.buckets
         specs[cross.table] = TableSpec(1 + rows, 1, nn.initializers.zeros)
@@ -89,7 +90,7 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
     """What base looks up, and the buckets of the crosses."""
-    found = base.lookups(batch, schema, config)
+    found = features.lookups(batch, schema, config)
     for cross in crosses(schema, config):
         visited, shown, mask = _pairs(batch, cross, config.wide.ad_values)
         found[cross.table] = {

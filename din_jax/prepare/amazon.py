@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.prepare import lines
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
 _ASIN = re.compile(rb"""['"]asin['"]: *(?:'([^'\\]*)'|"([^"\\]*)")""")
 

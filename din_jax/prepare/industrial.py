@@ -39,11 +39,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.schema import BehaviorField, Field, Group, Schema, Sequence, Table
+from din_jax.data.store import SPLITS
+from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.prepare.draws import GoodsOfBundles, pick
-from din_jax.schema import BehaviorField, Field, Group, Schema, Sequence, Table
-from din_jax.store import SPLITS, StoreWriter, check_free, smallest_unsigned
 
 SAMPLES = 400_000  # of train, if the command line does not say
 SAMPLES_PER_USER = 40  # of train

@@ -21,12 +21,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.schema import GROUPS, BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store import SPLITS
+from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.prepare import log_spec, vocabularies
 from din_jax.prepare.log_source import Rows
 from din_jax.prepare.log_spec import Column, Spec, is_share
-from din_jax.schema import GROUPS, BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import SPLITS, StoreWriter, check_free, smallest_unsigned
 
 _AT_ONCE = 1 << 20  # samples, or behaviours, whose several values are written together
 

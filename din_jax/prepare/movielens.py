@@ -33,10 +33,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store import SPLITS
+from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.prepare import lines, vocabularies
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import SPLITS, StoreWriter, check_free, smallest_unsigned
 
 TRAIN_SHARE = 100_000 / 138_493  # of the users, validation included (section 6.1)
 VALIDATION_SHARE = 0.05  # of those

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.prepare import industrial
 from din_jax.prepare.draws import GoodsOfBundles, pick
-from din_jax.schema import BehaviorField, Field, Schema, Sequence, Table
-from din_jax.store import StoreWriter, check_free, smallest_unsigned
 
 BUNDLES = 60
 CATEGORIES_PER_BUNDLE = 4

@@ -1,0 +1,173 @@
+"""The best and the last state of a run, on disk through Orbax, with checks.
+
+A checkpoint carries what it needs to be trusted: the config, the schema, the fingerprint of the
+batches it was trained on, the versions of the libraries, and a checksum of every array, since a
+damaged array is restored without a word otherwise.
+
+Neither saving nor restoring holds a second copy of a large table: Orbax is told not to compress
+(embeddings hardly shrink, and what it compresses it holds in memory), and arrays are read a part at
+a time, each device's rows for itself.
+
+On disk a sharded table is as it is in memory, M blocks of ⌈K/M⌉ rows; a replicated one is [K, D].
+Either is restored on any number of devices, and a checksum does not depend on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from din_jax.checkpoint.arrays import PART_BYTES, checksums, read_array
+from din_jax.distributed.devices import Placement, is_sharded, one_device
+from din_jax.errors import DinError
+from din_jax.step.state import TrainState
+
+Kind = Literal["best", "last"]
+_META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
+_CHECKSUM = "sum of (2i + 1) * bits modulo 2^64"  # see `checksums`; another sum, another name
+
+
+# Of what devices have alike that of the first is saved. Orbax would take a part from each, and of a
+# replicated table a GPU's copies may differ in the last bits: no copy, and not what is summed up.
+_ONE_COPY = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
+
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class Checkpoints:
+    """The checkpoints of one run, WORKDIR/checkpoints/best and …/last; one of each is kept.
+
+    A new one is whole on disk before the one it replaces goes.
+
+    Several processes save and restore together, in a folder that all of them see.
+
+    Args:
+      workdir: the run's folder; made on the first save.
+      placement: the devices of the states, by default the first alone.
+    """
+
+    def __init__(self, workdir: str | Path, placement: Placement | None = None):
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.placement = placement or one_device()
+
+    def _manager(self, kind: Kind, *, create: bool) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self.folder / kind,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1, create=create, enable_async_checkpointing=False
+            ),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(
+                    use_compression=False, type_handler_registry=_ONE_COPY
+                ),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def latest(self, kind: Kind) -> int | None:
+        """The step of the checkpoint, or None if there is none."""
+        if not (self.folder / kind).is_dir():
+            return None
+        with self._manager(kind, create=False) as manager:
+            return manager.latest_step()
+
+    def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves a state with `meta` (any JSON object) beside it; its scratch is left out."""
+        step = int(state.step)
+        state = self.placement.of_all_processes(state.replace(scratch={}))
+        with self._manager(kind, create=True) as manager:
+            if manager.latest_step() == step:
+                return
+            meta = {**meta, "step": step, "checksum": _CHECKSUM, "checksums": checksums(state)}
+            parts = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PART_BYTES), state)
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state, save_args=parts), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+
+    def meta(self, kind: Kind) -> dict[str, Any]:
+        """What was saved beside the state.
+
+        Raises:
+          DinError: there is no such checkpoint, or it can't be read.
+        """
+        return self._checked(kind, self._restored(kind, None)["meta"])
+
+    def _checked(self, kind: Kind, meta: Any) -> dict[str, Any]:
+        if not isinstance(meta, dict) or any(
+            name not in meta or not isinstance(meta[name], expected)
+            for name, expected in _META_KEYS.items()
+        ):
+            raise DinError(
+                f"{self.folder / kind}: its description lacks keys that this din_jax writes; "
+                "it was made by something else, or is damaged"
+            )
+        return meta
+
+    def restore(self, kind: Kind, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and what was saved beside it.
+
+        Args:
+          kind: which.
+          like: what to expect and where to lay it; see `din_jax.step.state_shapes`.
+
+        Raises:
+          DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
+            is not what was saved.
+        """
+        restored = self._restored(kind, like.replace(scratch={}))
+        state, meta = restored["state"], self._checked(kind, restored["meta"])
+        scheme = meta.get("checksum", _CHECKSUM)  # not named in those made before it was
+        if scheme != _CHECKSUM:
+            raise DinError(
+                f"{self.folder / kind}: the checkpoint was made by another version of din_jax, "
+                f"with another checksum ({scheme}, here {_CHECKSUM})"
+            )
+        saved = meta["checksums"]
+        for name, checksum in checksums(state).items():
+            if saved.get(name) != checksum:
+                raise DinError(
+                    f"{self.folder / kind}: the array {name} is damaged (its checksum differs "
+                    "from the saved one); restore the folder from a copy or train again"
+                )
+        scratch = {
+            name: self.placement.zeros(of.shape[0], of.dtype, sharded=is_sharded(of))
+            for name, of in like.scratch.items()
+        }
+        return state.replace(scratch=scratch), meta
+
+    def _restored(self, kind: Kind, like: TrainState | None) -> Any:
+        step = self.latest(kind)
+        if step is None:
+            workdir = self.folder.parent
+            found = f"{workdir} has no {kind} checkpoint" if workdir.is_dir() else f"no {workdir}"
+            raise DinError(
+                f"{found}; train first with `python train.py --config … --workdir {workdir}`"
+            )
+        with self._manager(kind, create=False) as manager:
+            try:
+                restored = manager.restore(
+                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                )
+                if like is None:
+                    return {"meta": restored["meta"]}
+                folder = self.folder / kind / str(step) / "state"
+                state = jax.tree_util.tree_map_with_path(
+                    functools.partial(read_array, folder, self.placement), like
+                )
+                return {"state": state, "meta": restored["meta"]}
+            except Exception as error:  # Orbax lets those of several libraries through
+                raise DinError(
+                    f"{self.folder / kind}: the checkpoint of step {step} can't be read or does "
+                    f"not fit ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                ) from error

@@ -1,0 +1,1 @@
+"""From a store on disk to packed batches."""

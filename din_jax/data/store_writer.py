@@ -1,0 +1,293 @@
+"""Writes a store: columns that grow, checked when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from din_jax.data.schema import Schema, Sequence
+from din_jax.data.store import FORMAT, SPLITS, VERSION, column_names, sequence_named
+from din_jax.errors import DinError
+
+# Imported where vocabularies are read or written: training needs none, and Polars takes 0.3 s and
+# 20 MB.
+if TYPE_CHECKING:
+    import polars as pl
+
+_CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` looks at together
+
+
+def smallest_unsigned(maximum: int) -> np.dtype:
+    """The smallest unsigned integer type that holds `maximum`."""
+    return np.min_scalar_type(int(maximum))
+
+
+class StoreWriter:
+    """Writes a store beside its final place and moves it there when it is whole.
+
+    Use it as a context manager: `append` to columns as often as there is data (nothing is held in
+    memory), add the `vocabulary` of each table, and call `finish` at the end. If the block is left
+    by an exception, or the process is killed, nothing stands under the final name.
+
+    Raises:
+      DinError: `path` exists already, or `finish` finds columns missing, of unequal length, or with
+        values that can't be: see `docs/store.md`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], schema: Schema):
+        check_free(path)
+        self.path = Path(path)
+        self.schema = schema
+        self._partial = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
+        self._columns: dict[str, _Column] = {}
+        self._digests: dict[str, str] = {}
+
+    def __enter__(self) -> StoreWriter:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for column in self._columns.values():
+            column.file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Appends to the column `name` ("samples/label", "events/history/item", …).
+
+        The first call fixes the column's type.
+        """
+        if name not in self._columns:
+            self._columns[name] = _Column(self._partial / f"{name}.npy", values.dtype)
+        self._columns[name].append(values)
+
+    def vocabulary(self, table: str, ids: pl.Series, counts: np.ndarray) -> None:
+        """Sets the raw ids of rows 1, 2, … of a table, and how often training saw each.
+
+        Raises:
+          DinError: the table has another number of rows, or an id stands twice.
+        """
+        import polars as pl
+
+        if table not in {t.name for t in self.schema.tables}:
+            raise DinError(f"vocabulary of {table!r}: the schema has no such table")
+        rows = self.schema.rows(table)
+        if len(ids) != rows - 1 or len(counts) != rows - 1:
+            raise DinError(
+                f"vocabulary of table {table!r}: {len(ids)} ids and {len(counts)} counts; "
+                f"the schema says {rows - 1} beside row 0"
+            )
+        if ids.n_unique() != len(ids):
+            raise DinError(f"vocabulary of table {table!r}: an id stands twice")
+        path = self._partial / "vocab" / f"{table}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        frame = pl.DataFrame(
+            {
+                "id": pl.concat([pl.Series([None], dtype=ids.dtype), ids]),
+                "count": np.concatenate([[0], counts]).astype(np.int64),
+            }
+        )
+        frame.with_row_index("row").write_parquet(path)
+        digest = hashlib.sha256(counts.astype("<i8").tobytes())
+        digest.update("\0".join(ids.cast(pl.String)).encode())
+        self._digests[f"vocab/{table}"] = digest.hexdigest()
+
+    def finish(self, splits: Mapping[str, tuple[int, int]], origin: Mapping[str, Any]) -> None:
+        """Checks the columns, writes `schema.json` and moves the store to its final place.
+
+        Args:
+          splits: the samples [start, stop) of "train", "validation" and "test".
+          origin: how the store was made, for readers; any JSON value.
+        """
+        for column in self._columns.values():
+            column.close()
+        lengths = {name: column.length for name, column in sorted(self._columns.items())}
+        self._check(lengths, splits)
+        self._check_values()
+        self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
+        described: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "schema": self.schema.to_json(),
+            "splits": {name: list(splits[name]) for name in SPLITS},
+            "lengths": lengths,
+        }
+        whole = json.dumps([described, sorted(self._digests.items())], sort_keys=True)
+        described["fingerprint"] = hashlib.sha256(whole.encode()).hexdigest()
+        described["origin"] = dict(origin)
+        (self._partial / "schema.json").write_text(json.dumps(described, indent=2) + "\n")
+        try:
+            os.rename(self._partial, self.path)
+        except OSError as error:
+            raise DinError(
+                f"{self.path} appeared meanwhile; delete it and prepare again"
+            ) from error
+
+    def _check(self, lengths: dict[str, int], splits: Mapping[str, tuple[int, int]]) -> None:
+        expected = set(column_names(self.schema))
+        if set(lengths) != expected:
+            raise DinError(
+                "store: columns missing: "
+                + (", ".join(sorted(expected - set(lengths))) or "none")
+                + "; columns that the schema does not know: "
+                + (", ".join(sorted(set(lengths) - expected)) or "none")
+            )
+        missing = {t.name for t in self.schema.tables} - {
+            name.removeprefix("vocab/") for name in self._digests
+        }
+        if missing:
+            raise DinError(f"store: no vocabulary for: {', '.join(sorted(missing))}")
+        samples = lengths["samples/label"]
+        bounds = [bound for name in SPLITS for bound in splits[name]]
+        if bounds[::2] != [0, *bounds[1:-1:2]] or bounds[-1] != samples or sorted(bounds) != bounds:
+            raise DinError(
+                f"store: the splits {dict(splits)} do not follow one another from 0 to {samples}"
+            )
+        for name in lengths:
+            group, _, rest = name.partition("/")
+            offsets = f"{name}.offsets"
+            if group == "events":
+                want = self._events(sequence_named(self.schema, rest.partition("/")[0]))
+            else:
+                want = samples
+            if name.endswith(".offsets"):
+                want += 1
+            if offsets not in lengths and lengths[name] != want:
+                raise DinError(f"store: column {name} has {lengths[name]} entries, expected {want}")
+
+    def _check_values(self) -> None:
+        """Reads what may not be trained on: an id past its table, a history past the events."""
+        self._check_range("samples/label", 0, 1)
+        self._check_range("samples/user", 0, np.iinfo(np.int32).max)
+        for field in self.schema.fields:
+            self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
+            if field.multi_hot:
+                self._check_offsets(f"fields/{field.name}")
+        for sequence in self.schema.sequences:
+            for behavior in sequence.fields:
+                name = f"events/{sequence.name}/{behavior.name}"
+                self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
+                if behavior.multi_hot:
+                    self._check_offsets(name)
+            events = self._events(sequence)
+            start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
+            self._check_range(start, 0, events)
+            self._check_range(end, 0, events)
+            at = 0
+            for begins, ends in zip(self._written(start), self._written(end), strict=True):
+                if (begins > ends).any():
+                    row = int(np.argmax(begins > ends))
+                    raise DinError(
+                        f"store: {start}[{at + row}] is {begins[row]}, "
+                        f"after {end}[{at + row}], {ends[row]}"
+                    )
+                at += len(begins)
+
+    def _events(self, sequence: Sequence) -> int:
+        """Behaviours of a sequence, by its first field."""
+        first = sequence.fields[0]
+        name = f"events/{sequence.name}/{first.name}"
+        if first.multi_hot:
+            return self._columns[f"{name}.offsets"].length - 1
+        return self._columns[name].length
+
+    def _check_range(self, name: str, low: int, high: int) -> None:
+        column = self._columns[name]
+        if column.dtype.kind not in "iu":
+            raise DinError(f"store: column {name} holds {column.dtype}, expected integers")
+        if column.length and not low <= column.low <= column.high <= high:
+            raise DinError(
+                f"store: column {name} holds values from {column.low} to {column.high}, "
+                f"expected {low} to {high}"
+            )
+
+    def _check_offsets(self, name: str) -> None:
+        values = self._columns[name].length
+        self._check_range(f"{name}.offsets", 0, values)
+        rises, first, last = True, None, 0
+        for part in self._written(f"{name}.offsets"):
+            first = part[0] if first is None else first
+            rises = rises and part[0] >= last and bool((part[1:] >= part[:-1]).all())
+            last = part[-1]
+        if first != 0 or last != values or not rises:
+            raise DinError(f"store: {name}.offsets must rise from 0 to {values}")
+
+    def _written(self, name: str) -> Iterator[np.ndarray]:
+        """A closed column in parts, read and not mapped: mapped pages would stay in memory."""
+        column = self._columns[name]
+        with (self._partial / f"{name}.npy").open("rb") as file:
+            file.seek(column.header_bytes)
+            for at in range(0, column.length, _CHECKED_AT_ONCE):
+                yield np.fromfile(file, column.dtype, min(_CHECKED_AT_ONCE, column.length - at))
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raises `DinError` if no store can be made at `path`: before any work for it is done."""
+    path = Path(path)
+    if path.exists():
+        raise DinError(f"{path} exists already; delete it or choose another place")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=parent).cleanup()  # permissions don't tell all
+    except OSError as error:
+        raise DinError(
+            f"{path} can't be made: {parent} is no folder that may be written to; choose another "
+            "place"
+        ) from error
+
+
+class _Column:
+    """One .npy file that grows: its header is written again, with the length, at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.dtype = dtype
+        self.length = 0
+        self.low, self.high = 0, 0  # of the values, once there are any
+        self.digest = hashlib.sha256()
+        self.file = path.open("wb")
+        self._header()
+        self.header_bytes = self.file.tell()
+
+    def _header(self) -> None:
+        # NumPy leaves room in the header for the first axis to grow.
+        np.lib.format.write_array_header_1_0(
+            self.file,
+            {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": (self.length,),
+            },
+        )
+
+    def append(self, values: np.ndarray) -> None:
+        stored = values.astype(self.dtype)
+        if values.ndim != 1 or not np.array_equal(stored, values):
+            raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
+        if len(stored) and stored.dtype.kind in "iu":
+            low, high = int(stored.min()), int(stored.max())
+            self.low = min(low, self.low) if self.length else low
+            self.high = max(high, self.high) if self.length else high
+        data = stored.tobytes()
+        self.digest.update(data)
+        self.file.write(data)
+        self.length += len(values)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(self.file.fileno())
+        self.file.close()

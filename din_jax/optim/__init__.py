@@ -1,0 +1,1 @@
+"""Optax transformations and regularisers of the paper."""

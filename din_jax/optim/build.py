@@ -1,0 +1,59 @@
+"""The optimizer that a config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import optax
+
+from din_jax.optim.clipping import clip_by_global_norm
+from din_jax.optim.decay import difacto_decay, mba_decay, on_tables
+from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.optim.row_sparse import row_sparse, whole_tables
+from din_jax.optim.rowwise_adagrad import rowwise_adagrad
+
+
+def build_optimizer(
+    optimizer: Any,
+    regularizer: Any,
+    batch_size: int,
+    tables: Collection[str],
+    axis: str | None = None,
+    sharded: Collection[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a config: clipping, if any; the decay, if any; then SGD, Adam or Adagrad.
+
+    Its `update` takes the keyword arguments `rows`, and with MBA `counts` (see `row_sparse` and
+    `mba_decay`).
+
+    Args:
+      optimizer: `config.optimizer`.
+      regularizer: `config.regularizer`.
+      batch_size: B, over all devices.
+      tables: names of the tables that are decayed.
+      axis: mapped axis of the devices, or None for one.
+      sharded: names of the tables of which each device has a block.
+    """
+    parts = []
+    if optimizer.clip_norm:
+        parts.append(clip_by_global_norm(optimizer.clip_norm, axis, sharded))
+    decays = {"mba": mba_decay, "difacto": difacto_decay}
+    if regularizer.name in decays:
+        parts.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
+    learning_rate = decayed_learning_rate(optimizer, batch_size)
+    if optimizer.name == "rowwise_adagrad":
+        parts.append(
+            optax.partition(
+                {
+                    "params": optax.adagrad(learning_rate),
+                    "tables": rowwise_adagrad(learning_rate),
+                },
+                {"params": "params", "tables": "tables"},
+            )
+        )
+    else:
+        usual = {"adam": optax.adam, "sgd": optax.sgd, "adagrad": optax.adagrad}
+        parts.append(usual[optimizer.name](learning_rate))
+    inner = optax.with_extra_args_support(optax.chain(*parts))
+    return row_sparse(inner) if optimizer.lazy else whole_tables(inner)

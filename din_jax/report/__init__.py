@@ -1,0 +1,1 @@
+"""Experiments over seeds, and the paper's tables."""

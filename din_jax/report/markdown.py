@@ -1,0 +1,138 @@
+"""Results of experiments as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from din_jax.metrics import rela_impr
+from din_jax.report.experiments import METRICS, shown
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The comparison as two Markdown tables."""
+    rows = [
+        "| model | activation | user_weighted_auc | auc | log_loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows += [
+        f"| {line['model']} | {line['activation']} | "
+        + " | ".join(_mean_std(line[m]) for m in METRICS)
+        + " |"
+        for line in result["lines"]
+    ]
+    if result["differences"]:
+        rows += [
+            "",
+            "| difference | activation | user_weighted_auc, paired over users (95 %) | RelaImpr "
+            "| by seed |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+    rows += [
+        f"| {d['model']} − {d['minus']} | {d['activation']} | {d['mean']:+.4f} "
+        f"({d['low']:+.4f} to {d['high']:+.4f}) | {_percent(d['rela_impr'])} | "
+        + ", ".join(f"{gain:+.4f}" for gain in d["by_seed"])
+        + " |"
+        for d in result["differences"]
+    ]
+    return "\n".join(rows)
+
+
+def lines_as_markdown(result: dict[str, Any]) -> str:
+    """The lines as Markdown tables: the scores, the searches, and the curves if there are any."""
+    rows = [
+        "| line | user_weighted_auc | RelaImpr | minus the first line, paired (95 %) | auc "
+        "| log_loss | chosen |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in result["lines"]:
+        rows.append(
+            f"| {line['line']} | {_scores(line, 'user_weighted_auc')} "
+            f"| {_percent(line['rela_impr'])} | {_difference(line)} "
+            f"| {_scores(line, 'auc')} | {_scores(line, 'log_loss')} "
+            f"| {shown(line['chosen'])} |"
+        )
+    rows += _trials_as_markdown(result)
+    if any(line["curves"] for line in result["lines"]):
+        rows += [
+            "",
+            "| line | epoch | train loss | test loss | train auc | test auc "
+            "| test user_weighted_auc |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+    rows += [
+        f"| {line['line']} | {c['epoch']:.2f} | {c['train_log_loss']:.4f} "
+        f"| {c['test_log_loss']:.4f} | {c['train_auc']:.4f} | {c['test_auc']:.4f} "
+        f"| {c['test_user_weighted_auc']:.4f} |"
+        for line in result["lines"]
+        for c in line["curves"]
+    ]
+    return "\n".join(rows)
+
+
+def _scores(line: Mapping[str, Any], metric: str) -> str:
+    """Mean and deviation over seeds, and how many are missing."""
+    values, lost = line[metric], line["diverged"]
+    if not values:
+        return "diverged"
+    return _mean_std(values) + (f" ({lost} of {lost + len(values)} diverged)" if lost else "")
+
+
+def _difference(line: Mapping[str, Any]) -> str:
+    d = line["difference"]
+    return f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})" if d else ""
+
+
+def _percent(value: float | None) -> str:
+    return f"{value:+.2f} %" if value is not None and np.isfinite(value) else ""
+
+
+def _mean_std(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of the paper: the lines' scores, and published ones beside them.
+
+    Args:
+      result: of `compare_lines`.
+      published: {heading of a column: {line: AUC}}.
+    """
+    difference = f"minus {result['against']}, paired (95 %)"
+    headings = ["line", "user_weighted_auc", "RelaImpr", difference, *published, "auc", "log_loss"]
+    searched = any(line["chosen"] for line in result["lines"])
+    refit = any("epochs" in line for line in result["lines"])
+    headings += ["chosen"] * searched + ["epochs"] * refit
+    rows = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    for line in result["lines"]:
+        cells = [
+            line["line"],
+            _scores(line, "user_weighted_auc"),
+            _percent(line["rela_impr"]),
+            _difference(line),
+        ]
+        for figures in published.values():
+            auc = figures.get(line["line"])
+            relative = auc and rela_impr(auc, figures[result["against"]])
+            cells.append(f"{auc:.4f} ({relative:+.2f} %)" if auc else "")
+        cells += [_scores(line, "auc"), _scores(line, "log_loss")]
+        cells += [shown(line["chosen"])] * searched
+        cells += [str(line.get("epochs", ""))] * refit
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, *_trials_as_markdown(result)])
+
+
+def _trials_as_markdown(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for line in result["lines"]:
+        trials = [
+            f"{shown({k: v for k, v in t.items() if k != 'validation'})}: "
+            + ("diverged" if t["validation"] is None else f"{t['validation']:.4f}")
+            for t in line["trials"]
+        ]
+        if len(trials) > 1:
+            rows.append(f"| {line['line']} | {'; '.join(trials)} |")
+    return ["", "| line | validation of each trial |", "| --- | --- |", *rows] if rows else []

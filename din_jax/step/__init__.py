@@ -1,0 +1,1 @@
+"""The pure train and score steps."""

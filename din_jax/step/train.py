@@ -1,0 +1,144 @@
+"""The train step: a pure function of a state and a batch, on one device or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from din_jax.data.packing import Batch
+from din_jax.distributed.devices import Placement, one_device, psum
+from din_jax.models.registry import Model
+from din_jax.nn.losses import negative_log_likelihood, weighted_mean
+from din_jax.nn.present_rows import apply_row_updates, gather_rows
+from din_jax.optim.regularizer import Regularizer
+from din_jax.step.batch_rows import row_gradients, rows_of_batch
+from din_jax.step.binding import Stacked, bind
+from din_jax.step.state import TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+TrainSteps = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, jax.Array]]
+
+
+def train_step(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    regularizer: Regularizer | None = None,
+    placement: Placement | None = None,
+) -> TrainStep:
+    """(state, batch) → (next state, loss): one step on Eq. 2. The given state is donated.
+
+    M devices with B / M samples each give what one device gives with B.
+
+    Args:
+      model, optimizer: what is trained, and how; built for the placement's axis. The optimizer is
+        given `rows` {table: `Rows`} and `counts`, n_j of those rows.
+      regularizer: what is done to ids, and n_j.
+      placement: the devices, by default the first alone.
+    """
+    placement = placement or one_device()
+    share = _train_share(model, optimizer, placement)
+    return bind(share, placement, regularizer, trains=True)
+
+
+def train_steps(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    regularizer: Regularizer | None = None,
+    placement: Placement | None = None,
+    *,
+    at_once: int,
+) -> TrainSteps:
+    """(state, batches) → (next state, losses [batches]): a step on each batch, in one call.
+
+    With small batches the call itself is a good part of a step (docs/performance.md). Batches of
+    one call have the same shapes.
+
+    Args:
+      model, optimizer, regularizer, placement: as for `train_step`.
+      at_once: the most batches of a call. It is compiled for that many; fewer may be given. On
+        several devices 1.
+    """
+    placement = placement or one_device()
+    share = _train_share(model, optimizer, placement)
+
+    def one_step(
+        state: TrainState, batch: Batch, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        state, loss = share(state, batch, regularizer)
+        return state, loss[None]
+
+    def steps(
+        state: TrainState, batches: Stacked, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        def take(i: jax.Array, before: tuple[TrainState, jax.Array]) -> Any:
+            state, loss = share(before[0], batches.batch(i), regularizer)
+            return state, before[1].at[i].set(loss)
+
+        return jax.lax.fori_loop(0, batches.count, take, (state, jnp.zeros(at_once)))
+
+    if at_once == 1:
+        one = bind(one_step, placement, regularizer, trains=True)
+        return lambda state, batches: one(state, *batches)
+    mapped = bind(steps, placement, regularizer, trains=True)
+
+    def call(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, jax.Array]:
+        state, losses = mapped(state, Stacked.of(batches, at_once))
+        return state, losses if len(batches) == at_once else losses[: len(batches)]
+
+    return call
+
+
+def _train_share(
+    model: Model, optimizer: optax.GradientTransformationExtraArgs, placement: Placement
+) -> Callable[[TrainState, Batch, Regularizer], tuple[TrainState, jax.Array]]:
+    """A train step on one device's share of a batch."""
+    axis = placement.axis
+
+    def share(
+        state: TrainState, batch: Batch, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        lookups = regularizer.training(model.lookups(batch), state.step, axis)
+        found = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
+
+        def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
+            (logits, _), updated = model.module.apply(
+                {"params": trained["params"], "batch_stats": state.batch_stats},
+                trained["tables"],
+                found.lookups,
+                batch,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = negative_log_likelihood(logits, batch.label)
+            return weighted_mean(losses, batch.weight, axis), updated.get("batch_stats", {})
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            {"params": state.params, "tables": found.tables}
+        )
+        loss, param_grads = psum((loss, grads["params"]), axis)
+        counts = {name: gather_rows(n, found.rows[name]) for name, n in regularizer.counts.items()}
+        updates, opt_state = optimizer.update(
+            {"params": param_grads, "tables": row_gradients(grads["tables"], found, axis)},
+            state.opt_state,
+            {"params": state.params, "tables": found.weights},
+            rows=found.rows,
+            counts=counts,
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates["params"]),
+            batch_stats=batch_stats,
+            tables={
+                name: apply_row_updates(table, found.rows[name], updates["tables"][name])
+                for name, table in state.tables.items()
+            },
+            opt_state=opt_state,
+            scratch=found.scratch,
+        )
+        return state, loss
+
+    return share

@@ -1,0 +1,1 @@
+"""A run: assembled, trained, evaluated."""

@@ -1,0 +1,120 @@
+"""Figures of training: measured, and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import tensorboardX
+
+from din_jax.distributed import processes
+
+
+class Meter:
+    """Loss, speed and share of time waiting for input since it was last read or started."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.all_losses: list[float] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        self.waited = 0.0
+        self.samples = 0
+        self.losses: list[float] = []
+        self.begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begin
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time that its block takes as waiting for input."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time that its block takes: that of compiling a step."""
+        begin = time.perf_counter()
+        yield
+        self.begin += time.perf_counter() - begin
+
+    def add(self, losses: jax.Array, samples: int) -> None:
+        self.losses += np.asarray(losses).tolist()
+        self.samples += samples
+
+    def loss_since_start(self) -> float:
+        return float(np.mean(self.all_losses))
+
+    def read(self) -> dict[str, float]:
+        seconds = self.seconds
+        figures = {
+            "loss": float(np.mean(self.losses)),
+            "samples_per_s": self.samples / seconds,
+            "input_wait": self.waited / seconds,
+        }
+        self.all_losses += self.losses
+        self._restart()
+        return figures
+
+
+class Log:
+    """Metrics as JSON lines (WORKDIR/metrics.jsonl; not a number: null) and TensorBoard events.
+
+    Lines of steps after `from_step` and of the test split are dropped: a run that goes on takes
+    those steps, and scores that split, again. Of several processes the first one writes.
+    """
+
+    def __init__(self, workdir: Path, from_step: int):
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = workdir / "metrics.jsonl.partial"
+            kept.write_text("".join(line for line in lines if self._stands(line, from_step)))
+            kept.replace(self._path)
+        self._file = self._path.open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=from_step + 1
+        )
+
+    @staticmethod
+    def _stands(line: str, from_step: int) -> bool:
+        try:
+            metrics = json.loads(line)
+            return metrics["step"] <= from_step and metrics["split"] != "test"
+        except (ValueError, KeyError, TypeError):  # cut when the run was killed
+            return False
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._writes:
+            return
+        self._file.close()
+        self._events.close()
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds a line and the events of one split's metrics."""
+        if not self._writes:
+            return
+        known = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **known}) + "\n")
+        self._file.flush()
+        for name, value in known.items():
+            if value is not None:
+                self._events.add_scalar(f"{split}/{name}", value, step)

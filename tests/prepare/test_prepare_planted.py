@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from din_jax.data.store import Store
+from din_jax.errors import DinError
+from din_jax.prepare import planted
+
+
+def test_the_same_arguments_make_the_same_store(tmp_path, planted_store):
+    planted.prepare(tmp_path / "again", users=300)
+    planted.prepare(tmp_path / "seed", users=300, seed=1)
+    fingerprint = Store(planted_store).fingerprint
+    assert Store(tmp_path / "again").fingerprint == fingerprint
+    assert Store(tmp_path / "seed").fingerprint != fingerprint
+
+
+def clicks_by_match(path):
+    """Click rates of ads whose category has, and has not, a behaviour in the user's history."""
+    store = Store(path)
+    categories = store.column("events/history/category")
+    start, end = (store.column(f"sequences/history.{e}").astype(int) for e in ("start", "end"))
+    ad, label = store.column("fields/category"), store.column("samples/label")
+    match = np.array(
+        [a in set(categories[s:e].tolist()) for a, s, e in zip(ad, start, end, strict=True)]
+    )
+    return label[match].mean(), label[~match].mean()
+
+
+def test_clicks_follow_the_behaviours_that_the_ad_activates(planted_store):
+    with_match, without = clicks_by_match(planted_store)
+    assert with_match > without + 0.3
+
+
+def test_with_no_taste_the_ad_activates_nothing(tmp_path):
+    planted.prepare(tmp_path / "s", users=1000, taste=0)
+    with_match, without = clicks_by_match(tmp_path / "s")
+    # A good that is popular in the history is popular as an ad too: not quite equal.
+    assert with_match == pytest.approx(without, abs=0.05)
+
+
+def test_bounds_stand_in_order(planted_store):
+    origin = Store(planted_store).origin
+    bayes = origin["test_user_weighted_auc_bayes"]
+    popularity = origin["test_user_weighted_auc_popularity"]
+    assert 0.5 < popularity < bayes - 0.05 < 1
+
+
+@pytest.mark.parametrize("arguments", [{"users": 0}, {"seed": -1}, {"taste": float("nan")}])
+def test_arguments_out_of_range_are_refused(tmp_path, arguments):
+    with pytest.raises(DinError, match="expected a seed of 0 or more"):
+        planted.prepare(tmp_path / "s", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_user_is_in_every_split(planted_store):
+    store = Store(planted_store)
+    user = store.column("samples/user")
+    for split, impressions in (
+        ("train", planted.TRAIN_IMPRESSIONS),
+        ("validation", planted.VALIDATION_IMPRESSIONS),
+        ("test", planted.TEST_IMPRESSIONS),
+    ):
+        found = store.split(split)
+        assert (np.bincount(user[found.start : found.stop]) == impressions).all()
