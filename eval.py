@@ -4,10 +4,9 @@ import sys
 
 from absl import flags
 
-from din_jax import cli
+from din_jax import cli, evaluate
 from din_jax.distributed import processes
-from din_jax.train.evaluation import metrics_table
-from din_jax.train.run import final_kind, reopen
+from din_jax.training.evaluation import metrics_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of the store to score.")
@@ -25,19 +24,16 @@ def main() -> None:
     """Evaluates as the flags say."""
     cli.parse_flags(sys.argv, required=("workdir",))
     with processes.together():
-        _evaluate()
-
-
-def _evaluate() -> None:
-    run = reopen(_WORKDIR.value, _STORE.value, on=_DEVICES.value)
-    kind = _CHECKPOINT.value or final_kind(run, _WORKDIR.value)
-    processes.check_alike({"--split": _SPLIT.value, "--checkpoint": kind})
-    evaluator = run.evaluator(_SPLIT.value)
-    state, _ = run.checkpoints(_WORKDIR.value).restore(kind, run.like())
-    metrics = evaluator.metrics(evaluator.probabilities(state))
+        scores = evaluate(
+            _WORKDIR.value,
+            _SPLIT.value,
+            store=_STORE.value,
+            devices=cli.device_count(_DEVICES.value),
+            checkpoint=_CHECKPOINT.value,
+        )
     if processes.is_first():
-        title = f"{_SPLIT.value} metrics, weights of step {int(state.step):,}"
-        print(metrics_table(title, metrics))
+        title = f"{_SPLIT.value} metrics, weights of step {scores.step:,}"
+        print(metrics_table(title, scores.metrics))
 
 
 if __name__ == "__main__":

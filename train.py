@@ -10,8 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from din_jax import cli
-from din_jax.train.loop import train
+from din_jax import cli, train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True

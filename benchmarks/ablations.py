@@ -34,7 +34,7 @@ from din_jax.models import din
 from din_jax.nn.activation_unit import ActivationUnit
 from din_jax.nn.mlp import MLP
 from din_jax.step.train import train_steps
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 from train import add_flags, config_of
 
 BATCHES = 16  # of one shape
@@ -62,7 +62,9 @@ class Variant:
         self.state = run.init()
         self.steps = IN_ONE_GO if in_one_go else 1
         self.calls = [batches[i : i + self.steps] for i in range(0, len(batches), self.steps)]
-        self.take_steps = train_steps(run.model, run.optimizer, run.regularizer, at_once=self.steps)
+        self.take_steps = train_steps(
+            run.model, run.optimizer, run.regularizer, steps_per_call=self.steps
+        )
         self.times: list[float] = []
 
     def take(self, seconds: float, *, timed: bool) -> None:

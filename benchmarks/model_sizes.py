@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from din_jax import cli
 from din_jax.step.score import score_step
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True

@@ -20,7 +20,7 @@ import numpy as np
 
 from din_jax import cli
 from din_jax.data.store import Store
-from din_jax.train.run import final_kind, reopen
+from din_jax.training.trained import final_kind, reopen
 
 
 def permuted(store: Store, split: str, seed: int) -> Store:
@@ -57,7 +57,7 @@ def main() -> None:
     for workdir in arguments.workdirs:
         run = reopen(workdir, arguments.store)
         kind = final_kind(run, workdir)
-        state, _ = run.checkpoints(workdir).restore(kind, run.like())
+        state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
         scores = []
         for store in (run.store, permuted(run.store, arguments.split, arguments.seed)):
             evaluator = run._replace(store=store).evaluator(arguments.split)

@@ -43,7 +43,7 @@ def main() -> None:
         "samples_per_s": round(statistics.median(rates)),
         "padding_share": round(1 - behaviors / max(capacity, 1), 4),
         "mean_history": round(behaviors / samples, 2),
-        "rungs": len(source.ladder.rungs),
+        "buckets": len(source.buckets.sizes),
         "batch": arguments.batch,
         "cores": os.cpu_count(),
     }

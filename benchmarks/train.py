@@ -44,8 +44,8 @@ from din_jax.config import default_config
 from din_jax.data.packing import Batch
 from din_jax.errors import DinError, Interrupted
 from din_jax.step.state import TrainState
-from din_jax.train.loop import train
-from din_jax.train.run import Run, open_run
+from din_jax.training.loop import train
+from din_jax.training.run import Run, open_run
 
 STORE = "data/speed/history-9"
 READY_SAMPLES = 32_768  # in batches that are ready in memory

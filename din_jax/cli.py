@@ -99,6 +99,11 @@ def parse_flags(
     return rest
 
 
+def device_count(text: str) -> int | str | None:
+    """The value of a flag --devices: a number, "all", or None for an empty text."""
+    return int(text) if text.isdecimal() else text or None
+
+
 def _check_config_file(argv: Sequence[str], at: int) -> None:
     """Loads the config once, for a clear error: ml_collections logs tracebacks and goes on."""
     _, equals, value = argv[at].partition("=")

@@ -36,10 +36,12 @@ def default_config() -> ConfigDict:
     c.data.store = ""  # folder of the store (required)
     c.data.prepare = ""  # where the embedded data set is made, if `data.store` asks for it there
     c.data.fit = "train"  # the split trained on: "train", or "train+validation" for the final fit
-    c.data.max_history = 0  # the most recent behaviours kept of a history; 0 keeps all
+    c.data.max_history = 0  # use the most recent behaviours of a history; 0: all of them
 
     c.model = ConfigDict()
-    c.model.name = "din"  # "lr", "base", "wide_deep", "pnn", "deepfm" or "din"
+    c.model.name = "din"  # "lr", "base", "wide_deep", "pnn", "deepfm", "din", or that of `module`
+    # A model file of your own, FILE.py or an importable MODULE: what any other name stands for.
+    c.model.module = ""  # (docs/library.md)
     c.model.preset = "paper"  # "paper", or "released_code" for the structure of the authors' code
     c.model.activation = "dice"  # "dice", "prelu", "sigmoid" or "relu"
     c.model.embedding_dim = 12  # D of every table
@@ -75,7 +77,7 @@ def default_config() -> ConfigDict:
     c.optimizer = ConfigDict()
     c.optimizer.name = "adam"  # "adam", "sgd", "adagrad" or "rowwise_adagrad" (see optim.py)
     # Move only the table rows that a batch looks up, and their state ("lazy" Adam: see
-    # `din_jax.optim.row_sparse`). False: every row in every step, as Optax has it.
+    # `din_jax.optim.row_sparse.row_sparse`). False: every row in every step, as Optax has it.
     c.optimizer.lazy = True
     c.optimizer.learning_rate = 0.001  # lr₀; the paper: Adam 0.001, SGD 1.0
     c.optimizer.decay_rate = 0.9  # the paper: 0.9 with Adam, 0.1 with SGD
@@ -88,17 +90,17 @@ def default_config() -> ConfigDict:
     c.regularizer = ConfigDict()
     c.regularizer.name = "none"  # "none", "mba" (Eq. 7), "difacto", "dropout" or "filter"
     c.regularizer.rate = 0.01  # λ of mba and difacto
-    c.regularizer.dropout = 0.5  # share of the feature ids that dropout drops
+    c.regularizer.dropout = 0.5  # probability that dropout drops a feature id
     c.regularizer.behaviors_only = False  # drop only ids of behaviours
     # Tables whose ids are filtered; () is the table of each sequence's first field: the goods.
     c.regularizer.filter_tables = ()
-    c.regularizer.keep = 0.033  # share of a table's ids, the most frequent ones, that filter leaves
+    c.regularizer.keep = 0.033  # fraction of a table's ids that filter leaves, the most frequent
     c.regularizer.rare = "leave"  # rare visited ids leave the history; "unknown": all are row 0
 
     c.train = ConfigDict()
     c.train.batch_size = 256  # B, over all devices
     c.train.epochs = 3
-    c.train.evaluations_per_epoch = 1  # on validation; the best one's weights are kept
+    c.train.evaluations_per_epoch = 1  # on validation; the best one's weights are saved
     c.train.select = "user_weighted_auc"  # the validation metric that the best one is chosen by
 
     c.eval = ConfigDict()
@@ -151,6 +153,8 @@ def check(config: ConfigDict) -> None:
     """Raises `DinError` at the first key whose value can't be used, naming what can."""
     for key, accepted in _CHOICES.items():
         value = _get(config, key)
+        if key == "model.name" and config.model.module:
+            continue
         if value not in accepted:
             raise DinError(
                 f"config.{key}={value!r}: expected "

@@ -13,7 +13,7 @@ Weighting = Literal["impressions", "positives", "users"]
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order.
+    """Area under the ROC curve: the fraction of (positive, negative) pairs in the right order.
 
     Args:
       labels: [N] 0 or 1.
@@ -89,6 +89,22 @@ def user_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> UserA
         positives=positives[both],
         skipped=int((~both).sum()),
     )
+
+
+def user_weighted_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+    """User-weighted AUC (Eq. 10): the mean AUC of users, weighted by impressions.
+
+    Users whose labels are all the same are left out.
+
+    Args: see `user_auc`.
+
+    Returns:
+      A number in [0, 1]; NaN if no user is left.
+
+    Raises:
+      ValueError: see `user_auc`.
+    """
+    return user_auc(users, labels, scores).weighted("impressions")
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -16,7 +16,7 @@ LAYERS = [
     {"optim"},
     {"step"},
     {"checkpoint"},
-    {"train"},
+    {"training"},
     {"report"},
 ]
 FILES = {

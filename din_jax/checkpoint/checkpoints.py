@@ -28,12 +28,13 @@ from din_jax.errors import DinError
 from din_jax.step.state import TrainState
 
 Kind = Literal["best", "last"]
+KINDS: tuple[Kind, ...] = ("last", "best")
 _META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
 _CHECKSUM = "sum of (2i + 1) * bits modulo 2^64"  # see `checksums`; another sum, another name
 
 
-# Of what devices have alike that of the first is saved. Orbax would take a part from each, and of a
-# replicated table a GPU's copies may differ in the last bits: no copy, and not what is summed up.
+# Of a replicated array the first device's copy is saved. Orbax would take a part from each device,
+# and a GPU's copies may differ in the last bits: the parts would be no copy, nor have its checksum.
 _ONE_COPY = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
@@ -43,9 +44,9 @@ logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Checkpoints:
-    """The checkpoints of one run, WORKDIR/checkpoints/best and …/last; one of each is kept.
+    """The checkpoints of one run, WORKDIR/checkpoints/best and …/last; each has one.
 
-    A new one is whole on disk before the one it replaces goes.
+    A new checkpoint is complete on disk before the old one is deleted.
 
     Several processes save and restore together, in a folder that all of them see.
 
@@ -114,18 +115,18 @@ class Checkpoints:
             )
         return meta
 
-    def restore(self, kind: Kind, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, kind: Kind, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and what was saved beside it.
 
         Args:
           kind: which.
-          like: what to expect and where to lay it; see `din_jax.step.state_shapes`.
+          shapes: the shapes and shardings to restore; see `din_jax.step.state.state_shapes`.
 
         Raises:
           DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
             is not what was saved.
         """
-        restored = self._restored(kind, like.replace(scratch={}))
+        restored = self._restored(kind, shapes.replace(scratch={}))
         state, meta = restored["state"], self._checked(kind, restored["meta"])
         scheme = meta.get("checksum", _CHECKSUM)  # not named in those made before it was
         if scheme != _CHECKSUM:
@@ -142,11 +143,11 @@ class Checkpoints:
                 )
         scratch = {
             name: self.placement.zeros(of.shape[0], of.dtype, sharded=is_sharded(of))
-            for name, of in like.scratch.items()
+            for name, of in shapes.scratch.items()
         }
         return state.replace(scratch=scratch), meta
 
-    def _restored(self, kind: Kind, like: TrainState | None) -> Any:
+    def _restored(self, kind: Kind, shapes: TrainState | None) -> Any:
         step = self.latest(kind)
         if step is None:
             workdir = self.folder.parent
@@ -159,11 +160,11 @@ class Checkpoints:
                 restored = manager.restore(
                     step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
                 )
-                if like is None:
+                if shapes is None:
                     return {"meta": restored["meta"]}
                 folder = self.folder / kind / str(step) / "state"
                 state = jax.tree_util.tree_map_with_path(
-                    functools.partial(read_array, folder, self.placement), like
+                    functools.partial(read_array, folder, self.placement), shapes
                 )
                 return {"state": state, "meta": restored["meta"]}
             except Exception as error:  # Orbax lets those of several libraries through

@@ -1,4 +1,4 @@
-"""What is saved beside a state, and whether a run may go on with it."""
+"""What is saved beside a state, and whether a run may continue from it."""
 
 from __future__ import annotations
 
@@ -32,32 +32,66 @@ _MAY_CHANGE = (
 )
 
 
+# Keys that checkpoints of older versions lack, with the value that these versions stand for.
+_ADDED_KEYS = {"model.module": ""}
+# Keys that name files. A checkpoint has their absolute paths too, to be read from anywhere.
+_PATH_KEYS = ("data.store", "model.module")
+
+
 def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:
-    """What is saved beside every state of a run."""
+    """What is saved beside every state of a run, as a JSON object."""
+    flat = _flat(as_json(config))
     return {
         "config": as_json(config),
         "schema": schema.to_json(),
         "batches": source.fingerprint,
+        "paths": {
+            key: str(Path(flat[key]).absolute()) for key in _PATH_KEYS if Path(flat[key]).exists()
+        },
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
 
-def check_complete(config: ConfigDict, workdir: str | Path) -> None:
-    """Raises `DinError` if a checkpoint's config lacks keys that this din_jax has."""
-    missing = sorted(_flat(as_json(default_config())).keys() - _flat(as_json(config)).keys())
+def completed(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+    """A checkpoint's config, with the keys that were added to din_jax since it was written.
+
+    Raises:
+      DinError: it lacks other keys.
+    """
+    present = _flat(as_json(config)).keys()
+    missing = sorted(_flat(as_json(default_config())).keys() - present - _ADDED_KEYS.keys())
     if missing:
         raise DinError(
             f"{workdir}: the checkpoint was made by another version of din_jax: its config lacks "
             + ", ".join(missing)
         )
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {key: value for key, value in _ADDED_KEYS.items() if key not in present}
+        )
+    return config
+
+
+def find_paths(config: ConfigDict, meta: dict[str, Any]) -> None:
+    """Makes those paths of a config absolute that are not there, seen from the working directory.
+
+    Args:
+      config: of the checkpoint; changed in place.
+      meta: what was saved beside its state.
+    """
+    flat = _flat(as_json(config))
+    for key, absolute in meta.get("paths", {}).items():
+        if not Path(flat[key]).exists() and Path(absolute).exists():
+            config.update_from_flattened_dict({key: absolute})
 
 
 def check_same_run(
     meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
 ) -> None:
     """Raises `DinError` if a run in `workdir` can't go on with this config or this store."""
-    before, after = _flat(meta["config"]), _flat(as_json(config))
+    before = _flat(as_json(completed(ConfigDict(meta["config"]), workdir)))
+    after = _flat(as_json(config))
     changed = [
         f"config.{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
@@ -73,13 +107,16 @@ def check_same_run(
 
 
 def check_same_batches(meta: dict[str, Any], source: BatchSource, workdir: str | Path) -> None:
-    """Raises `DinError` if a run's batches were dealt their samples otherwise: it can't go on."""
-    before, after = (batches.get("dealt", 1) for batches in (meta["batches"], source.fingerprint))
+    """Raises `DinError` if a run's batches were length-balanced otherwise: it can't go on."""
+    saved = meta["batches"]
+    # "dealt" is the key's name in checkpoints of version 0.1.0; before that there was none.
+    before = saved.get("balanced_batches", saved.get("dealt", 1))
+    after = source.fingerprint["balanced_batches"]
     if before != after:
         raise DinError(
-            f"{workdir}: the run was begun by another version of din_jax, which dealt samples "
-            f"among {before} batches; this one deals them among {after}, and would train on some "
-            "twice: go on with that version, or give another --workdir to begin anew"
+            f"{workdir}: the run was begun by another version of din_jax, which balanced lengths "
+            f"over {before} batches; this one balances over {after}, and would train on some "
+            "samples twice: go on with that version, or give another --workdir to begin anew"
         )
 
 
@@ -116,7 +153,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def as_texts(config: ConfigDict) -> dict[str, str]:
     """A config's keys and values, without those that say where something is."""
-    local = ("processes.", "data.store", "data.prepare")
+    local = ("processes.", "data.store", "data.prepare", "model.module")
     return {
         f"config.{key}": repr(value)
         for key, value in _flat(as_json(config)).items()

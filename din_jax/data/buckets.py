@@ -7,54 +7,62 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-_ROUND_TO = 8  # capacities are multiples of this
-_RUNGS_AT = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # quantiles of batches' totals: the common rungs
-_CLOSE = 1.05  # a common rung that is closer than this to the next is left out
-_FAR = 1.5  # beyond the common ones, each rung is this much larger than the one before
+_MULTIPLE = 8  # capacities are multiples of this
+_QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)  # of batches' lengths, for the common buckets
+_CLOSE = 1.05  # a common bucket that is closer than this to the next one is left out
+_GROWTH = 1.5  # beyond the common ones each bucket is larger than the one before by this factor
 
 
 @dataclasses.dataclass(frozen=True)
-class Ladder:
-    """Rung i fixes a capacity for each packed axis; the last rung holds any batch.
+class Buckets:
+    """Bucket i fixes a capacity (padded length) for each packed axis; the last holds any batch.
 
-    Axes are "SEQUENCE" (T), "SEQUENCE.FIELD" (a behaviour's multi-hot field) and "FIELD" (a
-    sample's).
+    All axes of a batch share one bucket, so that the number of compilations does not multiply.
+
+    Attributes:
+      axes: "SEQUENCE" (T), "SEQUENCE.FIELD" (a behaviour's multi-hot field) and "FIELD" (a
+        sample's).
+      sizes: one tuple of capacities a bucket, ascending, in the order of `axes`.
     """
 
     axes: tuple[str, ...]
-    rungs: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
 
     @staticmethod
-    def fit(axes: Sequence[str], totals: np.ndarray, worst: Sequence[int]) -> Ladder:
-        """A ladder of few rungs for batches like those given.
+    def fit(axes: Sequence[str], lengths: np.ndarray, longest: Sequence[int]) -> Buckets:
+        """Few buckets for batches like those given.
 
         Args:
           axes: names of the packed axes.
-          totals: [batches, axes] what batches like the expected ones hold.
-          worst: [axes] what a batch can hold at most.
+          lengths: [batches, axes] of trial batches.
+          longest: [axes] what a batch can hold at most.
         """
         if not axes:
-            return Ladder((), ((),))
-        top = _round_up(np.asarray(worst))
-        common = [_round_up(np.quantile(totals, q, axis=0)) for q in _RUNGS_AT]
-        rungs = [np.minimum(common.pop(), top)]
+            return Buckets((), ((),))
+        top = _round_up(np.asarray(longest))
+        common = [_round_up(np.quantile(lengths, q, axis=0)) for q in _QUANTILES]
+        sizes = [np.minimum(common.pop(), top)]
         while common:
-            rung = np.minimum(common.pop(), rungs[0])
-            if (rungs[0] > rung * _CLOSE).any():
-                rungs.insert(0, rung)
-        while (rungs[-1] < top).any():
-            rungs.append(np.minimum(_round_up(rungs[-1] * _FAR), top))
-        return Ladder(tuple(axes), tuple(tuple(int(c) for c in rung) for rung in rungs))
+            size = np.minimum(common.pop(), sizes[0])
+            if (sizes[0] > size * _CLOSE).any():
+                sizes.insert(0, size)
+        while (sizes[-1] < top).any():
+            sizes.append(np.minimum(_round_up(sizes[-1] * _GROWTH), top))
+        return Buckets(tuple(axes), tuple(tuple(int(c) for c in size) for size in sizes))
 
-    def lowest(self, lengths: Iterable[int]) -> dict[str, int]:
-        """The capacities of the lowest rung that holds `lengths` (one an axis)."""
+    def smallest(self, lengths: Iterable[int]) -> dict[str, int]:
+        """The capacities {axis: int} of the smallest bucket that holds `lengths`, one an axis.
+
+        Raises:
+          ValueError: no bucket does.
+        """
         lengths = tuple(int(n) for n in lengths)
-        for rung in self.rungs:
-            if all(n <= capacity for n, capacity in zip(lengths, rung, strict=True)):
-                return dict(zip(self.axes, rung, strict=True))
-        raise ValueError(f"lengths {lengths} of {self.axes} exceed {self.rungs[-1]}")
+        for size in self.sizes:
+            if all(n <= capacity for n, capacity in zip(lengths, size, strict=True)):
+                return dict(zip(self.axes, size, strict=True))
+        raise ValueError(f"lengths {lengths} of {self.axes} exceed {self.sizes[-1]}")
 
 
 def _round_up(lengths: np.ndarray) -> np.ndarray:
-    up = np.ceil(np.asarray(lengths) / _ROUND_TO).astype(np.int64) * _ROUND_TO
-    return np.maximum(up, _ROUND_TO)
+    up = np.ceil(np.asarray(lengths) / _MULTIPLE).astype(np.int64) * _MULTIPLE
+    return np.maximum(up, _MULTIPLE)

@@ -24,7 +24,7 @@ from din_jax.data.packing import Packer, ranges
 from din_jax.data.schema import BehaviorField, Field
 from din_jax.data.store import Store
 
-_VERSION = 1  # of how ids are counted: another one makes counts that were kept be made again
+_VERSION = 1  # of the way of counting: a cache of another version is not used
 _SAMPLES_AT_ONCE = 1 << 16  # of a table whose samples have to be looked at one by one
 
 
@@ -41,9 +41,9 @@ def sample_counts(
 
     Args:
       store, split: the samples trained on.
-      max_history: the most recent behaviours kept of a history; 0 keeps all.
+      max_history: use the most recent behaviours of a history; 0: all of them.
       extra_fields: optional fields taken as inputs.
-      frequent, unknown: ids as the frequency filter leaves them, see `din_jax.regularizers.filter_ids`.
+      frequent, unknown: of the frequency filter, see `din_jax.optim.regularizer.filter_ids`.
     """
     fields = store.schema.inputs(extra_fields)
     packer = Packer(store, max_history)
@@ -72,7 +72,7 @@ def sample_counts(
 def cached_counts(
     store: Store, split: str, *, max_history: int = 0, extra_fields: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
-    """`sample_counts`, kept in the store's folder once they are known.
+    """`sample_counts`, cached in the store's folder.
 
     A store that can't be written to is counted each time.
     """

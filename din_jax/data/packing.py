@@ -45,7 +45,7 @@ class Packer:
 
     Args:
       store: where the samples are.
-      max_history: the most recent behaviours kept of each history; 0 keeps all.
+      max_history: use the most recent behaviours of each history; 0: all of them.
     """
 
     def __init__(self, store: Store, max_history: int = 0):
@@ -88,12 +88,12 @@ class Packer:
     ) -> list[Batch]:
         """A batch for each group of samples, at most `batch_size`, filled up with weight 0.
 
-        All are read in one go, since small batches cost little more than the calls that read them.
+        All are read together: for small batches the calls that read cost more than the data.
 
         Args:
           groups: samples in the store.
           batch_size: B.
-          capacities: of each packed axis, for each group; see `Ladder`.
+          capacities: padded lengths of each packed axis, for each group; see `Buckets`.
         """
         store, schema = self.store, self.store.schema
         samples = np.concatenate(groups)
@@ -107,7 +107,7 @@ class Packer:
         def multi_hot(name: str, of: _Axis, axis: str) -> list[Packed]:
             offsets = store.column(f"{name}.offsets")
             start, end = (offsets[at].astype(np.int64) for at in (of.at, of.at + 1))
-            inner = _Axis(start, end, of.held, capacity(axis), of.capacity)
+            inner = _Axis(start, end, of.lengths, capacity(axis), of.capacity)
             return list(map(Packed, inner.take(store.column(name)), inner.segment_ids))
 
         fields: dict[str, Sequence[Array | Packed]] = {}
@@ -149,17 +149,17 @@ class Packer:
 
 
 class _Axis:
-    """A packed axis of G batches: the values of their segments end to end, and room to spare.
+    """A packed axis of G batches: the values of their segments end to end, then padding.
 
     Args:
-      start, end: [S] where the values of each segment are, all batches' one after the other.
-      sizes: [G] how many segments are of each batch.
+      start, end: [S] the range of each segment's values, batch by batch.
+      sizes: [G] number of segments of each batch.
       capacity: [G] of each batch.
-      segments: [G] the id that padding has.
+      segments: [G] segment id of padding.
 
     Attributes:
       at: [N] the values' positions, start[i] … end[i] − 1 of all segments.
-      held: [G] how many values are of each batch.
+      lengths: [G] number of values of each batch.
       capacity: as given.
       segment_ids: int32[capacity] of each batch.
     """
@@ -177,7 +177,7 @@ class _Axis:
         self.at = np.arange(stops[-1]) + np.repeat(start - stops[:-1], length)
         self.capacity = capacity
         self._cuts = stops[np.concatenate([[0], np.cumsum(sizes)])]
-        self.held = np.diff(self._cuts)
+        self.lengths = np.diff(self._cuts)
         number = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
         self.segment_ids = self._padded(np.repeat(number, length), segments, np.int32)
 
@@ -187,16 +187,16 @@ class _Axis:
 
     def _padded(self, flat: np.ndarray, fill: np.ndarray, dtype: Any) -> list[np.ndarray]:
         out = np.repeat(fill.astype(dtype), self.capacity)
-        found, begin = [], 0
+        parts, begin = [], 0
         for capacity, *real in zip(
             self.capacity.tolist(), self._cuts[:-1].tolist(), self._cuts[1:].tolist(), strict=True
         ):
             part = out[begin : begin + capacity]
             values = flat[slice(*real)]
             part[: len(values)] = values
-            found.append(part)
+            parts.append(part)
             begin += capacity
-        return found
+        return parts
 
 
 def ranges(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,27 +8,27 @@ import functools
 import jax
 import numpy as np
 
-from din_jax.data.buckets import Ladder
+from din_jax.data.buckets import Buckets
 from din_jax.data.length_balance import balance_lengths
 from din_jax.data.packing import Batch, Packer
 from din_jax.data.store import Store
 from din_jax.errors import DinError
 
-_TRIAL_GROUPS = 512  # of batches that are alike, drawn to find the quantiles
-_SAMPLES_AT_ONCE = 2048  # of small batches, packed together
-_SAMPLES_A_LOOK = 1 << 20  # whose lengths are held in memory at once
+_TRIAL_GROUPS = 512  # of batches of one call, drawn to fit the buckets
+_CHUNK_SAMPLES = 2048  # of small batches, packed together
+_SCANNED_SAMPLES = 1 << 20  # whose lengths are in memory at once while the longest are looked for
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """How batches are split among devices: B / M samples for each, in their order.
+    """How a global batch is split among devices: B / M samples for each, in their order.
 
-    All devices' packed axes have the same capacities. They come from offsets, which every process
-    reads for the whole batch; behaviours are read only for the devices in `local`.
+    The packed axes of all devices have the same capacities. They come from offsets, which every
+    process reads for the global batch; behaviours are read only for the devices in `local`.
     """
 
     count: int = 1  # M
-    local: range = range(1)  # the devices whose shares are read, of range(M)
+    local: range = range(1)  # this process' devices, of range(M)
 
 
 class BatchSource:
@@ -38,21 +38,28 @@ class BatchSource:
     `batches_per_epoch`; every epoch has a permutation of its own, made of seed and epoch. An epoch
     has each sample once: its last batch may hold fewer, filled up with weight 0.
 
-    Small batches are made several at once, in stretches: of one alone the calls would cost more
-    than the work. For the same reason several steps may be taken in one call, for which neighbours
-    have to be `alike`: their samples are dealt among them so that each batch holds about as much,
-    and little padding makes their shapes the same. On any number of devices they are the same.
+    Small batches are made in chunks of several: the NumPy calls for a single one would cost more
+    than the work. For the same reason several steps may be taken in one call. The batches of such a
+    call need the same padded lengths, so they are length-balanced: neighbouring batches exchange
+    samples until their behaviours are about as many, which keeps padding small. The assignment is
+    the same on any number of devices.
 
     Args:
       store, split: what to read.
       batch_size: B.
       max_history: see `Packer`.
       seed: of the order.
-      shuffle: if not, batches follow the store's order, but for dealing.
+      shuffle: if False, batches follow the store's order, apart from length balancing.
       epochs: how many.
       shards: of several devices; a batch then has the axis of those in `shards.local`.
-      alike: so many neighbouring batches are dealt their samples and have the same shapes, on
-        several devices the samples alone; groups begin with each epoch.
+      steps_per_call: so many neighbouring batches are length-balanced and, on one device, padded
+        to the same lengths. Groups begin anew with each epoch.
+
+    Attributes:
+      steps_per_call: how many neighbouring batches have the same shapes; 1 on several devices.
+      batches_per_chunk, chunks: of those that are packed together.
+      fingerprint: all that the order and the content of the batches depend on.
+      buckets: the capacities that batches are padded to.
 
     Raises:
       DinError: there is no such split, it has no samples, or M does not divide B.
@@ -69,7 +76,7 @@ class BatchSource:
         shuffle: bool = True,
         epochs: int = 1,
         shards: Shards = Shards(),
-        alike: int = 1,
+        steps_per_call: int = 1,
     ):
         self.samples = store.split(split)
         if not self.samples:
@@ -85,7 +92,6 @@ class BatchSource:
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
         self.batches_per_epoch = -(-len(self.samples) // batch_size)
         self.packer = Packer(store, max_history)
-        # All that the order and the content of the batches depend on.
         self.fingerprint = {
             "store": store.fingerprint,
             "split": split,
@@ -93,45 +99,48 @@ class BatchSource:
             "max_history": max_history,
             "seed": seed,
             "shuffle": shuffle,
-            "dealt": alike,
+            "balanced_batches": steps_per_call,
         }
-        self.dealt = alike
-        self.alike = alike if shards.count == 1 else 1  # M shares each would need more padding
-        self.at_once = alike * max(1, _SAMPLES_AT_ONCE // (alike * batch_size))
-        self.stretches = epochs * -(-self.batches_per_epoch // self.at_once)
-        self._order = functools.lru_cache(maxsize=2)(self._order_of)
-        self._last_stretch = functools.lru_cache(maxsize=1)(self.stretch)
-        # Those read ahead too: who asks for a batch's samples later need not deal them again.
-        self._recent_samples = functools.lru_cache(maxsize=8)(self._samples_of)
-        self.ladder = self._ladder()
+        self._balanced_batches = steps_per_call
+        # The M shards of several batches would need more padding.
+        self.steps_per_call = steps_per_call if shards.count == 1 else 1
+        self.batches_per_chunk = steps_per_call * max(
+            1, _CHUNK_SAMPLES // (steps_per_call * batch_size)
+        )
+        self.chunks = epochs * -(-self.batches_per_epoch // self.batches_per_chunk)
+        self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of)
+        self._last_chunk = functools.lru_cache(maxsize=1)(self.chunk)
+        # Enough for chunks read ahead: `samples_of` must not balance them again.
+        self._chunk_samples = functools.lru_cache(maxsize=8)(self._samples_of_chunk)
+        self.buckets = self._fit_buckets()
 
     def __len__(self) -> int:
         return self.epochs * self.batches_per_epoch
 
     def __getitem__(self, index: int) -> Batch:
-        stretch, place = self.place(int(index))
-        return self._last_stretch(stretch)[place]
+        chunk, position = self.chunk_of(int(index))
+        return self._last_chunk(chunk)[position]
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The stretch that batch `index` is in, and its place there."""
-        epoch, place = divmod(index, self.batches_per_epoch)
-        stretch, place = divmod(place, self.at_once)
-        return epoch * (self.stretches // self.epochs) + stretch, place
+    def chunk_of(self, index: int) -> tuple[int, int]:
+        """The chunk of batch `index`, and the batch's position in it."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        chunk, position = divmod(position, self.batches_per_chunk)
+        return epoch * (self.chunks // self.epochs) + chunk, position
 
-    def stretch(self, index: int) -> list[Batch]:
-        """Stretch `index`: at most `at_once` neighbouring batches of an epoch, packed together."""
-        samples, lengths = self._recent_samples(index)
-        size, share = self.batch_size, self.batch_size // self.shards.count
+    def chunk(self, index: int) -> list[Batch]:
+        """Chunk `index`: at most `batches_per_chunk` neighbouring batches of an epoch."""
+        samples, lengths = self._chunk_samples(index)
+        size, local_size = self.batch_size, self.batch_size // self.shards.count
         groups, capacities = [], []
         for begin in range(0, len(samples), size):
             of_batch = samples[begin : begin + size]
-            if begin % (self.alike * size) == 0:
-                of_alike = lengths[begin : begin + self.alike * size]
-                capacity = self.ladder.lowest(_most(of_alike, share))
+            if begin % (self.steps_per_call * size) == 0:
+                of_call = lengths[begin : begin + self.steps_per_call * size]
+                capacity = self.buckets.smallest(_longest_shard(of_call, local_size))
             for m in self.shards.local:
-                groups.append(of_batch[m * share : (m + 1) * share])
+                groups.append(of_batch[m * local_size : (m + 1) * local_size])
                 capacities.append(capacity)
-        packed = self.packer.pack(groups, share, capacities)
+        packed = self.packer.pack(groups, local_size, capacities)
         if self.shards.count == 1:
             return packed
         local = len(self.shards.local)
@@ -142,82 +151,94 @@ class BatchSource:
 
     def samples_of(self, index: int) -> np.ndarray:
         """int64: which of the store's samples batch `index` has, on all devices."""
-        stretch, place = self.place(int(index))
-        return self._recent_samples(stretch)[0][place * self.batch_size :][: self.batch_size]
+        chunk, position = self.chunk_of(int(index))
+        return self._chunk_samples(chunk)[0][position * self.batch_size :][: self.batch_size]
 
-    def _samples_of(self, stretch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of a stretch, one batch's after the other's, and their lengths."""
-        epoch, stretch = divmod(stretch, self.stretches // self.epochs)
-        size = self.at_once * self.batch_size
-        begin, end = stretch * size, min((stretch + 1) * size, len(self.samples))
+    def _samples_of_chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of a chunk, one batch's after the other's, and their lengths."""
+        epoch, chunk = divmod(chunk, self.chunks // self.epochs)
+        size = self.batches_per_chunk * self.batch_size
+        begin, end = chunk * size, min((chunk + 1) * size, len(self.samples))
         if self.shuffle:
-            samples = self._order(epoch)[begin:end].astype(np.int64)
+            samples = self._permutation(epoch)[begin:end].astype(np.int64)
         else:
             samples = np.arange(begin, end)
         samples += self.samples.start
         lengths = self.packer.lengths(samples)
-        dealt = self._dealt(lengths)
-        return samples[dealt], lengths[dealt]
+        order = self._balanced_order(lengths)
+        return samples[order], lengths[order]
 
-    def _dealt(self, lengths: np.ndarray) -> np.ndarray:
-        """Where the samples of whole groups, and of what is left, are in the batches' order."""
-        order, sizes, size = np.arange(len(lengths)), lengths.sum(axis=1), self.batch_size
-        whole = len(order) // (self.dealt * size) * self.dealt * size
-        left = (len(order) - whole) // size  # a last batch that is not full stays as it is
-        for begin, end, batches in ((0, whole, self.dealt), (whole, whole + left * size, left)):
+    def _balanced_order(self, lengths: np.ndarray) -> np.ndarray:
+        """The order of samples that makes their batches length-balanced.
+
+        Whole groups of batches are balanced, then the full batches that are left at the end; a last
+        batch that is not full stays as it is.
+        """
+        order, totals, size = np.arange(len(lengths)), lengths.sum(axis=1), self.batch_size
+        whole = len(order) // (self._balanced_batches * size) * self._balanced_batches * size
+        left = (len(order) - whole) // size
+        for begin, end, batches in (
+            (0, whole, self._balanced_batches),
+            (whole, whole + left * size, left),
+        ):
             if batches > 1 and begin < end:
-                groups = sizes[begin:end].reshape(-1, batches * size)
+                groups = totals[begin:end].reshape(-1, batches * size)
                 first = np.arange(begin, end, batches * size)[:, np.newaxis]
                 order[begin:end] = (first + balance_lengths(groups, batches)).ravel()
         return order
 
     def next_group(self, index: int) -> int:
-        """The first batch after `index` that need not be like it in shape."""
-        epoch, place = divmod(index, self.batches_per_epoch)
-        after = min(self.batches_per_epoch, (place // self.alike + 1) * self.alike)
-        return epoch * self.batches_per_epoch + after
+        """The first batch after `index` whose shapes may differ from its own."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        after = (position // self.steps_per_call + 1) * self.steps_per_call
+        return epoch * self.batches_per_epoch + min(self.batches_per_epoch, after)
 
     def real_samples(self, index: int) -> int:
-        """How many samples batch `index` has on all devices, without what fills it up."""
+        """How many samples batch `index` has on all devices, without those of weight 0."""
         begin = int(index) % self.batches_per_epoch * self.batch_size
         return min(self.batch_size, len(self.samples) - begin)
 
-    def _order_of(self, epoch: int) -> np.ndarray:
+    def _permutation_of(self, epoch: int) -> np.ndarray:
         count = len(self.samples)
         order = np.arange(count, dtype=np.uint32 if count < 1 << 32 else np.uint64)
         np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order
 
-    def _ladder(self) -> Ladder:
-        # Shuffled batches are like any others drawn at random; the worst has the longest histories.
-        # Unshuffled ones are known, and neighbours are alike: look at them all. Of several devices
-        # the one with the most counts.
-        size, share = self.batch_size, self.batch_size // self.shards.count
-        group = self.alike * size
+    def _fit_buckets(self) -> Buckets:
+        """Buckets for the lengths that batches have; of several devices the fullest shard counts.
+
+        Shuffled batches are like any others drawn at random, and the longest possible one has the
+        longest histories. Unshuffled ones are known, and all are looked at.
+        """
+        size, local_size = self.batch_size, self.batch_size // self.shards.count
+        group = self.steps_per_call * size
         if not self.shuffle:
-            totals = []
-            for stretch in range(self.stretches // self.epochs):
-                _, lengths = self._samples_of(stretch)
-                totals += [
-                    _most(lengths[i : i + group], share) for i in range(0, len(lengths), group)
+            lengths_of_calls = []
+            for chunk in range(self.chunks // self.epochs):
+                _, lengths = self._samples_of_chunk(chunk)
+                lengths_of_calls += [
+                    _longest_shard(lengths[i : i + group], local_size)
+                    for i in range(0, len(lengths), group)
                 ]
-            known = np.stack(totals)
-            return Ladder.fit(self.packer.axes, known, known.max(axis=0).tolist())
+            known = np.stack(lengths_of_calls)
+            return Buckets.fit(self.packer.axes, known, known.max(axis=0).tolist())
         longest = np.empty((0, len(self.packer.axes)), np.int64)
-        for start in range(self.samples.start, self.samples.stop, _SAMPLES_A_LOOK):
-            stop = min(start + _SAMPLES_A_LOOK, self.samples.stop)
+        for start in range(self.samples.start, self.samples.stop, _SCANNED_SAMPLES):
+            stop = min(start + _SCANNED_SAMPLES, self.samples.stop)
             lengths = self.packer.lengths(np.arange(start, stop))
-            longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-share:]
-        count = min(self.dealt * size, len(self.samples))
+            longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-local_size:]
+        count = min(self._balanced_batches * size, len(self.samples))
         drawn = np.random.default_rng(0).integers(
             self.samples.start, self.samples.stop, size=(_TRIAL_GROUPS, count)
         )
         trials = []
         for lengths in map(self.packer.lengths, drawn):
-            trials.append(_most(lengths[self._dealt(lengths)][:group], share))
-        return Ladder.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())
+            balanced = lengths[self._balanced_order(lengths)]
+            trials.append(_longest_shard(balanced[:group], local_size))
+        return Buckets.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())
 
 
-def _most(lengths: np.ndarray, share: int) -> np.ndarray:
-    """[axes]: the most that a device's share of the samples takes, of lengths [samples, axes]."""
-    return np.add.reduceat(lengths, np.arange(0, len(lengths), share), axis=0).max(axis=0)
+def _longest_shard(lengths: np.ndarray, local_size: int) -> np.ndarray:
+    """[axes]: the most that a shard of `local_size` samples holds, of lengths [samples, axes]."""
+    begins = np.arange(0, len(lengths), local_size)
+    return np.add.reduceat(lengths, begins, axis=0).max(axis=0)

@@ -9,7 +9,7 @@
       events/NAME/FIELD.npy             every behaviour, once: users one after the other, in time
       events/NAME/FIELD.offsets.npy     (multi-hot only) where each behaviour's values begin
       vocab/TABLE.parquet               row, id, count
-      counts/…                          n_j, kept by runs that need it (`din_jax.counts`)
+      counts/…                          n_j, cached by runs that need it (`din_jax.data.counts`)
 
 A history is stored once: samples point into it, so that nothing is padded or repeated. The samples
 of a split lie together, train first, then validation, then test.
@@ -101,7 +101,7 @@ class Store:
         return self._columns[name]
 
     def with_columns(self, columns: Mapping[str, np.ndarray]) -> Store:
-        """The same store with other columns in the place of some: for experiments, in memory.
+        """A copy of the store, in memory, in which some columns are replaced: for experiments.
 
         Args:
           columns: by name, each as long as the one that it replaces.
@@ -137,6 +137,7 @@ class Store:
 
 
 def column_names(schema: Schema) -> Iterator[str]:
+    """The names of all columns that a store of this schema has."""
     yield from ("samples/label", "samples/user")
     for field in schema.fields:
         name = f"fields/{field.name}"
@@ -149,10 +150,16 @@ def column_names(schema: Schema) -> Iterator[str]:
 
 
 def sequence_named(schema: Schema, name: str) -> Sequence:
+    """The schema's sequence of this name."""
     return next(s for s in schema.sequences if s.name == name)
 
 
 def read_description(path: Path) -> dict[str, Any]:
+    """The content of a store's `schema.json`.
+
+    Raises:
+      DinError: it is missing, damaged, or of another version.
+    """
     file = path / "schema.json"
     if not path.exists():
         raise DinError(

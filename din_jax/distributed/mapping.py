@@ -12,36 +12,37 @@ import numpy as np
 from din_jax.distributed import cpu
 from din_jax.distributed.devices import AXIS, Placement
 
-MAPPED, COMMON = 0, None  # what has the devices' axis, and what all devices have alike
+# Axes for `over_devices`: of arrays with a leading device axis, and of those equal on all devices.
+PER_DEVICE, REPLICATED = 0, None
 
 
 def over_devices(
-    share: Callable[..., Any],
+    local: Callable[..., Any],
     placement: Placement,
     in_axes: Any,
     out_axes: Any,
     *,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """Compiles a function of one device's share for all devices of a placement.
+    """Compiles a function of one device's local batch for all devices of a placement.
 
     One device needs no axis: that is `jax.jit`. Several are `jax.pmap`.
 
     Args:
-      share: the function; its collectives name the placement's axis.
+      local: the function; its collectives name the placement's axis.
       placement: the devices.
-      in_axes: 0 for what has the devices' axis, None for what all have alike.
-      out_axes: the same for each array that `share` returns. What it returns for None must be the
-        same on all devices: `jax.pmap` does not look.
-      donate: positions of the arguments whose memory the results take.
+      in_axes: `PER_DEVICE` or `REPLICATED` for each argument, or trees of these.
+      out_axes: the same for each array that `local` returns. A `REPLICATED` result must be equal on
+        all devices: `jax.pmap` does not check it.
+      donate: positions of the arguments whose buffers the results reuse.
     """
     if placement.axis is None:
         on_cpu = placement.devices[0].platform == "cpu"
-        return (_JittedForCPU if on_cpu else jax.jit)(share, donate_argnums=donate)
+        return (_JittedForCPU if on_cpu else jax.jit)(local, donate_argnums=donate)
     # Results go out flat: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
     flat_axes, structure = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
     mapped = jax.pmap(
-        lambda *arguments: tuple(jax.tree.leaves(share(*arguments))),
+        lambda *arguments: tuple(jax.tree.leaves(local(*arguments))),
         AXIS,
         in_axes=in_axes,
         out_axes=tuple(flat_axes),
@@ -52,10 +53,11 @@ def over_devices(
 
 
 class _JittedForCPU:
-    """A `jax.jit` with options for XLA. Inside another one, which has none, it has none.
+    """A `jax.jit` with compiler options for CPUs. Traced inside another `jax.jit` it has none.
 
-    It compiles in a thread of its own, where what that leaves in the heap is in no step's way. What
-    JAX sets for a thread, as `with jax.debug_nans(True)` does, does not hold in a first call.
+    It compiles in a thread of its own, so that the heap of the calling thread is not fragmented
+    (`din_jax.distributed.cpu`). A thread-local setting of JAX, such as `with jax.debug_nans(True)`,
+    does not reach the first call.
     """
 
     def __init__(self, function: Callable[..., Any], *, donate_argnums: tuple[int, ...]):
@@ -78,7 +80,7 @@ class _JittedForCPU:
 
 
 class _Mapped:
-    """A `jax.pmap` with results of a structure. `lower` is as in `jax.jit`."""
+    """A `jax.pmap` that returns a pytree. `lower` is that of `jax.jit`."""
 
     def __init__(self, mapped: Any, structure: Any):
         self._mapped, self._structure = mapped, structure

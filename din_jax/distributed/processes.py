@@ -188,7 +188,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def check_alike(texts: Mapping[str, str]) -> None:
+def check_equal(texts: Mapping[str, str]) -> None:
     """Raises DinError unless all processes give the same {name: text}: they would go apart."""
     if jax.process_count() == 1:
         return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -18,9 +22,14 @@ class Model(NamedTuple):
     """A model as the train and score steps take it.
 
     `module.apply({"params": …, "batch_stats": …}, tables, lookups(batch), batch, train=…)` returns
-    logits [B, 2] and a dict of what a reader may want to see. Tables live another life than the
-    network's weights, so they are an argument of their own; the module does not know whether it
-    sees whole tables or the rows of one batch with the lookups' ids renumbered.
+    logits [B, 2] and a dict of intermediate values. Tables are an argument beside the network's
+    weights, since they are sharded and updated row by row; the module does not know whether it is
+    given whole tables or the rows of one batch with the lookups' ids renumbered.
+
+    Attributes:
+      module: the Flax module.
+      tables: {name: `TableSpec`} of the tables that it looks up in.
+      lookups: batch → {table: {name: `Lookup`}}.
     """
 
     module: nn.Module
@@ -66,19 +75,51 @@ def model_tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 
 def notes(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterable[str]:
-    """What is to be said of a model on a data set before it is trained, a line each.
+    """What a model file has to say of a data set before training, a line each.
 
     Args:
       batches: of training samples in random order.
       schema: the data set's.
       config: `config.model`.
     """
-    if _file(config) is not wide_deep:
+    file = _file(config)
+    if not hasattr(file, "notes"):
         return ()
-    return wide_deep.remarks(batches, schema.without(config.without), config)
+    return file.notes(batches, schema.without(config.without), config)
 
 
 def _file(config: Any) -> Any:
+    """The model file that a config names: a module with `module`, `tables` and `lookups`."""
     if config.preset == "released_code":
         return released_code
-    return _FILES[config.name]
+    if config.name in _FILES:
+        return _FILES[config.name]
+    return _imported(config.module)
+
+
+@functools.cache
+def _imported(module: str) -> Any:
+    """The model file `module`: a path of a Python file, or the name of an importable module."""
+    key = f"config.model.module={module!r}"
+    path = Path(module)
+    try:
+        if path.suffix == ".py":
+            spec = importlib.util.spec_from_file_location(f"din_jax_model_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            file = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(file)
+        else:
+            file = importlib.import_module(module)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise DinError(
+            f"{key}: it can't be imported ({type(error).__name__}: {error}); give a path FILE.py "
+            "or the name of an installed module"
+        ) from error
+    missing = [name for name in ("tables", "lookups", "module") if not hasattr(file, name)]
+    if missing:
+        raise DinError(
+            f"{key}: a model file defines tables, lookups and module (docs/library.md); it lacks "
+            + ", ".join(missing)
+        )
+    return file

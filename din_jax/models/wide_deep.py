@@ -165,7 +165,7 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> WideDee
     return WideDeep(options(schema, config, axis_name), crosses=tuple(crosses(schema, config)))
 
 
-def remarks(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterator[str]:
+def notes(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterator[str]:
     """One line a cross: how many of its pairs share their weight with another.
 
     Args:

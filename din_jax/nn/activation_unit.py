@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from din_jax.nn.activations import ActivationFactory, Rows
+from din_jax.nn.activations import ActivationFactory, Activations, Dice
 from din_jax.nn.blocks import InBlocks
 from din_jax.nn.mlp import dense
 from din_jax.nn.pooling import rows_of_samples
@@ -30,15 +30,15 @@ class ActivationUnit(nn.Module):
 
     Attributes:
       hidden: widths of the hidden layers; the paper has one of 36.
-      activation: what follows each hidden layer.
+      activation: makes the module that follows each hidden layer, for example `Dice`.
       difference, outer: see above.
-      block: behaviours computed at once; 0 is all. Where there are more, no array of T rows and a
-        hidden width is made or kept: the backward pass computes each block anew. A Dice needs a
-        pass of its own over all blocks, to have its statistics.
+      block: how many behaviours are computed at a time; 0: all of them. With blocks no array
+        [T, hidden width] is stored: the backward pass computes each block again. Each Dice needs
+        one pass more over all blocks, for its statistics.
     """
 
-    hidden: tuple[int, ...]
-    activation: ActivationFactory
+    hidden: tuple[int, ...] = (36,)
+    activation: ActivationFactory = Dice
     difference: bool = False
     outer: bool = False
     block: int = 0
@@ -48,23 +48,56 @@ class ActivationUnit(nn.Module):
         self,
         behaviors: jax.Array,
         ad: jax.Array,
+        segment_ids: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """The weights of behaviours, which are packed end to end or padded.
+
+        Args:
+          behaviors: e_j, packed [T, E] or padded [B, H, E].
+          ad: v_A, [B, E].
+          segment_ids: of packed behaviours, int32[T], ascending: the sample of each; B for padding.
+          mask: bool[T] or [B, H], which behaviours are real. By default those whose segment id is
+            below B, or all of padded ones.
+          train: whether Dice uses the mini-batch's statistics.
+
+        Returns:
+          [T] or [B, H]; 0 for padding.
+
+        Raises:
+          ValueError: packed behaviours have no segment ids, or padded ones have.
+        """
+        if (segment_ids is None) != (behaviors.ndim == 3):
+            raise ValueError(
+                f"ActivationUnit: behaviors {behaviors.shape} "
+                + ("need segment_ids [T]" if segment_ids is None else "take no segment_ids")
+                + "; expected packed [T, E] with segment_ids, or padded [B, H, E] without"
+            )
+        if segment_ids is not None:
+            mask = segment_ids < len(ad) if mask is None else mask
+            return self._of_packed(behaviors, ad, segment_ids, mask, train=train)
+        samples, longest, width = behaviors.shape
+        mask = jnp.ones((samples, longest), bool) if mask is None else mask
+        weights = self._of_packed(
+            behaviors.reshape(-1, width),
+            ad,
+            jnp.repeat(jnp.arange(samples), longest),
+            mask.reshape(-1),
+            train=train,
+        )
+        return weights.reshape(samples, longest)
+
+    def _of_packed(
+        self,
+        behaviors: jax.Array,
+        ad: jax.Array,
         segment_ids: jax.Array,
         mask: jax.Array,
         *,
         train: bool,
     ) -> jax.Array:
-        """Weights of behaviours.
-
-        Args:
-          behaviors: e_j, [T, E].
-          ad: v_A, [B, E].
-          segment_ids: [T], which ad each behaviour is compared with.
-          mask: [T], which behaviours are real.
-          train: whether Dice takes the mini-batch's statistics.
-
-        Returns:
-          [T]; 0 for padding.
-        """
         width = behaviors.shape[-1]
         blocks = [width, width] + [width] * self.difference + [width**2 if self.outer else width]
         kernel = self.param(
@@ -110,7 +143,7 @@ class ActivationUnit(nn.Module):
         return jnp.where(mask, x[:, 0], 0)
 
 
-def _apply(module: nn.Module, rows: Rows) -> Rows:
+def _apply(module: nn.Module, rows: Activations) -> Activations:
     """A module of parameters alone, on rows."""
     if not isinstance(rows, InBlocks):
         return module(rows)

@@ -1,4 +1,9 @@
-"""Activations: Dice (Eq. 9), PReLU (Eq. 8), sigmoid and ReLU."""
+"""Activations: Dice (Eq. 9), PReLU (Eq. 8), sigmoid and ReLU.
+
+All are Flax modules called as `module(s, mask, train=...)`. `s` is [..., F]; the mask [...] says
+which rows are real, and padding changes neither a real row's result, nor a statistic, nor a
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +18,32 @@ from flax import linen as nn
 from din_jax.distributed.devices import psum
 from din_jax.nn.blocks import InBlocks
 
-# Makes an activation: a module called as `module(x[N, F], mask[N], train=...)`.
-ActivationFactory = Callable[..., nn.Module]
-Rows = jax.Array | InBlocks  # [N, F], at once or a block at a time
+ActivationFactory = Callable[..., nn.Module]  # for example `Dice`
+Activations = jax.Array | InBlocks  # [..., F]; or [N, F], computed a block of rows at a time
 
 
-def _each(function: Callable[[Any], Any], rows: Any) -> Any:
-    """What `function` makes of rows, each alone."""
+def _map_rows(function: Callable[[Any], Any], rows: Any) -> Any:
+    """`function` of an array, or of the blocks of one."""
     return rows.then(function) if isinstance(rows, InBlocks) else function(rows)
+
+
+def _per_unit(values: jax.Array, s: jax.Array) -> jax.Array:
+    """Values [F] with as many axes as s [..., F]."""
+    return jnp.expand_dims(values, range(s.ndim - 1))
 
 
 class Dice(nn.Module):
     """Dice (Eq. 9): f(s) = p(s)·s + (1 − p(s))·α·s, p(s) = sigmoid((s − E[s]) / (√Var[s] + ε)).
 
-    E[s] and Var[s] are of the real entries of the mini-batch in training, over all devices of
-    `axis_name`, and moving averages of these in evaluation. α is learned, one a unit. ε stands
-    outside the root: where all entries are equal, p is ½ and the slope of p is up to ¼·10⁸, so the
-    gradient is finite and bounded, as large as that may be. There it also carries float32's
-    rounding of terms of that size, where they cancel.
+    In training E[s] and Var[s] are those of the real rows of the mini-batch, over all devices of
+    `axis_name`; in evaluation they are moving averages, the collection "batch_stats". α is learned,
+    one a unit. ε is outside the root: where all rows are equal, p is ½ and its slope up to ¼·10⁸,
+    so that the gradient is bounded, but may be that large. It then also has float32's rounding
+    errors of terms of that size, which cancel.
 
-    The variance is the corrected two-pass one (Chan, Golub & LeVeque 1983, eq. 1.7), with the shift
-    kept out of the gradient, where it cancels: E[s²] − E[s]² would lose all digits for |E[s]| ≫ σ.
+    The variance is computed in two passes with a correction (Chan, Golub & LeVeque 1983, eq. 1.7);
+    no gradient goes through the shift, where it cancels. E[s²] − E[s]² would lose all digits for
+    |E[s]| ≫ σ.
 
     Attributes:
       momentum: of the moving averages, new = momentum · old + (1 − momentum) · batch. A batch
@@ -52,11 +62,37 @@ class Dice(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
-        """Maps s [N, F] to [N, F]; mask [N] says which rows are real."""
+    def __call__(
+        self, s: Activations, mask: jax.Array | None = None, *, train: bool = False
+    ) -> Activations:
+        """Applies Dice.
+
+        Args:
+          s: [..., F].
+          mask: bool [...], which rows are real; None: all are.
+          train: use, and update the moving averages with, the mini-batch's statistics.
+
+        Returns:
+          [..., F].
+
+        Raises:
+          ValueError: the mask has another shape than the rows.
+        """
+        if mask is None:
+            mask = jnp.ones(s.shape[:-1], bool)
+        if isinstance(s, InBlocks):
+            return self._of_rows(s, mask, train=train)
+        if mask.shape != s.shape[:-1]:
+            raise ValueError(f"Dice: the mask is {mask.shape}, expected {s.shape[:-1]}")
+        if s.ndim == 2:
+            return self._of_rows(s, mask, train=train)
+        rows = s.reshape(-1, s.shape[-1])
+        return self._of_rows(rows, mask.reshape(-1), train=train).reshape(s.shape)
+
+    def _of_rows(self, s: Any, mask: jax.Array, *, train: bool) -> Any:
         units = s.shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
-        # With a type: a step's result has one, and the next step is not to be compiled again.
+        # With a dtype, as the results of a step have: else the next step would be compiled again.
         start = (jnp.full, units)
         mean = self.variable("batch_stats", "mean", *start, self.mean_init, s.dtype)
         variance = self.variable("batch_stats", "variance", *start, self.variance_init, s.dtype)
@@ -69,7 +105,7 @@ class Dice(nn.Module):
                 variance.value = keep * variance.value + (1 - keep) * batch_variance
         else:
             average, batch_variance = mean.value, variance.value
-            both = _each(lambda s: (s, s - average[None]), s)
+            both = _map_rows(lambda s: (s, s - average[None]), s)
         deviation = _safe_sqrt(batch_variance) + self.epsilon
 
         def equation_9(both: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -77,13 +113,13 @@ class Dice(nn.Module):
             p = nn.sigmoid(centred / deviation[None])
             return p * s + (1 - p) * alpha[None] * s
 
-        return _each(equation_9, both)
+        return _map_rows(equation_9, both)
 
 
 class _Moments(NamedTuple):
     """Of real rows: E[s] = shift + rest, Var[s], which divides by the count, and the count.
 
-    `rest` is what rounding left in the shift, which has no gradient.
+    `rest` corrects the shift, which has no gradient, for rounding.
     """
 
     shift: jax.Array  # [F]
@@ -93,7 +129,7 @@ class _Moments(NamedTuple):
 
 
 def _centred(
-    s: Rows, mask: jax.Array, axis_name: str | None
+    s: Activations, mask: jax.Array, axis_name: str | None
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """((s, s − E[s]), E[s], Var[s], count) of the real rows of all devices."""
     if isinstance(s, InBlocks):
@@ -151,29 +187,35 @@ class PReLU(nn.Module):
     alpha_init: float = 0.25
 
     @nn.compact
-    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
-        """Maps s [N, F] to [N, F]."""
+    def __call__(
+        self, s: Activations, mask: jax.Array | None = None, *, train: bool = False
+    ) -> Activations:
+        """Maps s [..., F] to [..., F]."""
         del mask, train
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), s.shape[-1:])
-        return _each(lambda s: jnp.where(s > 0, s, alpha[None] * s), s)
+        return _map_rows(lambda s: jnp.where(s > 0, s, _per_unit(alpha, s) * s), s)
 
 
 class Sigmoid(nn.Module):
     """The logistic function, 1 / (1 + exp(−s))."""
 
-    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
-        """Maps s [N, F] to [N, F]."""
+    def __call__(
+        self, s: Activations, mask: jax.Array | None = None, *, train: bool = False
+    ) -> Activations:
+        """Maps s [..., F] to [..., F]."""
         del mask, train
-        return _each(nn.sigmoid, s)
+        return _map_rows(nn.sigmoid, s)
 
 
 class ReLU(nn.Module):
     """max(s, 0)."""
 
-    def __call__(self, s: Rows, mask: jax.Array, *, train: bool) -> Rows:
-        """Maps s [N, F] to [N, F]."""
+    def __call__(
+        self, s: Activations, mask: jax.Array | None = None, *, train: bool = False
+    ) -> Activations:
+        """Maps s [..., F] to [..., F]."""
         del mask, train
-        return _each(nn.relu, s)
+        return _map_rows(nn.relu, s)
 
 
 def activation_factory(name: str, config: Any, axis_name: str | None = None) -> ActivationFactory:

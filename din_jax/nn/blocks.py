@@ -1,10 +1,10 @@
-"""Arrays of the packed axis that are never there as a whole: a block of rows at a time.
+"""Arrays of the packed axis that are computed a block of rows at a time, and never stored whole.
 
-What is computed of a long packed axis, [T, F], is mostly wanted for a moment: to compute the next
-array from it, and once more in the backward pass. `InBlocks` stands for such an array. It holds
-what its rows are computed from, and how; a pass over it computes one block after the other and
-keeps only what is asked of each, and the backward pass computes the block anew. So each pass costs
-one computation more, and F columns are held of a block's rows, not of T.
+Most arrays [T, F] of a long packed axis are needed twice: to compute the next array, and in the
+backward pass. `InBlocks` represents such an array by the function and the inputs that it is
+computed from. A pass over it computes one block after the other and stores only the results that
+are asked for; the backward pass computes each block again. So each pass costs one more computation,
+and memory holds F columns of a block's rows instead of T.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class InBlocks:
     """An array [T, F], or a structure of such, as a function of other arrays' rows.
 
     Attributes:
-      function: of as many rows of each array as there may be; a row's result is of that row alone.
-      arrays: [n, block, …] each: T rows, and what fills the last block up.
+      function: of any number of rows of each array; each row's result depends on that row alone.
+      arrays: [n, block, …] each: T rows, and padding that fills the last block up.
       mask: [n, block], which rows are real.
     """
 
@@ -35,13 +35,13 @@ class InBlocks:
     def of(
         function: Callable[..., Any], block: int, mask: jax.Array, **arrays: tuple[jax.Array, Any]
     ) -> InBlocks:
-        """`function(**arrays)`, so many rows at once.
+        """`function(**arrays)`, in blocks of so many rows.
 
         Args:
           function: see the attributes.
           block: rows.
           mask: [T], which rows are real.
-          arrays: each [T, …], and beside it the value that fills it up.
+          arrays: {name: (array [T, …], value of its padding)}.
         """
         return InBlocks(
             lambda *rows: function(**dict(zip(arrays, rows, strict=True))),
@@ -51,7 +51,7 @@ class InBlocks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array, with the rows that fill up."""
+        """Of the array, padding included."""
         return (self.mask.size, *self._of_block().shape[1:])
 
     @property
@@ -60,7 +60,7 @@ class InBlocks:
         return self._of_block().dtype
 
     def then(self, function: Callable[[Any], Any]) -> InBlocks:
-        """What `function` makes of these rows, each alone."""
+        """`function` of these rows; each row's result depends on that row alone."""
         before = self.function
         return dataclasses.replace(self, function=lambda *rows: function(before(*rows)))
 
@@ -71,11 +71,11 @@ class InBlocks:
             rows, mask = given
             return function(self.function(*rows), mask)
 
-        return jax.lax.map(_computed_anew(of_block), (self.arrays, self.mask))
+        return jax.lax.map(_recomputed(of_block), (self.arrays, self.mask))
 
     def total(self, function: Callable[[Any], jax.Array]) -> jax.Array:
         """The sum of `function(rows)` over the blocks: one pass."""
-        of_block = _computed_anew(lambda rows: function(self.function(*rows)))
+        of_block = _recomputed(lambda rows: function(self.function(*rows)))
         like = jax.eval_shape(function, self._of_block())
         return jax.lax.scan(
             lambda so_far, rows: (so_far + of_block(rows), None),
@@ -96,7 +96,7 @@ def _cut(array: jax.Array, block: int, fill: Any) -> jax.Array:
     return array.reshape(-1, block, *array.shape[1:])
 
 
-def _computed_anew(of_block: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # A loop's forward and backward pass are two loops, between which XLA shares nothing: there is
-    # no need for the barriers that keep it from doing so.
+def _recomputed(of_block: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # The forward and the backward pass are two loops, and XLA shares no computation between loops:
+    # no barriers are needed against that.
     return jax.checkpoint(of_block, prevent_cse=False)

@@ -33,8 +33,8 @@ def click_logit(logits: jax.Array) -> jax.Array:
 def weighted_mean(values: jax.Array, weight: jax.Array, axis: str | None = None) -> jax.Array:
     """Σ weight·values / Σ weight; 0 where the weights are all 0.
 
-    On several devices it is this device's share of the mean: the second sum is over all of them,
-    and the shares add up to the mean. They are not added here, since the gradient of what every
+    On several devices it is this device's part of the mean: the second sum is over all of them, and
+    the parts add up to the mean. They are not added here, since the gradient of what every
     device has in common would count M times.
     """
     return jnp.sum(weight * values) / jnp.maximum(psum(jnp.sum(weight), axis), 1)

@@ -38,6 +38,7 @@ class MLP(nn.Module):
 
 
 def dense(width: int, name: str, *, use_bias: bool = True) -> nn.Dense:
+    """A linear layer with Glorot's uniform initial values."""
     return nn.Dense(
         width, use_bias=use_bias, kernel_init=nn.initializers.glorot_uniform(), name=name
     )

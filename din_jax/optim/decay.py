@@ -20,7 +20,7 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
         λ · α_j / n_j · w_j
 
     where α_j is 1 if the batch looks the row up, however often, and n_j is the number of training
-    samples that hold id j (`din_jax.counts`). A row that is absent gets nothing, nor does one with
+    samples that hold id j (`din_jax.data.counts`). An absent row gets nothing, nor does one with
     n_j = 0. This is the gradient of Eq. 6's penalty with λ/2 in front of it; the paper leaves the
     factor 2 in λ.
 
@@ -50,8 +50,8 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
             )
 
         def decayed(g: jax.Array, w: jax.Array, here: jax.Array, n: jax.Array) -> jax.Array:
-            share = jnp.where(here & (n > 0), rate / jnp.maximum(n, 1), 0)
-            return g + share[:, None].astype(g.dtype) * w
+            factor = jnp.where(here & (n > 0), rate / jnp.maximum(n, 1), 0)
+            return g + factor[:, None].astype(g.dtype) * w
 
         here, n = _those_of(updates, present), _those_of(updates, counts)
         return jax.tree.map(decayed, updates, params, here, n), state

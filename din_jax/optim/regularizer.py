@@ -1,7 +1,7 @@
 """The regularisers of section 6.5 as the steps take them: dropout and filter of ids, n_j for MBA.
 
-Dropout and the frequency filter change which ids are looked up; the decays are in
-`din_jax.optim`.
+Dropout and the frequency filter change which ids are looked up; MBA and DiFacto are decays, see
+`din_jax.optim.decay`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Regularizer(struct.PyTreeNode):
       frequent: ids that the frequency filter leaves, {table: bool[K]}.
       unknown: filtered ids, an ad's too, become row 0; otherwise an ad's stay, and visited ones are
         looked up no more (the zero vector).
-      dropout: share of the ids that are dropped in training.
+      dropout: probability that an id is dropped in training.
       behaviors_only: drop only ids of behaviours.
       seed: of what is dropped.
     """
@@ -54,7 +54,7 @@ class Regularizer(struct.PyTreeNode):
         """The lookups as they are in training step `step`: some dropped, and filtered.
 
         Args:
-          lookups: of a batch, or of this device's share.
+          lookups: of a batch, or of this device's local batch.
           step: which.
           axis: mapped axis of the devices, or None for one.
         """
@@ -78,12 +78,13 @@ def drop_ids(
 ) -> _Changed:
     """Drops each feature id of a batch with probability `rate` (dropout, section 6.5).
 
-    A dropped id gives the zero vector, and its row is not present; those that stay are scaled by
-    1 / (1 − rate). An id is dropped by its place among the batch's real ids, which padding and the
-    number of devices do not change; if it is looked up in several tables, in all of them.
+    A dropped id gives the zero vector, and its row is not present; the others are scaled by
+    1 / (1 − rate). Whether an id is dropped depends on its position among the batch's real ids,
+    which neither padding nor the number of devices changes; if it is looked up in several tables,
+    it is dropped in all of them.
 
     Args:
-      lookups: of a batch, or of this device's share; in the order of samples.
+      lookups: of a batch, or of this device's local batch; in the order of samples.
       key: of this step.
       rate: in [0, 1); the paper: 0.5.
       behaviors_only: leave the ids of fields alone.
@@ -94,10 +95,10 @@ def drop_ids(
     for table, of_table in lookups.items():
         for name, at in of_table.items():
             if is_behavior(name) or not behaviors_only:
-                places = jnp.cumsum(at.mask) - 1 + _before(jnp.sum(at.mask), axis)
+                positions = jnp.cumsum(at.mask) - 1 + _before(jnp.sum(at.mask), axis)
                 own_key = jax.random.fold_in(key, names.index(name))
                 drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
-                    places
+                    positions
                 )
                 at = at._replace(mask=at.mask & (drawn >= rate), scale=at.scale / (1 - rate))
             changed.setdefault(table, {})[name] = at
@@ -133,24 +134,35 @@ def filter_ids(lookups: Lookups, frequent: Mapping[str, Any], *, unknown: bool =
     return changed
 
 
-def most_frequent(counts: np.ndarray, share: float) -> np.ndarray:
-    """bool[K]: the most frequent ids of a table by n_j, a `share` of all but row 0.
+def most_frequent(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """bool[K]: the most frequent ids of a table by n_j, a `fraction` of all but row 0.
 
     At least one stays of those that occur; of ids that are equally frequent the lower rows stay.
     One that never occurs does not, and row 0 is never in it: it is what "unknown" becomes.
     """
     frequent = np.zeros(len(counts), bool)
-    number = max(1, round(share * (len(counts) - 1)))
+    number = max(1, round(fraction * (len(counts) - 1)))
     frequent[1 + np.argsort(-counts[1:], kind="stable")[:number]] = True
     return frequent & (counts > 0)
 
 
 def decayed_tables(model: Model) -> list[str]:
-    """The embedding tables; not a bias or a weight per id that stands beside them."""
+    """The embedding tables, without those of a bias or a weight an id."""
     return [name for name, spec in model.tables.items() if spec.decayed]
 
 
 def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regularizer:
+    """The regulariser that a config describes.
+
+    Args:
+      config: of the run.
+      store: whose ids are counted, for MBA and the filter.
+      model: whose tables are decayed or filtered.
+
+    Raises:
+      DinError: the model has tables that this regulariser can't handle, or a key names a table that
+        the model lacks.
+    """
     chosen = config.regularizer
     if chosen.name == "dropout":
         return Regularizer(

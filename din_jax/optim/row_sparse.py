@@ -54,9 +54,9 @@ def row_sparse(
     Returns:
       A transformation whose `init` takes whole tables. Its `update` takes gradients and weights
       with those rows under "tables" that the required keyword argument `rows` {name: `Rows`}
-      describes, [N, D] by rows or [K, D] as a whole, and hands `present` {name: bool[rows]} and all
+      describes, sparse [N, D] or dense [K, D], and hands `present` {name: bool[rows]} and all
       other keyword arguments on to `inner`. `gather_rows` goes before it, `apply_row_updates`
-      after it (`din_jax.embedding`).
+      after it (`din_jax.nn.present_rows`).
     """
     inner = optax.with_extra_args_support(inner)
     passed: set[Any] = set()  # trees of parameters on which `inner` was tried

@@ -44,7 +44,7 @@ _REPORTS_WITH = {  # a flag that not all reports have
 }
 
 
-_CONFIGS = Path(__file__).parent.parent / "configs"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
 )

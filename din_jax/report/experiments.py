@@ -22,8 +22,9 @@ from din_jax.config import check
 from din_jax.data.store import Store
 from din_jax.errors import DinError, Diverged
 from din_jax.metrics import UserAUC, paired_difference, rela_impr, user_auc
-from din_jax.train.loop import Tested, train
-from din_jax.train.run import open_run
+from din_jax.training.evaluation import Scores
+from din_jax.training.loop import train
+from din_jax.training.run import open_run
 
 METRICS = ("user_weighted_auc", "auc", "log_loss")
 Lines = Mapping[str, Mapping[str, Any]]  # {line: {config key: value, or list of values to search}}
@@ -214,7 +215,7 @@ def _with(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
     return changed
 
 
-def tested(config: ConfigDict, folder: Path) -> Tested:
+def tested(config: ConfigDict, folder: Path) -> Scores:
     """Trains a run, if it isn't complete, and scores test."""
     print(f"--- {folder}", flush=True)
     tested = train(config, folder)

@@ -16,14 +16,15 @@ class BatchRows(NamedTuple):
     """The tables as a step works on them.
 
     Attributes:
-      tables: what the model looks up in, {table: [N, D]; or the whole table, [K, D]}.
-      lookups: with their ids renumbered for those.
-      rows: {table: which rows the whole batch looks up}; of this device's block, if it is sharded.
-      weights: {table: these rows, [N, D]; or the whole table or block}. On one device they are
-        `tables`.
-      owners: {table: int32[M·N], for each id of all devices its position in `rows`, or one past
-        the last}, of the tables whose gradients are exchanged by rows.
-      scratch: the tables' scratch to give next time.
+      tables: what the model looks up in, {table: [N, D] if it is updated sparsely, else [K, D]}.
+      lookups: with their ids renumbered for `tables`.
+      rows: {table: the rows that the global batch looks up}; of a sharded table, those in this
+        device's block.
+      weights: {table: the values of `rows`, [N, D]; or the whole table or block}. On one device
+        they are `tables`.
+      owners: {table: int32[M·N], the position in `rows` of each id of all devices, or one past the
+        last}, of the tables whose gradients are exchanged row by row.
+      scratch: for the next call.
     """
 
     tables: dict[str, jax.Array]
@@ -41,9 +42,10 @@ def rows_of_batch(
     axis: str | None = None,
     sharded: Collection[str] = (),
 ) -> BatchRows:
-    """Gathers the rows that a batch looks up: those with a scratch by rows, the others as a whole.
+    """Gathers the rows that a batch looks up, of the tables that have a scratch.
 
-    On several devices every device learns which ids all look up, and so which rows are present.
+    The others are updated densely. On several devices the ids of all are gathered, so that every
+    device finds the same present rows.
 
     Args:
       tables: {table: [K, D], or this device's block of it}.
@@ -52,50 +54,50 @@ def rows_of_batch(
       axis: mapped axis of the devices, or None for one.
       sharded: names of the tables of which each device has a block.
     """
-    found = BatchRows({}, {}, {}, {}, {}, {})
+    result = BatchRows({}, {}, {}, {}, {}, {})
     for name, table in tables.items():
         of_table = lookups.get(name, {})
         ids, mask = _all_ids(of_table)
         all_ids, all_masks = (ids, mask) if axis is None else _gathered(ids, mask, axis)
         if name in sharded:
-            # Among all ids those of this block, counted from its beginning.
+            # Only the ids of this block, counted from its first row.
             all_ids, all_masks = _in_block(all_ids, all_masks, len(table), axis)
         if name in scratch:
-            owners, rows, found.scratch[name] = present_rows(all_ids, all_masks, scratch[name])
+            owners, rows, result.scratch[name] = present_rows(all_ids, all_masks, scratch[name])
             weights = gather_rows(table, rows)
         else:
             owners = jnp.where(all_masks, all_ids, len(table))
             rows = Rows(present_mask(all_ids, all_masks, len(table)))
             weights = table
-        found.rows[name], found.weights[name] = rows, weights
+        result.rows[name], result.weights[name] = rows, weights
         if axis is None:
-            found.tables[name] = weights
-            found.lookups[name] = _renumbered(of_table, owners if name in scratch else ids)
+            result.tables[name] = weights
+            result.lookups[name] = _renumbered(of_table, owners if name in scratch else ids)
         elif name in sharded or name in scratch:
-            # One vector an id, repeated ones too: this device need not know which are.
-            found.owners[name] = owners
-            found.tables[name] = (
+            # One vector for each id, repeated ones included.
+            result.owners[name] = owners
+            result.tables[name] = (
                 _vectors_from_owners(table, all_ids, all_masks, axis)
                 if name in sharded
                 else lookup(table, Lookup(ids, mask))
             )
-            found.lookups[name] = _renumbered(of_table, jnp.arange(len(ids), dtype=jnp.int32))
+            result.lookups[name] = _renumbered(of_table, jnp.arange(len(ids), dtype=jnp.int32))
         else:
-            found.tables[name], found.lookups[name] = table, dict(of_table)
-    return found
+            result.tables[name], result.lookups[name] = table, dict(of_table)
+    return result
 
 
 def row_gradients(
-    grads: Mapping[str, jax.Array], found: BatchRows, axis: str | None
+    grads: Mapping[str, jax.Array], rows: BatchRows, axis: str | None
 ) -> dict[str, jax.Array]:
-    """The gradient with respect to `found.weights`, summed over devices.
+    """The gradient with respect to `rows.weights`, summed over devices.
 
-    A table that goes by rows, or is sharded, sends one vector an id; only one that goes as a whole,
-    K ≤ 4 M·N, is summed as such.
+    Of a table that is sharded or updated sparsely, devices exchange one vector an id, never
+    [K, D]. Only a dense gradient, K ≤ 4 M·N, is summed as it is.
 
     Args:
-      grads: {table: gradient with respect to `found.tables`}, of this device.
-      found: what `rows_of_batch` returned.
+      grads: {table: gradient with respect to `rows.tables`}, of this device.
+      rows: what `rows_of_batch` returned.
       axis: mapped axis of the devices, or None for one.
     """
     if axis is None:
@@ -103,10 +105,10 @@ def row_gradients(
     return {
         name: jax.ops.segment_sum(
             jax.lax.all_gather(grad, axis, tiled=True),
-            found.owners[name],
-            len(found.rows[name].present),
+            rows.owners[name],
+            len(rows.rows[name].present),
         )
-        if name in found.owners
+        if name in rows.owners
         else jax.lax.psum(grad, axis)
         for name, grad in grads.items()
     }
@@ -115,7 +117,7 @@ def row_gradients(
 def fetch_sharded(
     tables: Tables, lookups: Lookups, axis: str | None, sharded: Collection[str]
 ) -> tuple[dict[str, jax.Array], dict[str, dict[str, Lookup]]]:
-    """Tables and lookups as a model takes them: of a sharded table, the vectors of the ids.
+    """Tables and lookups for a model: a sharded table is replaced by the vectors of the ids.
 
     Args:
       tables, lookups, axis, sharded: see `rows_of_batch`.
@@ -137,17 +139,17 @@ def _all_ids(of_table: Mapping[str, Lookup]) -> tuple[jax.Array, jax.Array]:
 
 
 def _renumbered(of_table: Mapping[str, Lookup], numbers: jax.Array) -> dict[str, Lookup]:
-    """The lookups with these ids, end to end, in place of their own."""
-    found, begin = {}, 0
+    """The lookups with their ids replaced by `numbers`, end to end."""
+    renumbered, begin = {}, 0
     for name, at in of_table.items():
         end = begin + len(at.ids)
-        found[name] = at._replace(ids=numbers[begin:end])
+        renumbered[name] = at._replace(ids=numbers[begin:end])
         begin = end
-    return found
+    return renumbered
 
 
 def _gathered(ids: jax.Array, mask: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
-    """Ids and masks of all devices, [M·N]; the mask travels as an id of −1."""
+    """Ids and masks of all devices, [M·N]; a masked id is sent as −1."""
     ids = jax.lax.all_gather(jnp.where(mask, ids, -1), axis, tiled=True)
     return ids, ids >= 0
 
@@ -155,7 +157,7 @@ def _gathered(ids: jax.Array, mask: jax.Array, axis: str | None) -> tuple[jax.Ar
 def _in_block(
     ids: jax.Array, mask: jax.Array, rows: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Ids counted from the beginning of this device's block, and which are real and in it."""
+    """Ids counted from the first row of this device's block, and which of them are in it."""
     ids = ids - jax.lax.axis_index(axis) * rows
     return ids, mask & (ids >= 0) & (ids < rows)
 
@@ -163,5 +165,5 @@ def _in_block(
 def _vectors_from_owners(
     block: jax.Array, ids: jax.Array, mine: jax.Array, axis: str | None
 ) -> jax.Array:
-    """[N, D]: every device answers for the rows of its block, and gets those of its own ids."""
+    """[N, D]: every device sends the rows of its block to the devices that look them up."""
     return jax.lax.psum_scatter(lookup(block, Lookup(ids, mine)), axis, tiled=True)

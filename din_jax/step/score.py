@@ -15,8 +15,8 @@ from din_jax.step.batch_rows import fetch_sharded
 from din_jax.step.binding import Stacked, bind
 from din_jax.step.state import TrainState
 
-_SHORT = 1280  # places of a packed axis: such batches are scored several as one
-_SCORED_AS_ONE = 16_384  # places of a packed axis, as many as a batch of 1024 may have
+_SHORT = 1280  # padded length up to which batches are scored several at a time (`jax.vmap`)
+_VMAPPED_LENGTH = 16_384  # of the padded lengths together; a batch of 1024 may have as much
 ScoreStep = Callable[[TrainState, Batch], jax.Array]
 ScoreSteps = Callable[[TrainState, Sequence[Batch]], jax.Array]
 
@@ -29,7 +29,7 @@ def score_step(
     Args: as for `train_step`.
     """
     placement = placement or one_device()
-    return bind(_score_share(model, placement), placement, regularizer, trains=False)
+    return bind(_local_score_step(model, placement), placement, regularizer, trains=False)
 
 
 def score_steps(
@@ -37,55 +37,55 @@ def score_steps(
     regularizer: Regularizer | None = None,
     placement: Placement | None = None,
     *,
-    at_once: int,
+    steps_per_call: int,
 ) -> ScoreSteps:
     """(state, batches) → logits [batches · B]: all are scored in one call; see `train_steps`.
 
-    Small batches, of which several take little memory, are scored side by side.
+    Short batches, of which several take little memory, are scored together (`jax.vmap`).
     """
     placement = placement or one_device()
-    share = _score_share(model, placement)
-    if at_once == 1:
-        one = bind(share, placement, regularizer, trains=False)
+    local_step = _local_score_step(model, placement)
+    if steps_per_call == 1:
+        one = bind(local_step, placement, regularizer, trains=False)
         return lambda state, batches: one(state, *batches)
 
     def steps(state: TrainState, batches: Stacked, regularizer: Regularizer) -> jax.Array:
         longest = max(leaf.shape[1] for leaf in jax.tree.leaves(batches.stacked))
         z = jax.lax.map(
-            lambda batch: share(state, batch, regularizer),
+            lambda batch: local_step(state, batch, regularizer),
             batches.stacked,
-            batch_size=_side_by_side(at_once, longest),
+            batch_size=_vmapped_batches(steps_per_call, longest),
         )
         return z.reshape(-1)
 
     mapped = bind(steps, placement, regularizer, trains=False)
 
     def call(state: TrainState, batches: Sequence[Batch]) -> jax.Array:
-        z = mapped(state, Stacked.of(batches, at_once))
-        return z if len(batches) == at_once else z[: len(batches) * len(batches[0].label)]
+        z = mapped(state, Stacked.of(batches, steps_per_call))
+        return z if len(batches) == steps_per_call else z[: len(batches) * len(batches[0].label)]
 
     return call
 
 
-def _side_by_side(batches: int, longest: int) -> int | None:
-    """How many batches are scored as one; None: each by itself, as it is best if it is not short.
+def _vmapped_batches(batches: int, longest: int) -> int | None:
+    """How many batches `jax.lax.map` scores at a time; None: one, the fastest for long ones.
 
     Args:
-      batches: of a call; a power of two, or they are not shared out evenly and XLA compiles twice.
-      longest: of their axes.
+      batches: of a call; a power of two, or `jax.lax.map` has a remainder, and XLA compiles twice.
+      longest: the greatest padded length of their axes.
     """
     if longest > _SHORT:
         return None
-    return min(batches, 1 << (_SCORED_AS_ONE // longest).bit_length() - 1)
+    return min(batches, 1 << (_VMAPPED_LENGTH // longest).bit_length() - 1)
 
 
-def _score_share(
+def _local_score_step(
     model: Model, placement: Placement
 ) -> Callable[[TrainState, Batch, Regularizer], jax.Array]:
-    """A score step on one device's share of a batch."""
+    """The score step on one device's local batch."""
     axis = placement.axis
 
-    def share(state: TrainState, batch: Batch, regularizer: Regularizer) -> jax.Array:
+    def local_step(state: TrainState, batch: Batch, regularizer: Regularizer) -> jax.Array:
         tables, lookups = fetch_sharded(
             state.tables, regularizer.scoring(model.lookups(batch)), axis, placement.sharded
         )
@@ -99,4 +99,4 @@ def _score_share(
         z = click_logit(logits)
         return z if axis is None else jax.lax.all_gather(z, axis, tiled=True)
 
-    return share
+    return local_step

@@ -1,4 +1,4 @@
-"""All that training changes: its initial value, and how it lies on the devices."""
+"""The train state: all that training changes, its initial value and its layout on the devices."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from flax import struct
 
 from din_jax.data.packing import Batch
 from din_jax.distributed.devices import Placement, one_device
-from din_jax.distributed.mapping import COMMON, MAPPED, over_devices
+from din_jax.distributed.mapping import PER_DEVICE, REPLICATED, over_devices
 from din_jax.models.registry import Model
 from din_jax.nn.embedding import init_tables
-from din_jax.nn.present_rows import goes_by_rows
+from din_jax.nn.present_rows import updates_sparsely
 from din_jax.optim.row_sparse import row_leaves
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes. A sharded table, and what is kept of its rows, has a device axis.
+    """All that training changes. A sharded table and its rows' optimizer state have a device axis.
 
     Attributes:
       step: int32 [], steps taken.
       params, batch_stats: of the network.
       tables: {name: [rows, D]}.
       opt_state: the optimizer's, over {"params": …, "tables": …}.
-      scratch: {table: int32[K]} of the tables that go by rows. It holds nothing worth saving.
+      scratch: {table: int32[K]} of the sparsely updated tables, see `present_rows`. Not saved.
     """
 
     step: jax.Array
@@ -49,29 +49,31 @@ def init_state(
     lazy: bool = True,
     placement: Placement | None = None,
 ) -> TrainState:
-    """A state before the first step: but for rounding the same, however it lies on the devices.
+    """The state before the first step. It is the same on any devices, but for rounding.
 
     Args:
       model, optimizer: what is to be trained, and how.
-      batch: one like those to come: only its shapes matter.
+      batch: an example; only its shapes matter.
       seed: of the initial values.
       lazy: whether the optimizer is `row_sparse`: then tables that are large beside what a batch
-        looks up in them go by rows. Otherwise all are updated as a whole.
+        looks up in them are updated sparsely. Otherwise all updates are dense.
       placement: the devices, by default the first alone.
     """
     placement = placement or one_device()
-    share = functools.partial(_init_share, model, optimizer, lazy, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, placement)
     axes = None
     if placement.axis is not None:
-        owners = row_owners(_shapes_of_share(share, batch, placement), optimizer)
-        axes = jax.tree.map(lambda table: MAPPED if table in placement.sharded else COMMON, owners)
+        owners = row_owners(_local_shapes(init, batch, placement), optimizer)
+        axes = jax.tree.map(
+            lambda table: PER_DEVICE if table in placement.sharded else REPLICATED, owners
+        )
     # Compiled as a whole: much faster than op by op.
-    mapped = over_devices(share, placement, (COMMON, MAPPED, MAPPED), axes)
+    mapped = over_devices(init, placement, (REPLICATED, PER_DEVICE, PER_DEVICE), axes)
     blocks: Any = 0 if placement.axis is None else np.array(placement.local, np.int32)
     return mapped(seed, batch, blocks)
 
 
-def _init_share(
+def _local_init(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     lazy: bool,
@@ -80,7 +82,7 @@ def _init_share(
     batch: Batch,
     block: jax.Array,
 ) -> TrainState:
-    """What lies on one device of a state before the first step."""
+    """One device's part of the state before the first step."""
     params_key, tables_key = jax.random.split(jax.random.key(seed))
     lookups = model.lookups(batch)
     # The network's weights depend on the tables' widths only.
@@ -99,7 +101,7 @@ def _init_share(
         scratch={
             name: jnp.zeros(len(table), jnp.int32)
             for name, table in tables.items()
-            if lazy and goes_by_rows(model.tables[name].rows, placement.count * ids[name])
+            if lazy and updates_sparsely(model.tables[name].rows, placement.count * ids[name])
         },
     )
 
@@ -113,10 +115,10 @@ def _init_share(
     return jax.tree.map(without_padding, state, row_owners(state, optimizer))
 
 
-def _shapes_of_share(share: Callable[..., Any], batch: Batch, placement: Placement) -> TrainState:
+def _local_shapes(init: Callable[..., Any], batch: Batch, placement: Placement) -> TrainState:
     if placement.axis is not None:
         batch = jax.tree.map(lambda leaf: leaf[0], batch)
-    return jax.eval_shape(share, 0, batch, 0)
+    return jax.eval_shape(init, 0, batch, 0)
 
 
 def state_shapes(
@@ -127,15 +129,15 @@ def state_shapes(
     lazy: bool = True,
     placement: Placement | None = None,
 ) -> TrainState:
-    """Shape, type and sharding of a state's arrays, none of which is made.
+    """The shape, type and sharding of a state's arrays, without making one.
 
-    A sharded array's shape is here that of the whole, [K, …], as in a checkpoint.
+    The shape of a sharded array is the unsharded one, [K, …].
 
     Args: as for `init_state`.
     """
     placement = placement or one_device()
-    share = functools.partial(_init_share, model, optimizer, lazy, placement)
-    shapes = _shapes_of_share(share, batch, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, placement)
+    shapes = _local_shapes(init, batch, placement)
 
     def whole(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
         sharded = table in placement.sharded
@@ -146,7 +148,7 @@ def state_shapes(
 
 
 def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> Any:
-    """For each array of a state the name of the table whose rows it has, or ""."""
+    """For each array of a state, the name of the table whose rows it has, or ""."""
     owners = row_leaves(optimizer, {"params": state.params, "tables": state.tables})
     none: Any = jax.tree.map(lambda _: "", state)
     return none.replace(

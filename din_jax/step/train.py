@@ -34,14 +34,14 @@ def train_step(
     M devices with B / M samples each give what one device gives with B.
 
     Args:
-      model, optimizer: what is trained, and how; built for the placement's axis. The optimizer is
-        given `rows` {table: `Rows`} and `counts`, n_j of those rows.
-      regularizer: what is done to ids, and n_j.
+      model, optimizer: what is trained, and how; built for the placement's axis. Its `update` is
+        called with `rows` {table: `Rows`} and `counts` {table: n_j of those rows}.
+      regularizer: dropout or filter of ids, and n_j.
       placement: the devices, by default the first alone.
     """
     placement = placement or one_device()
-    share = _train_share(model, optimizer, placement)
-    return bind(share, placement, regularizer, trains=True)
+    local_step = _local_train_step(model, optimizer, placement)
+    return bind(local_step, placement, regularizer, trains=True)
 
 
 def train_steps(
@@ -50,65 +50,66 @@ def train_steps(
     regularizer: Regularizer | None = None,
     placement: Placement | None = None,
     *,
-    at_once: int,
+    steps_per_call: int,
 ) -> TrainSteps:
     """(state, batches) → (next state, losses [batches]): a step on each batch, in one call.
 
-    With small batches the call itself is a good part of a step (docs/performance.md). Batches of
-    one call have the same shapes.
+    With small batches the call itself takes a good part of a step's time (docs/performance.md). The
+    batches of one call have the same shapes.
 
     Args:
       model, optimizer, regularizer, placement: as for `train_step`.
-      at_once: the most batches of a call. It is compiled for that many; fewer may be given. On
-        several devices 1.
+      steps_per_call: the most batches of a call, for which it is compiled; a call may have fewer.
+        On several devices 1.
     """
     placement = placement or one_device()
-    share = _train_share(model, optimizer, placement)
+    local_step = _local_train_step(model, optimizer, placement)
 
     def one_step(
         state: TrainState, batch: Batch, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
-        state, loss = share(state, batch, regularizer)
+        state, loss = local_step(state, batch, regularizer)
         return state, loss[None]
 
     def steps(
         state: TrainState, batches: Stacked, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
-        def take(i: jax.Array, before: tuple[TrainState, jax.Array]) -> Any:
-            state, loss = share(before[0], batches.batch(i), regularizer)
-            return state, before[1].at[i].set(loss)
+        def take(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> Any:
+            state, losses = carry
+            state, loss = local_step(state, batches.batch(i), regularizer)
+            return state, losses.at[i].set(loss)
 
-        return jax.lax.fori_loop(0, batches.count, take, (state, jnp.zeros(at_once)))
+        return jax.lax.fori_loop(0, batches.count, take, (state, jnp.zeros(steps_per_call)))
 
-    if at_once == 1:
+    if steps_per_call == 1:
         one = bind(one_step, placement, regularizer, trains=True)
         return lambda state, batches: one(state, *batches)
     mapped = bind(steps, placement, regularizer, trains=True)
 
     def call(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, jax.Array]:
-        state, losses = mapped(state, Stacked.of(batches, at_once))
-        return state, losses if len(batches) == at_once else losses[: len(batches)]
+        state, losses = mapped(state, Stacked.of(batches, steps_per_call))
+        return state, losses if len(batches) == steps_per_call else losses[: len(batches)]
 
     return call
 
 
-def _train_share(
+def _local_train_step(
     model: Model, optimizer: optax.GradientTransformationExtraArgs, placement: Placement
 ) -> Callable[[TrainState, Batch, Regularizer], tuple[TrainState, jax.Array]]:
-    """A train step on one device's share of a batch."""
+    """The train step on one device's local batch."""
     axis = placement.axis
 
-    def share(
+    def local_step(
         state: TrainState, batch: Batch, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
         lookups = regularizer.training(model.lookups(batch), state.step, axis)
-        found = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
+        of_batch = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             (logits, _), updated = model.module.apply(
                 {"params": trained["params"], "batch_stats": state.batch_stats},
                 trained["tables"],
-                found.lookups,
+                of_batch.lookups,
                 batch,
                 train=True,
                 mutable=["batch_stats"],
@@ -117,15 +118,17 @@ def _train_share(
             return weighted_mean(losses, batch.weight, axis), updated.get("batch_stats", {})
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            {"params": state.params, "tables": found.tables}
+            {"params": state.params, "tables": of_batch.tables}
         )
         loss, param_grads = psum((loss, grads["params"]), axis)
-        counts = {name: gather_rows(n, found.rows[name]) for name, n in regularizer.counts.items()}
+        counts = {
+            name: gather_rows(n, of_batch.rows[name]) for name, n in regularizer.counts.items()
+        }
         updates, opt_state = optimizer.update(
-            {"params": param_grads, "tables": row_gradients(grads["tables"], found, axis)},
+            {"params": param_grads, "tables": row_gradients(grads["tables"], of_batch, axis)},
             state.opt_state,
-            {"params": state.params, "tables": found.weights},
-            rows=found.rows,
+            {"params": state.params, "tables": of_batch.weights},
+            rows=of_batch.rows,
             counts=counts,
         )
         state = TrainState(
@@ -133,12 +136,12 @@ def _train_share(
             params=optax.apply_updates(state.params, updates["params"]),
             batch_stats=batch_stats,
             tables={
-                name: apply_row_updates(table, found.rows[name], updates["tables"][name])
+                name: apply_row_updates(table, of_batch.rows[name], updates["tables"][name])
                 for name, table in state.tables.items()
             },
             opt_state=opt_state,
-            scratch=found.scratch,
+            scratch=of_batch.scratch,
         )
         return state, loss
 
-    return share
+    return local_step

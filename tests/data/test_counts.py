@@ -1,8 +1,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from din_jax.data import counts
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table

@@ -1,11 +1,10 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from din_jax.data import source as source_module
-from din_jax.data.buckets import Ladder
+from din_jax.data.buckets import Buckets
 from din_jax.data.length_balance import balance_lengths
 from din_jax.data.loader import batches
 from din_jax.data.packing import Packer
@@ -26,14 +25,14 @@ def unpacked(batch):
         for name, ids in batch.fields.items():
             sample[name] = of(ids, i) if hasattr(ids, "values") else int(ids[i])
         for name, sequence in batch.sequences.items():
-            places = np.flatnonzero(sequence.segment_ids == i)
+            positions = np.flatnonzero(sequence.segment_ids == i)
             assert (sequence.segment_ids <= size).all()
             sample[name] = [
                 {
                     field: of(ids, t) if hasattr(ids, "values") else int(ids[t])
                     for field, ids in sequence.fields.items()
                 }
-                for t in places
+                for t in positions
             ]
         found.append(sample)
     return found
@@ -52,10 +51,13 @@ def expected(sample, max_history=0):
 
 @pytest.mark.parametrize("max_history", [0, 1, 3])
 @pytest.mark.parametrize(
-    ("batch_size", "at_once"), [(1, 1), (1, 2048), (7, 7), (7, 22), (7, 2048), (60, 8), (100, 2048)]
+    ("batch_size", "chunk_samples"),
+    [(1, 1), (1, 2048), (7, 7), (7, 22), (7, 2048), (60, 8), (100, 2048)],
 )
-def test_batches_hold_the_samples_of_the_store(rich, batch_size, at_once, max_history, monkeypatch):
-    monkeypatch.setattr(source_module, "_SAMPLES_AT_ONCE", at_once)
+def test_batches_hold_the_samples_of_the_store(
+    rich, batch_size, chunk_samples, max_history, monkeypatch
+):
+    monkeypatch.setattr(source_module, "_CHUNK_SAMPLES", chunk_samples)
     store, samples = rich
     source = BatchSource(store, "train", batch_size, max_history=max_history, shuffle=False)
     found = [s for i in range(len(source)) for s in unpacked(source[i])]
@@ -82,42 +84,42 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(rich):
     assert unpacked(other[17]) != unpacked(source[17])
 
 
-@pytest.mark.parametrize("alike", [2, 3])
-def test_neighbours_that_are_alike_share_their_samples_and_shapes(rich, alike, monkeypatch):
-    monkeypatch.setattr(source_module, "_SAMPLES_AT_ONCE", 16)
+@pytest.mark.parametrize("steps", [2, 3])
+def test_batches_of_one_call_exchange_samples_and_have_the_same_shapes(rich, steps, monkeypatch):
+    monkeypatch.setattr(source_module, "_CHUNK_SAMPLES", 16)
     store, samples = rich
     alone = BatchSource(store, "train+validation", 4, epochs=2)
-    source = BatchSource(store, "train+validation", 4, epochs=2, alike=alike)
+    source = BatchSource(store, "train+validation", 4, epochs=2, steps_per_call=steps)
     assert source.batches_per_epoch == 19
     found = list(batches(source))
     shapes = [[leaf.shape for leaf in jax.tree.leaves(batch)] for batch in found]
-    begin, dealt, rungs = 0, 0, set()
+    begin, exchanged, shapes_met = 0, 0, set()
     while begin < len(source):
-        epoch, place = divmod(begin, 19)
+        epoch, position = divmod(begin, 19)
         end = source.next_group(begin)
-        assert end == epoch * 19 + min(19, place + alike)
+        assert end == epoch * 19 + min(19, position + steps)
         of_group = [source.samples_of(i) for i in range(begin, end)]
         in_order = np.concatenate([alone.samples_of(i) for i in range(begin, end)])
         assert sorted(np.concatenate(of_group)) == sorted(in_order)
-        dealt += not np.array_equal(np.concatenate(of_group), in_order)
+        exchanged += not np.array_equal(np.concatenate(of_group), in_order)
         for i, of_batch in zip(range(begin, end), of_group, strict=True):
             assert source.next_group(i) == end
             assert shapes[i] == shapes[begin]
             assert unpacked(found[i]) == [expected(samples[sample]) for sample in of_batch]
-        rungs.add(tuple(shapes[begin]))
+        shapes_met.add(tuple(shapes[begin]))
         begin = end
-    assert len(rungs) > 1 and dealt > 0
+    assert len(shapes_met) > 1 and exchanged > 0
 
 
 @given(st.data())
-def test_samples_are_dealt_evenly(data):
+def test_batches_are_length_balanced(data):
     groups, batches, size = (data.draw(st.integers(1, most)) for most in (3, 5, 40))
     row = st.lists(
         st.integers(0, 100) | st.just(7), min_size=batches * size, max_size=batches * size
     )
     sizes = np.array(data.draw(st.lists(row, min_size=groups, max_size=groups)))
-    places = balance_lengths(sizes, batches)
-    for group, of_group in zip(sizes, places, strict=True):
+    positions = balance_lengths(sizes, batches)
+    for group, of_group in zip(sizes, positions, strict=True):
         assert sorted(of_group) == list(range(batches * size))
         of_batches = of_group.reshape(batches, size)
         assert (np.diff(of_batches) > 0).all()
@@ -125,13 +127,13 @@ def test_samples_are_dealt_evenly(data):
         assert totals.max() - totals.min() <= group.max() - group.min()
 
 
-def test_each_batch_in_turn_gets_what_it_lacks():
+def test_the_batch_with_the_smallest_total_gets_the_longest_sample():
     sizes = np.array([[5, 9, 2, 7, 3, 4]])  # 9 and 7, then 4 and 5, then 2 and 3
     np.testing.assert_array_equal(balance_lengths(sizes, 2), [[1, 2, 5, 0, 3, 4]])
 
 
 @pytest.mark.parametrize(("batches", "size"), [(8, 32), (64, 32), (2, 128)])
-def test_dealt_batches_hardly_differ(batches, size):
+def test_length_balanced_batches_hardly_differ(batches, size):
     lengths = np.random.default_rng(0).geometric(1 / 9, (20, batches * size)).clip(max=100)
 
     def over_mean(order):
@@ -145,14 +147,14 @@ def test_dealt_batches_hardly_differ(batches, size):
 
 def test_batches_of_one_sample_stay_in_their_order(rich):
     one = BatchSource(rich[0], "train", 1, seed=5)
-    many = BatchSource(rich[0], "train", 1, seed=5, alike=16)
+    many = BatchSource(rich[0], "train", 1, seed=5, steps_per_call=16)
     assert [many.samples_of(i) for i in range(60)] == [one.samples_of(i) for i in range(60)]
 
 
 def test_several_devices_train_on_the_batches_of_one(rich):
-    one = BatchSource(rich[0], "train", 4, alike=3)
-    two = BatchSource(rich[0], "train", 4, alike=3, shards=Shards(2, range(2)))
-    assert (one.next_group(3), two.next_group(3)) == (6, 4)  # shapes alike would be more padding
+    one = BatchSource(rich[0], "train", 4, steps_per_call=3)
+    two = BatchSource(rich[0], "train", 4, steps_per_call=3, shards=Shards(2, range(2)))
+    assert (one.next_group(3), two.next_group(3)) == (6, 4)  # one shape would be more padding
     for i in range(len(one)):
         np.testing.assert_array_equal(two.samples_of(i), one.samples_of(i))
         np.testing.assert_array_equal(two[i].user.ravel(), one[i].user)
@@ -165,9 +167,9 @@ def test_the_last_batch_is_filled_up_with_weight_zero(rich):
         assert set(sequence.segment_ids.tolist()) <= {*range(28), 32}
 
 
-def test_capacities_are_rungs_of_one_ladder(rich):
+def test_capacities_are_those_of_one_bucket(rich):
     source = BatchSource(rich[0], "train", 8, epochs=40)
-    axes = source.ladder.axes
+    axes = source.buckets.axes
     assert axes == ("genres", "views", "likes", "views.genres")
     for i in range(len(source)):
         batch = source[i]
@@ -177,11 +179,11 @@ def test_capacities_are_rungs_of_one_ladder(rich):
             len(batch.sequences["likes"].segment_ids),
             len(batch.sequences["views"].fields["genres"].values),
         )
-        assert capacities in source.ladder.rungs
+        assert capacities in source.buckets.sizes
 
 
 @given(st.data())
-def test_the_ladder_holds_the_worst_batch_and_picks_the_lowest_rung(data):
+def test_buckets_hold_the_longest_batch_and_the_smallest_is_chosen(data):
     axes = data.draw(st.integers(1, 3))
     numbers = st.integers(0, 500)
     totals = np.array(
@@ -190,32 +192,32 @@ def test_the_ladder_holds_the_worst_batch_and_picks_the_lowest_rung(data):
         )
     )
     extra = np.array(data.draw(st.lists(numbers, min_size=axes, max_size=axes)))
-    worst = totals.max(axis=0) + extra
-    ladder = Ladder.fit([f"a{i}" for i in range(axes)], totals, worst.tolist())
-    rungs = np.array(ladder.rungs)
-    assert (np.diff(rungs, axis=0) >= 0).all()
-    assert len({tuple(r) for r in ladder.rungs}) == len(ladder.rungs)
-    assert (rungs[-1] >= worst).all()
-    assert (rungs[-1] < worst + 8 + 8 * (worst == 0)).all(), "no larger than the worst case"
-    for total in [*totals, worst]:
-        chosen = np.array(list(ladder.lowest(total.tolist()).values()))
+    longest = totals.max(axis=0) + extra
+    buckets = Buckets.fit([f"a{i}" for i in range(axes)], totals, longest.tolist())
+    sizes = np.array(buckets.sizes)
+    assert (np.diff(sizes, axis=0) >= 0).all()
+    assert len({tuple(r) for r in buckets.sizes}) == len(buckets.sizes)
+    assert (sizes[-1] >= longest).all()
+    assert (sizes[-1] < longest + 8 + 8 * (longest == 0)).all(), "no larger than the longest case"
+    for total in [*totals, longest]:
+        chosen = np.array(list(buckets.smallest(total.tolist()).values()))
         assert (chosen >= total).all()
-        lower = [r for r in rungs if (r <= chosen).all() and (r != chosen).any()]
+        lower = [r for r in sizes if (r <= chosen).all() and (r != chosen).any()]
         assert not any((r >= total).all() for r in lower)
 
 
-def test_the_top_rung_holds_the_longest_histories_together(rich):
+def test_the_last_bucket_holds_the_longest_histories_together(rich):
     source = BatchSource(rich[0], "train", 8)
     lengths = Packer(rich[0]).lengths(np.arange(60))
     longest = np.argsort(lengths[:, 1])[-8:]
-    capacity = source.ladder.lowest(lengths[longest].sum(axis=0))
+    capacity = source.buckets.smallest(lengths[longest].sum(axis=0))
     (batch,) = source.packer.pack([longest], 8, [capacity])
     assert (batch.sequences["views"].segment_ids < 8).sum() == lengths[longest, 1].sum()
 
 
-@pytest.mark.parametrize("at_once", [8, 24, 2048])  # an epoch has 8 batches: 1, 3, 8 a stretch
-def test_an_iterator_begins_where_it_is_told(rich, at_once, monkeypatch):
-    monkeypatch.setattr(source_module, "_SAMPLES_AT_ONCE", at_once)
+@pytest.mark.parametrize("chunk_samples", [8, 24, 2048])  # an epoch has 8 batches: 1, 3, 8 a chunk
+def test_an_iterator_begins_where_it_is_told(rich, chunk_samples, monkeypatch):
+    monkeypatch.setattr(source_module, "_CHUNK_SAMPLES", chunk_samples)
     source = BatchSource(rich[0], "train", 8, epochs=2)
     whole = [unpacked(source[i]) for i in range(len(source))]
     for start in range(len(source) + 1):

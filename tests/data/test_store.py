@@ -197,8 +197,8 @@ def test_a_killed_preparation_leaves_nothing_under_the_final_name(tmp_path):
     script = textwrap.dedent(
         f"""
         import time, numpy as np
-        from din_jax.schema import *
-        from din_jax.store import StoreWriter
+        from din_jax.data.schema import *
+        from din_jax.data.store_writer import StoreWriter
         schema = Schema((Table("item", 4),), (Field("item", "item", "ad"),), ())
         with StoreWriter({str(tmp_path / "s")!r}, schema) as writer:
             writer.append("fields/item", np.zeros(1000))

@@ -12,7 +12,7 @@ from runs import ROOT, small_config
 from din_jax.distributed import cpu
 from din_jax.distributed.devices import one_device
 from din_jax.distributed.mapping import over_devices
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 
 FAULTS_A_CALL = """
 import resource
@@ -55,7 +55,7 @@ def test_the_pages_of_a_large_block_are_kept():
 
 def test_training_needs_no_polars():
     """It takes 20 MB, and a third of a second at the start."""
-    code = "import sys; import din_jax.training; sys.exit('polars' in sys.modules)"
+    code = "import sys; import din_jax.training.loop; sys.exit('polars' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -28,8 +28,7 @@ from din_jax.distributed import devices, processes
 from din_jax.distributed.devices import Placement, choose, is_sharded
 from din_jax.errors import DinError, Interrupted
 from din_jax.models.registry import build_model
-from din_jax.nn import embedding
-from din_jax.nn import present_rows as present_rows_module
+from din_jax.nn import embedding, present_rows as present_rows_module
 from din_jax.nn.embedding import Lookup, TableSpec, init_tables
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.clipping import clip_by_global_norm
@@ -37,8 +36,9 @@ from din_jax.optim.regularizer import Regularizer, drop_ids
 from din_jax.step.score import score_step
 from din_jax.step.state import init_state, state_shapes
 from din_jax.step.train import train_step
-from din_jax.train.loop import train
-from din_jax.train.run import open_run, reopen
+from din_jax.training.loop import train
+from din_jax.training.run import open_run
+from din_jax.training.trained import reopen
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
@@ -219,7 +219,7 @@ def test_many_devices_are_one(planted_store, case, count, placement):
 @pytest.mark.parametrize("rows_above", [0, 1000])
 def test_many_devices_are_one_with_every_kind_of_field(rich, monkeypatch, rows_above):
     """Several-valued fields, two sequences on one table, tables of fewer rows than devices."""
-    monkeypatch.setattr(present_rows_module, "ROWS_ABOVE", rows_above)
+    monkeypatch.setattr(present_rows_module, "SPARSE_ABOVE", rows_above)
     keys = {"model.item_bias": "film", "model.activation": "dice", "regularizer.name": "difacto"}
     config = small_config(rich[0].path, **keys, **SGD)
     train_on_one_and_many(rich[0], config, 8, "sharded,hour=replicated")
@@ -394,7 +394,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, 
     config = small_config(planted_store, **{"regularizer.name": "mba", "model.embedding_dim": 16})
     run = open_run(config)
     rows = {name: spec.rows for name, spec in run.model.tables.items()}
-    scratch = run.like().scratch
+    scratch = run.state_shapes().scratch
 
     def on_each(count, extra):
         """Of weights, Adam's two moments, n_j, and a scratch if it goes by rows."""
@@ -449,11 +449,11 @@ def test_a_checkpoint_goes_from_any_devices_to_any_others(planted_store, tmp_pat
     checksums = set()
     for i, saver in enumerate(runs):
         if i:
-            state, _ = saver.checkpoints(tmp_path / "0").restore("last", saver.like())
+            state, _ = saver.checkpoints(tmp_path / "0").restore("last", saver.state_shapes())
             saver.checkpoints(tmp_path / str(i)).save("last", state, meta)
         for restorer in runs:
             restored, found = restorer.checkpoints(tmp_path / str(i)).restore(
-                "last", restorer.like()
+                "last", restorer.state_shapes()
             )
             assert_same_state(saved(first), saved(restored), rtol=0)
             assert_replicas_equal(restored)
@@ -475,7 +475,7 @@ def test_one_copy_is_saved_where_devices_differ_in_the_last_bits(planted_store, 
     run.checkpoints(tmp_path).save(
         "last", state.replace(tables=state.tables | {"item": item}), meta
     )
-    restored, _ = run.checkpoints(tmp_path).restore("last", run.like())
+    restored, _ = run.checkpoints(tmp_path).restore("last", run.state_shapes())
     assert_replicas_equal(restored)
     np.testing.assert_array_equal(restored.tables["item"], copies[0])
 
@@ -490,19 +490,19 @@ def test_a_run_on_several_devices_ends_as_on_one(planted_store, tmp_path):
     four = train(config, tmp_path / "four")
     assert four.metrics == pytest.approx(one.metrics, rel=1e-3)
     # The same weights scored on other devices: the same metrics but for rounding.
-    for on in ("1", "2", "all"):
-        run = reopen(tmp_path / "four", on=on)
-        state, _ = run.checkpoints(tmp_path / "four").restore("best", run.like())
+    for on in (1, 2, "all"):
+        run = reopen(tmp_path / "four", devices=on)
+        state, _ = run.checkpoints(tmp_path / "four").restore("best", run.state_shapes())
         evaluator = run.evaluator("test")
         again = evaluator.metrics(evaluator.probabilities(state))
         assert again == pytest.approx(four.metrics, rel=1e-6)
     for on, message in (
-        ("0", "0: expected a whole number from 1 on"),
+        (0, "0: expected a whole number from 1 on"),
         ("some", "some: expected a whole"),
-        ("9", "9: there are 8 cpu devices"),
+        (9, "9: there are 8 cpu devices"),
     ):
         with pytest.raises(DinError, match=f"^--devices={message}"):
-            reopen(tmp_path / "four", on=on)
+            reopen(tmp_path / "four", devices=on)
 
 
 def test_what_devices_exchange_does_not_grow_with_the_table(monkeypatch):
@@ -566,9 +566,9 @@ from ml_collections import ConfigDict
 import jax
 from din_jax.distributed import devices
 from din_jax.distributed import processes
-from din_jax.train.run import open_run
-from din_jax.train.run import reopen
-from din_jax.train.loop import train
+from din_jax.training.run import open_run
+from din_jax.training.trained import reopen
+from din_jax.training.loop import train
 from din_jax.errors import DinError
 from configs.quickstart import get_config
 
@@ -680,8 +680,8 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
         split = ("test", "train")[i]
         assert f"error: the processes differ in --split: this one has {split}" in errors
     # One process goes on from, or scores, what two have saved.
-    run = reopen(workdir, on="1")
-    state, _ = Checkpoints(workdir).restore("last", run.like())
+    run = reopen(workdir, devices=1)
+    state, _ = Checkpoints(workdir).restore("last", run.state_shapes())
     assert int(state.step) == 282
 
 

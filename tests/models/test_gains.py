@@ -13,7 +13,7 @@ from runs import small_config
 
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store_writer import StoreWriter
-from din_jax.train.loop import train
+from din_jax.training.loop import train
 
 USERS, PER_USER = 400, 50
 SPLITS = np.array([30, 8, 12])  # impressions a user in train, validation, test

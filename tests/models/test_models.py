@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from din_jax.config import default_config
 from din_jax.data.packing import Batch, Behaviors, Packed
@@ -15,7 +14,7 @@ from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.errors import DinError
 from din_jax.models import deepfm, pnn
 from din_jax.models.features import ITEM_BIAS
-from din_jax.models.registry import build, remarks
+from din_jax.models.registry import build, notes
 from din_jax.nn.embedding import Lookup, init_tables, lookup
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
 from din_jax.optim.regularizer import drop_ids
@@ -678,7 +677,7 @@ def test_shared_buckets_are_counted():
     held = [oracles.bucket(v, a, 11, 40) for v, a in pairs]
     shared = sum(held.count(i) > 1 for i in held)
     assert shared > 0
-    tags, shops, goods = remarks(some, SCHEMA, config)
+    tags, shops, goods = notes(some, SCHEMA, config)
     assert tags == "clicks-tags-cross: every pair of ids has a weight of its own"
     assert shops == "visits-shop-cross: every pair of ids has a weight of its own"
     assert f"of {len(pairs)} distinct pairs" in goods

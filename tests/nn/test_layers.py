@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from din_jax.config import default_config
 from din_jax.nn.activation_unit import ActivationUnit

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from runs import small_config
 
 from din_jax.data.counts import sample_counts
 from din_jax.nn.present_rows import present_mask
 from din_jax.optim.decay import difacto_decay, mba_decay
 from din_jax.step.train import train_step
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 
 
 @st.composite

@@ -18,7 +18,7 @@ from din_jax.report.experiments import compare_lines
 from din_jax.report.markdown import lines_as_markdown
 from din_jax.step.score import score_step
 from din_jax.step.train import train_step
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 
 
 def lookups_of(count):

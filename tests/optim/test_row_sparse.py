@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from runs import small_config
 
-from din_jax.nn import embedding
-from din_jax.nn import present_rows as present_rows_module
+from din_jax.nn import embedding, present_rows as present_rows_module
 from din_jax.nn.embedding import Lookup, TableSpec, init_tables, lookup
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
 from din_jax.nn.present_rows import Rows, apply_row_updates, gather_rows, present_rows, scatter_rows
@@ -26,7 +24,7 @@ from din_jax.optim.rowwise_adagrad import rowwise_adagrad
 from din_jax.step.batch_rows import rows_of_batch
 from din_jax.step.state import init_state
 from din_jax.step.train import train_step
-from din_jax.train.run import open_run
+from din_jax.training.run import open_run
 
 ROWS = {"a": 23, "b": 17}  # no other axis of a parameter is as long
 COUNTS = {"a": np.arange(23.0), "b": 1 + np.arange(17.0) % 5}
@@ -394,7 +392,7 @@ def test_by_rows_or_whole_a_step_is_the_same(planted_store, model, optimizer, mo
     run = large_run(planted_store, **keys)
     state = run.init()
     assert "item" in state.scratch and "hour" not in state.scratch
-    monkeypatch.setattr(present_rows_module, "ROWS_ABOVE", 10**9)
+    monkeypatch.setattr(present_rows_module, "SPARSE_ABOVE", 10**9)
     whole_run = large_run(planted_store, **keys)
     whole = whole_run.init()
     assert not whole.scratch

@@ -17,6 +17,7 @@ from din_jax.errors import DinError
 from din_jax.report import experiments
 from din_jax.report.__main__ import TABLES, _with_config_of_table
 from din_jax.report.markdown import lines_as_markdown, table_as_markdown
+from din_jax.training.evaluation import Scores
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,8 +210,8 @@ def test_lines_are_compared_over_the_seeds_that_both_have(planted_store, tmp_pat
         users = np.repeat(np.arange(200), 2)
         labels = np.tile([0, 1], 200)
         right = np.arange(400) // 2 < 200 * (0.5 + scores[name, int(seed)])
-        return experiments.training.Tested(
-            dict.fromkeys(experiments.METRICS, 0.0), users, labels, np.where(right, labels, 0.5)
+        return Scores(
+            0, dict.fromkeys(experiments.METRICS, 0.0), users, labels, np.where(right, labels, 0.5)
         )
 
     monkeypatch.setattr(experiments, "tested", tested)

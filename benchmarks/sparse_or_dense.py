@@ -1,9 +1,10 @@
-"""Where a table is better updated by rows than as a whole: the rule `ROWS_ABOVE`.
+"""Where a sparse update of a table is faster than a dense one: the rule `SPARSE_ABOVE`.
 
-    python benchmarks/rows_or_mask.py
+    python benchmarks/sparse_or_dense.py
 
-Times a train step (that of table_growth.py) with the table of goods by rows and as a whole with a
-mask, at several ratios of K to N, in turns. The last line is JSON: `whole_over_rows` by K / N.
+Times a train step (that of table_growth.py) with sparse and with dense updates of the
+table of goods, at several ratios of K to N, in turns. The last line is JSON: `dense_over_sparse` by
+K / N.
 """
 
 import argparse
@@ -27,24 +28,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of 20 steps each way")
     arguments = parser.parse_args()
     keep_freed_memory()
-    usual = present_rows.ROWS_ABOVE
+    usual = present_rows.SPARSE_ABOVE
     found = {}
     for ratio in (float(r) for r in arguments.ratios.split(",")):
         trials = {}
-        for way, above in (("rows", 0), ("whole", 10**12)):
-            present_rows.ROWS_ABOVE = above
+        for way, above in (("sparse", 0), ("dense", 10**12)):
+            present_rows.SPARSE_ABOVE = above
             first = Trial(1000, arguments.optimizer, arguments.batch, lazy=True).batches[0]
             ids = len(first.label) + len(first.sequences["history"].segment_ids)
             trials[way] = Trial(int(ratio * ids), arguments.optimizer, arguments.batch, lazy=True)
-            assert ("item" in trials[way].state.scratch) == (way == "rows")
+            assert ("item" in trials[way].state.scratch) == (way == "sparse")
             trials[way].take(3, timed=False)
         for _ in range(arguments.rounds):
             for trial in trials.values():
                 trial.take(20, timed=True)
-        rows, whole = trials["rows"].ms(), trials["whole"].ms()
-        found[f"{ratio:g}"] = round(whole / rows, 3)
-        print(f"K/N {ratio:>5g}: by rows {rows:.3f} ms, as a whole {whole:.3f} ms", flush=True)
-    figures = {"whole_over_rows": found, "rule": usual}
+        sparse, dense = trials["sparse"].ms(), trials["dense"].ms()
+        found[f"{ratio:g}"] = round(dense / sparse, 3)
+        print(f"K/N {ratio:>5g}: sparse {sparse:.3f} ms, dense {dense:.3f} ms", flush=True)
+    figures = {"dense_over_sparse": found, "rule": usual}
     print(json.dumps(figures | {"batch": arguments.batch, "cores": os.cpu_count()}))
 
 

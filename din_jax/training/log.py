@@ -16,12 +16,13 @@ from din_jax.distributed import processes
 
 
 class Meter:
-    """Loss, speed and share of time waiting for input since it was last read or started."""
+    """Loss, speed and the fraction of time spent waiting for input."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
+        """Forgets everything, and measures from now on."""
         self.all_losses: list[float] = []
         self._restart()
 
@@ -33,6 +34,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
+        """Since the figures were last read."""
         return time.perf_counter() - self.begin
 
     @contextlib.contextmanager
@@ -50,13 +52,16 @@ class Meter:
         self.begin += time.perf_counter() - begin
 
     def add(self, losses: jax.Array, samples: int) -> None:
+        """Adds the steps of a call."""
         self.losses += np.asarray(losses).tolist()
         self.samples += samples
 
     def loss_since_start(self) -> float:
+        """The mean loss of all steps since `start`."""
         return float(np.mean(self.all_losses))
 
     def read(self) -> dict[str, float]:
+        """The figures since they were last read: loss, samples_per_s, input_wait."""
         seconds = self.seconds
         figures = {
             "loss": float(np.mean(self.losses)),
@@ -83,9 +88,9 @@ class Log:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
-            kept = workdir / "metrics.jsonl.partial"
-            kept.write_text("".join(line for line in lines if self._stands(line, from_step)))
-            kept.replace(self._path)
+            partial = workdir / "metrics.jsonl.partial"
+            partial.write_text("".join(line for line in lines if self._stands(line, from_step)))
+            partial.replace(self._path)
         self._file = self._path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=from_step + 1

@@ -17,6 +17,7 @@ class Stop:
     signum = 0
 
     def wished(self, step: int) -> bool:
+        """Whether to stop after this step."""
         if jax.process_count() == 1:
             return self.signum != 0
         if not multihost_utils.reached_preemption_sync_point(step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +20,26 @@ from din_jax.step.state import TrainState
 _COUNTS = ("samples", "users", "users_skipped")
 
 
+class Scores(NamedTuple):
+    """The scores of a split's N samples, in the store's order, and their metrics."""
+
+    step: int  # of the weights
+    metrics: dict[str, float]  # see `din_jax.metrics.all_metrics`
+    users: np.ndarray  # [N]
+    labels: np.ndarray  # [N], 0 or 1
+    probabilities: np.ndarray  # float64 [N]
+
+
 class Evaluator:
-    """Scores one split of a store, as often as asked, in the store's order.
+    """Scores one split of a store, as often as asked.
 
     Args:
-      score: the score step, for so many batches at once.
+      score: the score step.
       store, split: what to score.
-      batch_size: samples scored together; it changes no result.
+      batch_size: samples of a batch; it changes no result.
       max_history: see `Packer`.
       shards: how batches are split among devices.
-      at_once: the most batches that `score` takes.
+      steps_per_call: the most batches that `score` is given.
     """
 
     def __init__(
@@ -40,7 +51,7 @@ class Evaluator:
         batch_size: int,
         max_history: int,
         shards: Shards = Shards(),  # noqa: B008
-        at_once: int = 1,
+        steps_per_call: int = 1,
     ):
         self.score = score
         self.source = BatchSource(
@@ -50,7 +61,7 @@ class Evaluator:
             max_history=max_history,
             shuffle=False,
             shards=shards,
-            alike=at_once,
+            steps_per_call=steps_per_call,
         )
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]
@@ -64,31 +75,37 @@ class Evaluator:
         """
         logits = np.empty(len(self.labels))
         read, done = batches(self.source), 0
-        waiting: tuple[range, jax.Array] | None = None
-        while several := list(itertools.islice(read, self.source.alike)):
-            if waiting is not None:  # one call in flight: these were read while it was computed
-                self._place(logits, *waiting)
-            waiting = range(done, done + len(several)), self.score(state, several)
-            done += len(several)
-        assert waiting is not None  # no split is empty
-        self._place(logits, *waiting)
+        in_flight: tuple[range, jax.Array] | None = None
+        while of_call := list(itertools.islice(read, self.source.steps_per_call)):
+            if in_flight is not None:  # these batches were read while it was computed
+                self._store(logits, *in_flight)
+            in_flight = range(done, done + len(of_call)), self.score(state, of_call)
+            done += len(of_call)
+        assert in_flight is not None  # no split is empty
+        self._store(logits, *in_flight)
         if not np.isfinite(logits).all():
             raise Diverged(
-                f"the weights of step {int(state.step):,} give scores that are no numbers: "
+                f"the weights of step {int(state.step):,} give scores that are not numbers: "
                 "training has diverged; lower config.optimizer.learning_rate or set "
                 "config.optimizer.clip_norm"
             )
         return np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
 
-    def _place(self, logits: np.ndarray, of: range, found: jax.Array) -> None:
-        """Waits for the logits of the batches `of` and puts them where their samples are."""
-        samples = np.concatenate([self.source.samples_of(i) for i in of])
-        values = np.asarray(jax.block_until_ready(found))[: len(samples)]
+    def _store(self, logits: np.ndarray, indices: range, z: jax.Array) -> None:
+        """Waits for the logits z of some batches and stores them at their samples' positions."""
+        samples = np.concatenate([self.source.samples_of(i) for i in indices])
+        values = np.asarray(jax.block_until_ready(z))[: len(samples)]
         logits[samples - self.source.samples.start] = values
 
     def metrics(self, probabilities: np.ndarray) -> dict[str, float]:
         """All metrics of the split's probabilities, by name."""
         return all_metrics(self.users, self.labels, probabilities)
+
+    def scores(self, state: TrainState) -> Scores:
+        """Probabilities and metrics of the split with the weights of a state."""
+        probabilities = self.probabilities(state)
+        metrics = self.metrics(probabilities)
+        return Scores(int(state.step), metrics, self.users, self.labels, probabilities)
 
 
 def metrics_table(title: str, metrics: dict[str, float]) -> str:

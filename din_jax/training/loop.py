@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from din_jax.checkpoint import compatibility
-from din_jax.checkpoint.checkpoints import Checkpoints, Kind
+from din_jax.checkpoint.checkpoints import KINDS, Checkpoints, Kind
 from din_jax.data.loader import batches
 from din_jax.data.packing import Batch
 from din_jax.data.source import BatchSource
@@ -24,36 +24,28 @@ from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.models.registry import notes
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.step.state import TrainState
-from din_jax.train.evaluation import Evaluator, metrics_table
-from din_jax.train.log import Log, Meter
-from din_jax.train.run import Run, final_kind, open_run
-from din_jax.train.stopping import Stop, stop_signal
+from din_jax.training.evaluation import Evaluator, Scores, metrics_table
+from din_jax.training.log import Log, Meter
+from din_jax.training.run import Run, open_run
+from din_jax.training.stopping import Stop, stop_signal
+from din_jax.training.trained import final_kind
 
 _LOG_EVERY_S = 2.0  # between two lines of training metrics
-_REMARKED_AT_ONCE = 4096  # samples of a batch that is looked at before training
+_NOTES_BATCH_SIZE = 4096  # of samples that are looked at before training
 _LOWER_IS_BETTER = ("log_loss",)
 
 
-class Tested(NamedTuple):
-    """A trained run's scores of the test split."""
-
-    metrics: dict[str, float]
-    users: np.ndarray  # [N]
-    labels: np.ndarray  # [N]
-    probabilities: np.ndarray  # [N]
-
-
-def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Tested | None:
-    """Trains, or goes on training, and evaluates the test split once at the end.
+def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Scores | None:
+    """Trains a run, or continues it, and scores the test split once at the end.
 
     Args:
       config: see `din_jax.config`.
-      workdir: the run's folder. If it holds a run of the same config, that goes on.
-      test: if not, the test split is left alone: for trials that are chosen among.
+      workdir: the run's folder. A run of the same config in it is continued.
+      test: if False, the test split is left alone: for trials that are selected on validation.
 
     Returns:
-      The test split scored with the weights that were best on validation, or with
-      `data.fit=train+validation` with the last ones. None without `test`.
+      The scores of the test split with the weights that were best on validation, or with the last
+      ones if `data.fit` is "train+validation". None without `test`.
 
     Raises:
       DinError: the config or the data can't be used, or `workdir` holds another run.
@@ -63,85 +55,84 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Test
         return _train(open_run(config), Path(workdir), test=test)
 
 
-def _train(run: Run, workdir: Path, *, test: bool) -> Tested | None:
-    config = run.config
+def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
     checkpoints = run.checkpoints(workdir)
-    meta = compatibility.describe(config, run.store.schema, run.source)
-    processes.check_alike(
-        {**compatibility.as_texts(config), "the store's content": run.store.fingerprint}
-    )
-    processes.check_shared(workdir, "--workdir")
-    last = checkpoints.latest("last")
-    processes.check_alike({"the run's folder": f"a last checkpoint of step {last}"})
-    # Now, so that a store without such a split is noticed now.
-    evaluator = run.evaluator("test") if test else None
-    state, best = None, None
-    for kind in ("last", "best"):  # a run that was killed early may have left a best alone
-        if checkpoints.latest(kind) is not None:
-            before = checkpoints.meta(kind)
-            compatibility.check_complete(ConfigDict(before["config"]), workdir)
-            compatibility.check_same_run(before, config, run.store, workdir)
-            compatibility.check_same_batches(before, run.source, workdir)
-    if checkpoints.latest("last") is not None:
-        state, saved = checkpoints.restore("last", run.like())
-        best = saved["best"]
-        taken, total = int(state.step), len(run.source)
-        if taken > total:
-            raise DinError(
-                f"{workdir} holds a run of {taken:,} steps, and config.train.epochs="
-                f"{config.train.epochs} asks for {total:,}; give another --workdir"
-            )
-        what = "is complete" if taken == total else "goes on"
-        if processes.is_first():
-            print(f"{workdir}: the run {what} at step {taken:,} of {total:,}")
+    _check_processes(run, workdir, checkpoints)
+    evaluator = run.evaluator("test") if test else None  # now, for an error about the split
+    state, best = _restored(run, workdir, checkpoints)
     if state is None:
         state = run.init()
-    trainer = _Trainer(run, checkpoints, meta, best)
+    trainer = _Trainer(run, checkpoints, best)
     if processes.is_first() and int(state.step) < len(run.source):
-        for remark in _remarks(run):
-            print(remark)
-
+        for note in notes(_shuffled(run), run.store.schema, run.config.model):
+            print(note)
     with Log(workdir, from_step=int(state.step)) as log, stop_signal() as stop:
         trainer.fit(state, log, stop)
         if evaluator is None:
             return None
         del state  # the tables need not be in memory twice
-        state, _ = checkpoints.restore(final_kind(run, workdir), run.like())
-        probabilities = evaluator.probabilities(state)
-        metrics = evaluator.metrics(probabilities)
-        log.write(int(state.step), "test", metrics)
+        state, _ = checkpoints.restore(final_kind(run, workdir), run.state_shapes())
+        scores = evaluator.scores(state)
+        log.write(scores.step, "test", scores.metrics)
     if processes.is_first():
-        print(metrics_table(f"test metrics, weights of step {int(state.step):,}", metrics))
-    return Tested(metrics, evaluator.users, evaluator.labels, probabilities)
+        print(metrics_table(f"test metrics, weights of step {scores.step:,}", scores.metrics))
+    return scores
 
 
-def _remarks(run: Run) -> Iterable[str]:
-    def shuffled() -> Iterator[Batch]:
-        source = BatchSource(
-            run.store,
-            run.config.data.fit,
-            _REMARKED_AT_ONCE,
-            max_history=run.config.data.max_history,
-            seed=run.config.seed,
-            epochs=1,
+def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
+    """Raises DinError unless all processes have the same config, data, and run to continue."""
+    processes.check_equal(
+        {**compatibility.as_texts(run.config), "the store's content": run.store.fingerprint}
+    )
+    processes.check_shared(workdir, "--workdir")
+    last = checkpoints.latest("last")
+    processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
+
+
+def _restored(
+    run: Run, workdir: Path, checkpoints: Checkpoints
+) -> tuple[TrainState | None, float | None]:
+    """The last state in `workdir` and the best validation metric so far; None if there is none."""
+    for kind in KINDS:  # a run that was killed early may have left only a best one
+        if checkpoints.latest(kind) is not None:
+            saved = checkpoints.meta(kind)
+            compatibility.check_same_run(saved, run.config, run.store, workdir)
+            compatibility.check_same_batches(saved, run.source, workdir)
+    if checkpoints.latest("last") is None:
+        return None, None
+    state, saved = checkpoints.restore("last", run.state_shapes())
+    done, total = int(state.step), len(run.source)
+    if done > total:
+        raise DinError(
+            f"{workdir} holds a run of {done:,} steps, and config.train.epochs="
+            f"{run.config.train.epochs} asks for {total:,}; give another --workdir"
         )
-        yield from (source[i] for i in range(len(source)))
+    if processes.is_first():
+        what = "is complete" if done == total else "goes on"
+        print(f"{workdir}: the run {what} at step {done:,} of {total:,}")
+    return state, saved["best"]
 
-    return notes(shuffled(), run.store.schema, run.config.model)
+
+def _shuffled(run: Run) -> Iterator[Batch]:
+    """Training samples in random order, in large batches."""
+    source = BatchSource(
+        run.store,
+        run.config.data.fit,
+        _NOTES_BATCH_SIZE,
+        max_history=run.config.data.max_history,
+        seed=run.config.seed,
+        epochs=1,
+    )
+    yield from (source[i] for i in range(len(source)))
 
 
 class _Trainer:
     """Takes a run's remaining steps; evaluates, saves and logs between them."""
 
-    def __init__(
-        self,
-        run: Run,
-        checkpoints: Checkpoints,
-        meta: dict[str, Any],
-        best: float | None,
-    ):
+    def __init__(self, run: Run, checkpoints: Checkpoints, best: float | None):
         self.run, self.config, self.source = run, run.config, run.source
-        self.checkpoints, self.meta, self.best = checkpoints, meta, best
+        self.checkpoints, self.best = checkpoints, best
+        self.meta = compatibility.describe(run.config, run.store.schema, run.source)
         self.learning_rate = decayed_learning_rate(
             self.config.optimizer, self.config.train.batch_size
         )
@@ -156,7 +147,7 @@ class _Trainer:
         self.meter = Meter()
 
     def fit(self, state: TrainState, log: Log, stop: Stop) -> None:
-        """Takes the steps from `state` to the last; the states to keep are saved."""
+        """Takes the steps from `state` to the last, and saves the best and the last state."""
         take = self.run.steps()
         an_epoch = self.source.batches_per_epoch
         evaluate_after = _evaluation_places(an_epoch, self.config.train.evaluations_per_epoch)
@@ -260,14 +251,14 @@ def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
 
 
 def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
-    """The batches still to train on, in ranges that go into one call each.
+    """The batches still to train on, in ranges of one call each.
 
     A range ends where batches of other shapes begin, and before an evaluation. It does not depend
-    on where a run was stopped, so that one that goes on takes the very same steps.
+    on where a run was stopped, so that a continued run takes exactly the same steps.
     """
     while done < len(source):
-        epoch, place = divmod(done, source.batches_per_epoch)
-        evaluation = evaluate_after[bisect.bisect_right(evaluate_after, place)]
+        epoch, position = divmod(done, source.batches_per_epoch)
+        evaluation = evaluate_after[bisect.bisect_right(evaluate_after, position)]
         end = min(source.next_group(done), epoch * source.batches_per_epoch + evaluation)
         yield range(done, end)
         done = end

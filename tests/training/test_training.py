@@ -17,8 +17,7 @@ import pytest
 from runs import command, small_config
 
 from configs import quickstart
-from din_jax.checkpoint import arrays, compatibility
-from din_jax.checkpoint import checkpoints as checkpoints_module
+from din_jax.checkpoint import arrays, checkpoints as checkpoints_module, compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.data.source import BatchSource
 from din_jax.data.store import Store
@@ -29,14 +28,14 @@ from din_jax.models.registry import build_model
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.prepare import planted
-from din_jax.step.score import _side_by_side, score_step, score_steps
+from din_jax.step.score import _vmapped_batches, score_step, score_steps
 from din_jax.step.state import init_state
 from din_jax.step.train import train_step
-from din_jax.train import log as log_module
-from din_jax.train import run as run_module
-from din_jax.train.evaluation import Evaluator
-from din_jax.train.loop import _calls, _evaluation_places, train
-from din_jax.train.run import open_run, reopen
+from din_jax.training import log as log_module, run as run_module
+from din_jax.training.evaluation import Evaluator
+from din_jax.training.loop import _calls, _evaluation_places, train
+from din_jax.training.run import open_run
+from din_jax.training.trained import reopen
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +50,7 @@ def same(a, b):
 
 def last_state(config, workdir):
     run = open_run(config)
-    return Checkpoints(workdir).restore("last", run.like())[0]
+    return Checkpoints(workdir).restore("last", run.state_shapes())[0]
 
 
 @pytest.mark.parametrize("staircase", [False, True])
@@ -111,13 +110,13 @@ def test_a_step_follows_the_gradient_of_the_mean_loss_of_the_real_samples(plante
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6)
 
 
-def test_compilations_are_no_more_than_rungs(planted_store):
+def test_compilations_are_no_more_than_buckets(planted_store):
     config = small_config(planted_store, **{"train.batch_size": 128, "data.max_history": 0})
     run = open_run(config)
     step, state = train_step(run.model, run.optimizer), run.init()
     for i in range(len(run.source)):
         state, _ = step(state, run.source[i])
-    assert 1 < step.func._tuned._cache_size() <= len(run.source.ladder.rungs)
+    assert 1 < step.func._tuned._cache_size() <= len(run.source.buckets.sizes)
 
 
 def test_steps_inside_another_jit_are_the_same_steps(planted_store):
@@ -144,7 +143,7 @@ def test_steps_inside_another_jit_are_the_same_steps(planted_store):
 def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
     config = small_config(planted_store, **{"regularizer.name": "mba", "optimizer.name": "adam"})
     run = open_run(config)
-    assert run.source.alike == 4  # 256 samples
+    assert run.source.steps_per_call == 4  # 256 samples
     batches = [run.source[i] for i in range(count)]
     step, state, alone = run.step(), run.init(), []
     for batch in batches:
@@ -156,7 +155,7 @@ def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
     for a, b in zip(leaves(together), leaves(state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     score = score_step(run.model)
-    scores = score_steps(run.model, at_once=4)(state, batches)
+    scores = score_steps(run.model, steps_per_call=4)(state, batches)
     np.testing.assert_allclose(scores, np.concatenate([score(state, b) for b in batches]), 1e-5)
 
 
@@ -164,7 +163,7 @@ def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
 def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_store, evaluations):
     config = small_config(planted_store, **{"train.epochs": 2})
     source = open_run(config).source
-    assert (source.batches_per_epoch, source.alike) == (94, 4)
+    assert (source.batches_per_epoch, source.steps_per_call) == (94, 4)
     places = _evaluation_places(94, evaluations)
     assert len(places) == evaluations and places[-1] == 94
     calls = list(_calls(source, 0, places))
@@ -275,14 +274,14 @@ def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
         train(small_config(planted_store, **{"train.epochs": 1}), tmp_path)
 
 
-def test_a_run_whose_batches_were_dealt_otherwise_does_not_go_on(
+def test_a_run_whose_batches_were_balanced_otherwise_does_not_go_on(
     planted_store, tmp_path, monkeypatch
 ):
     config = small_config(planted_store, **{"train.epochs": 1})
     train(config, tmp_path / "run", test=False)
     config.train.epochs = 2
-    monkeypatch.setattr(run_module, "_TRAINED_IN_A_CALL", 64)
-    with pytest.raises(DinError, match="among 4 batches; this one deals them among 1,"):
+    monkeypatch.setattr(run_module, "_TRAINED_PER_CALL", 64)
+    with pytest.raises(DinError, match="over 4 batches; this one balances over 1,"):
         train(config, tmp_path / "run")
 
 
@@ -290,8 +289,8 @@ def test_a_run_whose_batches_were_dealt_otherwise_does_not_go_on(
     ("batches", "longest", "count"),
     [(64, 320, 32), (64, 8, 64), (4, 320, 4), (16, 1240, 8), (2, 10104, None), (8, 2500, None)],
 )
-def test_small_batches_are_scored_side_by_side(batches, longest, count):
-    assert _side_by_side(batches, longest) == count
+def test_small_batches_are_scored_vmapped_batches(batches, longest, count):
+    assert _vmapped_batches(batches, longest) == count
 
 
 def test_weights_of_another_run_are_never_reported(planted_store, tmp_path):
@@ -451,7 +450,7 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
     meta = compatibility.describe(config, run.store.schema, run.source) | {"best": None}
     state = run.init()
     Checkpoints(tmp_path).save("last", state, meta)
-    assert same(Checkpoints(tmp_path).restore("last", run.like())[0], state)
+    assert same(Checkpoints(tmp_path).restore("last", run.state_shapes())[0], state)
     honest = checkpoints_module.checksums
     other = state.replace(tables=state.tables | {"item": state.tables["item"].at[7, 3].add(1e-6)})
     Checkpoints(tmp_path / "b").save("last", state, meta)
@@ -462,7 +461,7 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
     finally:
         checkpoints_module.checksums = honest
     with pytest.raises(DinError, match=r"the array .*tables\['item'\] is damaged"):
-        Checkpoints(tmp_path / "c").restore("last", run.like())
+        Checkpoints(tmp_path / "c").restore("last", run.state_shapes())
 
 
 def test_a_checkpoint_of_another_version_is_told_from_damage(planted_store, tmp_path, monkeypatch):
@@ -492,11 +491,11 @@ def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch
     state, _ = train_step(run.model, run.optimizer)(run.init(), run.source[0])
     assert sum(leaf.nbytes > 10_000 for leaf in jax.tree.leaves(state)) >= 3
     Checkpoints(tmp_path).save("last", state, meta)
-    restored, _ = Checkpoints(tmp_path).restore("last", run.like())
+    restored, _ = Checkpoints(tmp_path).restore("last", run.state_shapes())
     assert same(restored.replace(scratch={}), state.replace(scratch={}))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
-    like = run.like()
+    like = run.state_shapes()
     item = like.tables["item"]
     longer = jax.ShapeDtypeStruct((len(state.tables["item"]) + 1, item.shape[1]), item.dtype)
     wrong = like.replace(tables=like.tables | {"item": longer})

@@ -1,0 +1,188 @@
+"""The run that a config describes: assembled here, from the store to the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from din_jax.checkpoint.checkpoints import Checkpoints
+from din_jax.config import check
+from din_jax.data.source import BatchSource, Shards
+from din_jax.data.store import Store
+from din_jax.distributed import processes
+from din_jax.distributed.cpu import keep_freed_memory
+from din_jax.distributed.devices import Placement, choose
+from din_jax.models.registry import Model, build_model, model_tables
+from din_jax.optim.build import build_optimizer
+from din_jax.optim.regularizer import Regularizer, build_regularizer, decayed_tables
+from din_jax.step.score import score_steps
+from din_jax.step.state import TrainState, init_state, state_shapes
+from din_jax.step.train import TrainStep, TrainSteps, train_step, train_steps
+from din_jax.training.evaluation import Evaluator
+from din_jax.training.memory import check_memory
+
+_TRAINED_PER_CALL = 256  # samples: small batches are trained on several a call
+_SCORED_PER_CALL = 2048  # the same in scoring; in training a signal to stop waits for the call
+
+
+class Run(NamedTuple):
+    """Everything that training and scoring with one config need, assembled by `open_run`.
+
+    Attributes:
+      config: see `din_jax.config`.
+      store: the data set.
+      source: the batches to train on, in order.
+      model, optimizer, regularizer: as the steps take them.
+      placement: the devices, and how arrays are laid out on them.
+    """
+
+    config: ConfigDict
+    store: Store
+    source: BatchSource
+    model: Model
+    optimizer: optax.GradientTransformationExtraArgs
+    regularizer: Regularizer
+    placement: Placement
+
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        return init_state(
+            self.model,
+            self.optimizer,
+            self.source[0],
+            self.config.seed,
+            lazy=self.config.optimizer.lazy,
+            placement=self.placement,
+        )
+
+    def state_shapes(self) -> TrainState:
+        """Shapes, types and shardings of a state, without its content."""
+        return state_shapes(
+            self.model,
+            self.optimizer,
+            self.source[0],
+            lazy=self.config.optimizer.lazy,
+            placement=self.placement,
+        )
+
+    def checkpoints(self, workdir: str | Path) -> Checkpoints:
+        """The checkpoints of the run in `workdir`."""
+        return Checkpoints(workdir, self.placement)
+
+    def step(self) -> TrainStep:
+        """The train step on one batch; see `din_jax.step.train.train_step`."""
+        return train_step(self.model, self.optimizer, self.regularizer, self.placement)
+
+    def steps(self) -> TrainSteps:
+        """The train step on the `source.steps_per_call` batches of one call."""
+        return train_steps(
+            self.model,
+            self.optimizer,
+            self.regularizer,
+            self.placement,
+            steps_per_call=self.source.steps_per_call,
+        )
+
+    def evaluator(self, split: str) -> Evaluator:
+        """Scores a split of the store.
+
+        Raises:
+          DinError: the store has no such split.
+        """
+        batch_size = self.placement.block(self.config.eval.batch_size) * self.placement.count
+        steps_per_call = 1
+        if self.placement.axis is None:
+            batches = -(-len(self.store.split(split)) // batch_size)
+            most = max(1, min(_SCORED_PER_CALL // batch_size, batches))
+            steps_per_call = 1 << (most.bit_length() - 1)  # a power of two: see `score_steps`
+        return Evaluator(
+            score_steps(
+                self.model, self.regularizer, self.placement, steps_per_call=steps_per_call
+            ),
+            self.store,
+            split,
+            batch_size=batch_size,
+            max_history=self.config.data.max_history,
+            shards=_shards(self.placement),
+            steps_per_call=steps_per_call,
+        )
+
+    def probabilities(self, state: TrainState, split: str = "test") -> np.ndarray:
+        """Click probabilities of a split in the store's order, float64 [N].
+
+        Raises:
+          DinError: the store has no such split.
+          Diverged: a score is not a number.
+        """
+        return self.evaluator(split).probabilities(state)
+
+
+def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
+    """Assembles a run: checks the config, joins the other processes, opens the store, builds.
+
+    The process keeps freed memory from now on (`din_jax.distributed.cpu`).
+
+    Args:
+      config: see `din_jax.config`.
+      trains: False for scoring alone: batches to train on need not be split evenly among the
+        devices, and messages about devices name eval.py's flag.
+
+    Raises:
+      DinError: the config can't be used, the store can't be opened, or a table does not fit the
+        devices' memory.
+    """
+    check(config)
+    keep_freed_memory()
+    processes.connect(config.processes)
+    store = _open_store(config)
+    placement = choose(
+        config.devices,
+        config.placement,
+        model_tables(store.schema, config.model),
+        flag="config.devices" if trains else "--devices",
+    )
+    batch_size = config.train.batch_size
+    source = BatchSource(
+        store,
+        config.data.fit,
+        batch_size if trains else placement.block(batch_size) * placement.count,
+        max_history=config.data.max_history,
+        seed=config.seed,
+        epochs=config.train.epochs,
+        shards=_shards(placement),
+        steps_per_call=max(1, _TRAINED_PER_CALL // batch_size),
+    )
+    model = build_model(store.schema, config.model, placement.axis)
+    regularizer = build_regularizer(config, store, model)
+    optimizer = build_optimizer(
+        config.optimizer,
+        config.regularizer,
+        batch_size,
+        decayed_tables(model),
+        placement.axis,
+        placement.sharded,
+    )
+    run = Run(config, store, source, model, optimizer, regularizer, placement)
+    check_memory(run.state_shapes(), model, optimizer, regularizer, placement)
+    return run
+
+
+def _open_store(config: ConfigDict) -> Store:
+    """The store of a config; the embedded data set is made if the config asks for it."""
+    path = Path(config.data.store)
+    if config.data.prepare == config.data.store:
+        if processes.is_first() and not path.exists():
+            from din_jax.prepare import planted  # with Polars, which training does without
+
+            origin = planted.prepare(path)
+            print(f"made the embedded data set {path}: {origin['samples']:,} samples")
+        processes.wait_for_all("embedded data set")  # all, whether they see it yet or not
+    return Store(path)
+
+
+def _shards(placement: Placement) -> Shards:
+    return Shards(placement.count, placement.local)

@@ -1,0 +1,118 @@
+"""A trained run: loaded from its folder, and evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from din_jax.checkpoint import compatibility
+from din_jax.checkpoint.checkpoints import Checkpoints, Kind
+from din_jax.config import default_config
+from din_jax.data.store import Store
+from din_jax.distributed import processes
+from din_jax.errors import DinError
+from din_jax.step.state import TrainState
+from din_jax.training.evaluation import Scores
+from din_jax.training.run import Run, open_run
+
+
+def load_run(
+    workdir: str | Path,
+    *,
+    store: str | Path = "",
+    devices: int | str | None = None,
+    checkpoint: Kind | None = None,
+) -> tuple[Run, TrainState]:
+    """A trained run and its weights, from any working directory.
+
+    Args:
+      workdir: the run's folder.
+      store: where its store is, if it has moved since.
+      devices: how many devices to use, or "all"; by default as many as it was trained on.
+      checkpoint: "best" or "last"; by default the one that training reported.
+
+    Raises:
+      DinError: there is no such checkpoint, it can't be read, the store is not the one that it was
+        trained on, or there are not as many devices.
+    """
+    run = reopen(workdir, store, devices=devices)
+    kind = checkpoint or final_kind(run, workdir)
+    state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
+    return run, state
+
+
+def evaluate(
+    workdir: str | Path,
+    split: str = "test",
+    *,
+    store: str | Path = "",
+    devices: int | str | None = None,
+    checkpoint: Kind | None = None,
+) -> Scores:
+    """Scores a split with a trained run's weights.
+
+    Args:
+      workdir, store, devices, checkpoint: see `load_run`.
+      split: "train", "validation" or "test".
+
+    Raises:
+      DinError: see `load_run`; or the store has no such split.
+      Diverged: a score is not a number.
+    """
+    run = reopen(workdir, store, devices=devices)
+    kind = checkpoint or final_kind(run, workdir)
+    processes.check_equal({"--split": split, "--checkpoint": kind})
+    evaluator = run.evaluator(split)
+    state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
+    return evaluator.scores(state)
+
+
+def reopen(
+    workdir: str | Path,
+    store: str | Path = "",
+    *,
+    devices: int | str | None = None,
+) -> Run:
+    """The run that was trained in `workdir`, assembled again from its checkpoint's config.
+
+    Args: see `load_run`.
+
+    Raises:
+      DinError: there is no checkpoint, the store is not the one that it was trained on, or there
+        are not as many devices.
+    """
+    processes.connect(default_config().processes)
+    meta = Checkpoints(workdir).meta("last")
+    config = compatibility.completed(ConfigDict(meta["config"]), workdir)
+    processes.check_equal(
+        {
+            "--devices": str(devices),
+            **compatibility.as_texts(config),
+            "the run's folder": f"a last checkpoint of step {meta['step']}",
+        }
+    )
+    config.processes = default_config().processes
+    if devices is not None:
+        if devices != "all" and (not isinstance(devices, int) or devices < 1):
+            raise DinError(f"--devices={devices}: expected a whole number from 1 on, or 'all'")
+        with config.ignore_type():
+            config.devices = devices
+    compatibility.find_paths(config, meta)
+    if store:
+        config.data.store = str(store)
+    config.data.prepare = ""
+    if not Path(config.data.store).exists():
+        raise DinError(
+            f"the run's store {config.data.store} is not there (seen from {Path.cwd()}); say where "
+            "it is with --store"
+        )
+    compatibility.check_same_data(meta, Store(config.data.store), workdir)
+    return open_run(config, trains=False)
+
+
+def final_kind(run: Run, workdir: str | Path) -> Kind:
+    """The checkpoint that a run is judged by: the best on validation, if any was chosen."""
+    if run.config.data.fit == "train" and Checkpoints(workdir).latest("best") is not None:
+        return "best"
+    return "last"
