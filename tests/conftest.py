@@ -3,10 +3,12 @@ import tempfile
 
 # JAX on CPU can abort with several host devices and few threads.
 os.environ.setdefault("NPROC", "32")
-# Many tests, and the commands that they start, compile the same programs.
-_CACHE = tempfile.TemporaryDirectory(prefix="din_jax-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# One compilation cache for the run: workers, and the commands that tests start, share programs. Set
+# JAX_COMPILATION_CACHE_DIR to a folder of yours to keep them for the next run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="din_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import numpy as np

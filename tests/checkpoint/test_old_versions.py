@@ -48,5 +48,5 @@ def test_a_run_of_version_0_1_0_goes_on(old):
 
 def test_a_config_without_a_key_that_it_had_then_is_refused():
     config = ConfigDict({"seed": 0})
-    with pytest.raises(DinError, match="another version of din_jax: its config lacks data.fit, "):
+    with pytest.raises(DinError, match=r"another version of din_jax: its config lacks data\.fit, "):
         completed(config, "runs/old")
