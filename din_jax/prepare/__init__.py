@@ -1,1 +1,1 @@
-"""Raw data to a store: `python -m din_jax.prepare NAME --out DIR`."""
+"""Turns raw data into a store: `python -m din_jax.prepare NAME --out DIR`."""

@@ -1,4 +1,4 @@
-"""`python -m din_jax.prepare NAME`: one sub-command a source of data."""
+"""`python -m din_jax.prepare NAME`: one sub-command for each source of data."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ def main() -> None:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("--out", required=True, help="folder of the store to make")
+        command.add_argument("--out", required=True, help="folder of the new store")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args()

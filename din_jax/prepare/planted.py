@@ -1,23 +1,23 @@
 """Synthetic impressions whose clicks are caused by the behaviours that the ad activates.
 
-Goods lie in categories; categories that are bought together (a tent and a sleeping bag) form
-bundles. A user has several latent interests, each a bundle, and a history of behaviours drawn from
-them, with some noise. An impression is clicked with probability sigmoid(z), where
+Goods lie in categories. Categories that are bought together (tents and sleeping bags) form bundles.
+A user has several latent interests, each a bundle, and a history of behaviours drawn from them,
+with some noise. An impression is clicked with probability sigmoid(z), where
 
     z = bias + popularity of the good + hour + taste · log2(1 + c) + noise,
 
-and c counts the user's behaviours in the categories of the ad's bundle: most of a history says
-nothing about a given ad, a few behaviours say all. Nothing here is an embedding or an attention:
-the truth is co-purchase between categories, popularity and noise.
+and c is the number of the user's behaviours in the categories of the ad's bundle: a few behaviours
+matter for a given ad, the others do not. No embedding and no attention generates the data: clicks
+depend on co-purchase between categories, popularity, hour and noise.
 
-With many goods in a category the ids are fine-grained: each is rare, and a model that goes on
-fitting them learns the noise of the few samples that hold it (section 6.5 of the paper).
+With many goods in a category each id is rare, and a model that keeps fitting ids learns the noise
+of the few samples that contain each (section 6.5 of the paper).
 
-With `taste` 0 the ad activates nothing: clicks come of popularity, hour and noise alone.
+With `taste` 0 the ad activates nothing: clicks depend on popularity, hour and noise alone.
 
-The report gives two bounds. "Bayes" is the user-weighted AUC of the click probability given all
-that a model could know (everything but the noise): no model beats it on average. "Popularity" is
-that of the good's and the hour's own effects: what a model reaches that ignores the history.
+The report gives two bounds on the user-weighted AUC. "Bayes" is the AUC of the click probability
+given everything but the noise: no model beats it on average. "Popularity" is the AUC of the effects
+of good and hour alone: what a model reaches that ignores the history.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.prepare import industrial
-from din_jax.prepare.draws import GoodsOfBundles, pick
+from din_jax.prepare.goods_sampler import GoodsSampler, sample_interests
 
 BUNDLES = 60
 CATEGORIES_PER_BUNDLE = 4
@@ -42,13 +42,13 @@ GOODS_PER_CATEGORY = 12
 SHOPS = 150
 AGES = 6
 HOURS = 8
-INTERESTS = (3, 4, 5, 6)  # how many bundles a user cares for
+INTERESTS = (3, 4, 5, 6)  # how many interests a user may have
 MEAN_HISTORY = 30
-HISTORY_NOISE = 0.2  # share of behaviours that come of no interest
-TRAIN_IMPRESSIONS = 20  # a user
+HISTORY_NOISE = 0.2  # fraction of behaviours that come from no interest
+TRAIN_IMPRESSIONS = 20  # per user
 VALIDATION_IMPRESSIONS = 4
 TEST_IMPRESSIONS = 6
-MATCHED_ADS = 0.5  # share of impressions whose ad lies in one of the user's interests
+MATCHED_ADS = 0.5  # fraction of impressions whose ad lies in one of the user's interests
 BIAS = -2.0
 POPULARITY_STDDEV = 0.6
 HOUR_STDDEV = 0.3
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="quickstart",
         help="quickstart (the default): small and strong signals, as described above; industrial: "
         "the feature groups of the paper's table 1, weak signals, any size "
-        "(din_jax/prepare/industrial.py)",
+        "(din_jax/prepare/industrial)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
     parser.add_argument(
@@ -91,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that, test a quarter",
     )
     for name, default in (
-        ("goods", f"1 a {industrial.SAMPLES_PER_GOOD} training samples"),
-        ("shops", f"1 a {industrial.GOODS_PER_SHOP} goods"),
+        ("goods", f"1 per {industrial.SAMPLES_PER_GOOD} training samples"),
+        ("shops", f"1 per {industrial.GOODS_PER_SHOP} goods"),
         ("categories", "about the square root of the goods"),
     ):
         shaped.add_argument(f"--{name}", type=int, help=f"how many {name} (default {default})")
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepares the store and prints what is in it.
 
     Raises:
-      DinError: a flag of the other shape is given, or as `prepare` and `industrial.prepare` do.
+      DinError: a flag of the other shape is given, or `prepare` of the shape raises it.
     """
     shape = arguments.shape
     given = {
@@ -119,11 +119,11 @@ def run(arguments: argparse.Namespace) -> None:
     for name in given:
         if name not in _FLAGS[shape]:
             raise DinError(
-                f"--{name.replace('_', '-')} is no flag of --shape {shape}; it has: "
+                f"--{name.replace('_', '-')} is not a flag of --shape {shape}, whose flags are: "
                 + ", ".join(f"--{flag.replace('_', '-')}" for flag in _FLAGS[shape])
             )
-    make = prepare if shape == "quickstart" else industrial.prepare
-    origin = make(arguments.out, seed=arguments.seed, **given)
+    prepare_shape = prepare if shape == "quickstart" else industrial.prepare
+    origin = prepare_shape(arguments.out, seed=arguments.seed, **given)
     for name, value in origin.items():
         print(f"{name:<40}{value}")
     print(f"store written to {arguments.out}")
@@ -137,17 +137,17 @@ def prepare(
     taste: float = TASTE,
     goods_per_category: int = GOODS_PER_CATEGORY,
 ) -> dict[str, Any]:
-    """Makes a store; the same arguments make the same store.
+    """Generates and writes a store; equal arguments give equal stores.
 
     Args:
       out: folder of the store.
-      seed: of everything drawn.
+      seed: of everything random.
       users: how many users; each has TRAIN_, VALIDATION_ and TEST_IMPRESSIONS impressions.
       taste: weight of the activated behaviours in a click's log odds.
       goods_per_category: how many goods each of the categories has.
 
     Returns:
-      Counts and bounds, kept in the store as its origin.
+      Counts and AUC bounds, which are also written to the store as its origin.
 
     Raises:
       DinError: `out` exists, or an argument is out of range.
@@ -163,13 +163,13 @@ def prepare(
     categories = BUNDLES * CATEGORIES_PER_BUNDLE
     goods = categories * goods_per_category
 
-    # Goods. Rows are shuffled, so that no model can read a bundle off a row's number.
+    # Goods. Rows are shuffled, so that a row's number tells a model nothing about its bundle.
     bundle_of_category = rng.permutation(np.arange(categories) % BUNDLES)
     category_of_good = rng.permutation(np.arange(goods) % categories)
     shop_of_good = rng.integers(SHOPS, size=goods)
     popularity = POPULARITY_STDDEV * rng.standard_normal(goods)
     bundle_of_good = bundle_of_category[category_of_good]
-    draw = GoodsOfBundles(bundle_of_good, np.exp(popularity))
+    sampler = GoodsSampler(bundle_of_good, np.exp(popularity))
 
     # Users and their histories.
     age = rng.integers(AGES, size=users)
@@ -177,11 +177,11 @@ def prepare(
     interests = rng.random((users, BUNDLES)).argsort(axis=1)[:, : max(INTERESTS)]
     length = rng.geometric(1 / MEAN_HISTORY, size=users)
     begin = np.concatenate([[0], np.cumsum(length)])
-    of_user = np.repeat(np.arange(users), length)
+    user_of_event = np.repeat(np.arange(users), length)
     history = np.where(
-        rng.random(len(of_user)) < HISTORY_NOISE,
-        draw.any(rng, len(of_user)),
-        draw.of(rng, pick(rng, interests, interest_count, of_user)),
+        rng.random(len(user_of_event)) < HISTORY_NOISE,
+        sampler.from_all(rng, len(user_of_event)),
+        sampler.from_bundles(rng, sample_interests(rng, interests, interest_count, user_of_event)),
     )
 
     # Impressions.
@@ -189,23 +189,23 @@ def prepare(
     user = np.repeat(np.arange(users), per_user)
     ad = np.where(
         rng.random(len(user)) < MATCHED_ADS,
-        draw.of(rng, pick(rng, interests, interest_count, user)),
-        draw.any(rng, len(user)),
+        sampler.from_bundles(rng, sample_interests(rng, interests, interest_count, user)),
+        sampler.from_all(rng, len(user)),
     )
     hour = rng.integers(HOURS, size=len(user))
     hour_effect = HOUR_STDDEV * rng.standard_normal(HOURS)
     visits = np.zeros((users, BUNDLES), np.int64)
-    np.add.at(visits, (of_user, bundle_of_good[history]), 1)
+    np.add.at(visits, (user_of_event, bundle_of_good[history]), 1)
     activated = np.log2(1 + visits[user, bundle_of_good[ad]])
     without_history = popularity[ad] + hour_effect[hour]
-    known = BIAS + without_history + taste * activated
+    log_odds = BIAS + without_history + taste * activated
     noise = NOISE_STDDEV * rng.standard_normal(len(user))
-    label = rng.random(len(user)) < 1 / (1 + np.exp(-(known + noise)))
+    label = rng.random(len(user)) < 1 / (1 + np.exp(-(log_odds + noise)))
 
     # The impressions of each user, in order, are train, then validation, then test.
-    place = np.arange(len(user)) % per_user
+    position = np.arange(len(user)) % per_user
     stops = np.cumsum([TRAIN_IMPRESSIONS, VALIDATION_IMPRESSIONS, TEST_IMPRESSIONS])
-    split_of = np.searchsorted(stops, place, side="right")
+    split_of = np.searchsorted(stops, position, side="right")
     order = np.argsort(split_of, kind="stable")
     bounds = [0, *(users * stops).tolist()]
     test = order[bounds[2] :]
@@ -221,7 +221,7 @@ def prepare(
         "click_rate": round(float(label.mean()), 4),
         "mean_history": round(float(length.mean()), 2),
         "test_user_weighted_auc_bayes": round(
-            user_auc(user[test], label[test], known[test]).weighted("impressions"), 4
+            user_auc(user[test], label[test], log_odds[test]).weighted("impressions"), 4
         ),
         "test_user_weighted_auc_popularity": round(
             user_auc(user[test], label[test], without_history[test]).weighted("impressions"), 4
@@ -229,7 +229,7 @@ def prepare(
         "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
     }
 
-    trained = order[: bounds[1]]
+    train = order[: bounds[1]]
     columns = {"item": np.arange(goods), "category": category_of_good, "shop": shop_of_good}
     with StoreWriter(out, schema) as writer:
         for name, of_good in columns.items():
@@ -238,16 +238,16 @@ def prepare(
             writer.append(f"events/history/{name}", rows[history].astype(dtype))
             writer.append(f"fields/{name}", rows[ad[order]].astype(dtype))
             counts = np.bincount(
-                np.concatenate([of_good[history], of_good[ad[trained]]]),
+                np.concatenate([of_good[history], of_good[ad[train]]]),
                 minlength=schema.rows(name) - 1,
             )
             writer.vocabulary(name, _names(name, len(counts)), counts)
         for name, values in {"age": age[user], "hour": hour}.items():
             writer.append(f"fields/{name}", (values[order] + 1).astype(np.uint8))
-            counts = np.bincount(values[trained], minlength=schema.rows(name) - 1)
+            counts = np.bincount(values[train], minlength=schema.rows(name) - 1)
             writer.vocabulary(name, _names(name, len(counts)), counts)
         writer.append("fields/user_id", (user[order] + 1).astype(smallest_unsigned(users)))
-        writer.vocabulary("user", _names("user", users), np.bincount(user[trained]))
+        writer.vocabulary("user", _names("user", users), np.bincount(user[train]))
         writer.append("samples/label", label[order].astype(np.uint8))
         writer.append("samples/user", user[order].astype(smallest_unsigned(users)))
         offset_type = smallest_unsigned(len(history))
@@ -287,5 +287,5 @@ def _schema(goods: int, categories: int, shops: int, users: int) -> Schema:
     )
 
 
-def _names(what: str, count: int) -> pl.Series:
-    return pl.Series("id", [f"{what}{i}" for i in range(count)])
+def _names(prefix: str, count: int) -> pl.Series:
+    return pl.Series("id", [f"{prefix}{i}" for i in range(count)])

@@ -1,10 +1,10 @@
-"""Raw ids to rows: vocabularies fitted on what training sees.
+"""Maps raw ids to table rows: vocabularies fitted on the training data.
 
-Row 0 of a table is "unknown". An id that only validation or test holds has row 0 there, so
-training must meet row 0 too, or a model has never learnt what it means. `fit` therefore leaves out
-a seeded choice of the ids that training sees once: they are the likeliest to be new tomorrow.
+Row 0 of a table means "unknown". An id that occurs only in validation or test gets row 0 there, so
+row 0 must occur in training too, or it is never trained. `fit` therefore makes a random few of the
+ids unknown that training sees once: of all ids they are most like those that training lacks.
 
-Numbers become ids by `fit_buckets`: rows 1, 2, … stand for the buckets between their quantiles.
+`fit_buckets` maps numbers to rows: rows 1, 2, … are the buckets between their quantiles.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ UNKNOWN_SHARE = 0.01
 
 
 class Fitted(NamedTuple):
-    """A table's vocabulary: rows 1, 2, … stand for `ids`, in their order.
+    """A table's vocabulary: rows 1, 2, … are `ids`, in this order.
 
     Attributes:
       ids: the raw ids, sorted, of their own type: integers stay integers.
-      counts: [K − 1] how often training holds each.
-      left_out: how many ids that training holds once are made unknown.
-      rare: how many ids are unknown because training holds them less than `min_count` times.
+      counts: [K − 1] how often each occurs in training.
+      left_out: how many ids that occur once in training were made unknown.
+      rare: how many ids are unknown because they occur in training less than `min_count` times.
     """
 
     ids: pl.Series
@@ -36,24 +36,24 @@ class Fitted(NamedTuple):
         """[len(ids)] the row of each raw id; 0 for an unknown one and for null."""
         row = pl.Series("row", np.arange(1, len(self.ids) + 1, dtype=np.uint32))
         table = pl.DataFrame({"id": self.ids, "row": row})
-        asked = pl.DataFrame({"id": ids.cast(self.ids.dtype)})
-        found = asked.join(table, on="id", how="left", maintain_order="left")
-        return found["row"].fill_null(0).to_numpy()
+        queries = pl.DataFrame({"id": ids.cast(self.ids.dtype)})
+        joined = queries.join(table, on="id", how="left", maintain_order="left")
+        return joined["row"].fill_null(0).to_numpy()
 
 
 class Buckets(NamedTuple):
-    """A table of numbers: row r stands for those from `ids[r − 1]` up to below `ids[r]`.
+    """A table of numbers: row r is the interval from `ids[r − 1]` up to, but without, `ids[r]`.
 
     Attributes:
       ids: float64, ascending, the lower ends of the buckets; the first is −∞.
-      counts: [K − 1] how many numbers of training fall in each.
+      counts: [K − 1] how many numbers of the training data fall in each bucket.
     """
 
     ids: pl.Series
     counts: np.ndarray
 
     def rows(self, numbers: pl.Series) -> np.ndarray:
-        """[len(numbers)] the row of each number; 0 for null and not-a-number."""
+        """[len(numbers)] the row of each number; 0 for null and NaN."""
         values = numbers.cast(pl.Float64).fill_null(np.nan).to_numpy()
         rows = np.searchsorted(self.ids.to_numpy(), values, side="right")
         return np.where(np.isnan(values), 0, rows).astype(np.uint32)
@@ -69,39 +69,38 @@ def fit(
     """Fits a table's vocabulary.
 
     Args:
-      occurrences: the raw ids that training holds in this table, one entry an occurrence; nulls
-        (a good without a shop) are passed over, and so become row 0.
-      rng: draws which of the ids seen once are left out.
-      unknown_share: how many of the occurrences become unknown by this, as a share of all, in
-        [0, 1]; fewer if there are not as many ids seen once. With 0, and no nulls, row 0 is never
-        trained.
-      min_count: ids that training holds less often are unknown. Above 1, they train row 0, if
-        there are any, and none is left out beside them.
+      occurrences: the raw ids of this table in the training data, one entry per occurrence. Nulls
+        (a good without a shop) are ignored, and so become row 0.
+      rng: chooses which of the ids that occur once are left out.
+      unknown_share: the fraction of all occurrences that is made unknown in this way, in [0, 1];
+        less if too few ids occur once. With 0, and no nulls, row 0 is never trained.
+      min_count: ids that occur less often are unknown. Above 1, these rare ids train row 0, and no
+        others are left out.
     """
-    seen = occurrences.rename("id").drop_nulls().value_counts(name="count").sort("id")
-    ids, counts = seen["id"], seen["count"].to_numpy().astype(np.int64)
-    # Those that `min_count` makes unknown train row 0.
+    counted = occurrences.rename("id").drop_nulls().value_counts(name="count").sort("id")
+    ids, counts = counted["id"], counted["count"].to_numpy().astype(np.int64)
+    # With `min_count` above 1 the rare ids train row 0 already.
     once = np.flatnonzero(counts == 1) if min_count == 1 else np.empty(0, np.int64)
-    wanted = min(round(unknown_share * counts.sum()), len(once))
-    kept = counts >= min_count
-    rare = int((~kept).sum())
-    kept[rng.choice(once, size=wanted, replace=False)] = False
-    return Fitted(ids.filter(pl.Series(kept)), counts[kept], wanted, rare)
+    left_out = min(round(unknown_share * counts.sum()), len(once))
+    known = counts >= min_count
+    rare = int((~known).sum())
+    known[rng.choice(once, size=left_out, replace=False)] = False
+    return Fitted(ids.filter(pl.Series(known)), counts[known], left_out, rare)
 
 
 def fit_buckets(numbers: pl.Series, buckets: int) -> Buckets:
-    """Fits buckets that hold about equally many of the numbers that training holds.
+    """Fits buckets that contain about equally many of the training data's numbers.
 
     Args:
-      numbers: one entry an occurrence; nulls and not-a-numbers are passed over, and become row 0.
-      buckets: how many; fewer come out where many numbers are equal.
+      numbers: one entry per occurrence; nulls and NaNs are ignored, and become row 0.
+      buckets: how many; the result has fewer where many numbers are equal.
     """
     values = numbers.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
     lower = np.array([-np.inf])
     if len(values):
-        inner = np.arange(1, buckets) / buckets
-        ends = np.unique(np.quantile(values, inner, method="inverted_cdf"))
-        lower = np.concatenate([lower, ends[ends > values.min()]])
+        fractions = np.arange(1, buckets) / buckets
+        quantiles = np.unique(np.quantile(values, fractions, method="inverted_cdf"))
+        lower = np.concatenate([lower, quantiles[quantiles > values.min()]])
     rows = np.searchsorted(lower, values, side="right")
     counts = np.bincount(rows, minlength=len(lower) + 1)[1:]
     return Buckets(pl.Series("id", lower), counts)

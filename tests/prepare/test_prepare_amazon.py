@@ -1,5 +1,6 @@
 """The Amazon protocol on a fixture small enough to count by hand."""
 
+import functools
 import gzip
 import json
 
@@ -8,7 +9,7 @@ import pytest
 
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
-from din_jax.prepare import amazon, lines
+from din_jax.prepare import amazon, text_files
 
 # User, good, time; not in order of time. Ann's reviews 2 and 3 fall on one second: the file's
 # order decides. Bob has two reviews, so one position, and that is test. Cid has one: no position.
@@ -72,11 +73,12 @@ def samples_of(store, split):
     ]
 
 
-@pytest.fixture
-def store(tmp_path):
-    write(tmp_path)
-    prepare(tmp_path)
-    return Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    write(folder)
+    prepare(folder)
+    return Store(folder / "store")
 
 
 def test_positions_histories_and_splits_by_hand(store):
@@ -122,9 +124,10 @@ def test_a_good_without_a_category_has_category_zero(store):
     assert store.column("events/history/category")[events == g4].tolist() == [0]
 
 
-def random_reviews(users=300, goods=80, seed=1):
-    rng = np.random.default_rng(seed)
-    popular = rng.zipf(1.5, size=100_000)
+@functools.cache
+def random_reviews(users=150, goods=80):
+    rng = np.random.default_rng(1)
+    popular = rng.zipf(1.5, size=1000)
     return [
         (f"u{u}", f"g{popular[rng.integers(len(popular))] % goods}", int(rng.integers(50)))
         for u in range(users)
@@ -132,12 +135,13 @@ def random_reviews(users=300, goods=80, seed=1):
     ]
 
 
-@pytest.fixture
-def larger(tmp_path):
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("larger")
     goods = [{"asin": f"g{i}", "categories": [["E", f"c{i % 9}"]]} for i in range(80)]
-    write(tmp_path, random_reviews(), goods)
-    prepare(tmp_path)
-    return Store(tmp_path / "store")
+    write(folder, random_reviews(), goods)
+    prepare(folder)
+    return Store(folder / "store")
 
 
 def test_no_position_is_in_two_splits(larger):
@@ -146,11 +150,11 @@ def test_no_position_is_in_two_splits(larger):
     assert all(positions)
     assert not (positions[0] & positions[1] or positions[0] & positions[2])
     assert not positions[1] & positions[2]
-    # Two samples a position, and every position of every user but the first is in some split.
+    # Two samples per position, and every position of every user but the first is in some split.
     assert len(larger) == 2 * sum(map(len, positions))
     start = set(larger.column("sequences/history.start").tolist())
-    everyone = set(range(len(larger.column("events/history/item"))))
-    single = everyone - set.union(*positions) - start
+    events = set(range(len(larger.column("events/history/item"))))
+    single = events - set.union(*positions) - start
     reviews_of = np.bincount([int(u[1:]) for u, _, _ in random_reviews()])
     assert len(single) == (reviews_of == 1).sum()
 
@@ -203,8 +207,8 @@ def truncate(path):
     ("damage", "message"),
     [
         (lambda f: (f / "reviews.json.gz").unlink(), r"reviews.json.gz: No such file"),
-        (lambda f: truncate(f / "reviews.json.gz"), r"reviews.json.gz: cut short or damaged"),
-        (lambda f: truncate(f / "meta.json.gz"), r"meta.json.gz: cut short or damaged"),
+        (lambda f: truncate(f / "reviews.json.gz"), r"reviews.json.gz: truncated or damaged"),
+        (lambda f: truncate(f / "meta.json.gz"), r"meta.json.gz: truncated or damaged"),
         (lambda f: (f / "meta.json.gz").write_text("plain"), "named .gz, but it is not a gzip"),
         (lambda f: spoil(f / "reviews.json.gz", 3, "{broken"), r"line 4: '{broken' is not a rev"),
         (
@@ -230,7 +234,7 @@ def truncate(path):
             ),
             r"line 3: .* unixReviewTime \(whole seconds\)",
         ),
-        (lambda f: write(f, reviews=[]), "no reviews in it"),
+        (lambda f: write(f, reviews=[]), "contains no reviews"),
         (lambda f: write(f, reviews=REVIEWS[1:3]), "no user has more than 1 reviews"),
         (lambda f: (f / "store").mkdir(), "store exists already"),
         (
@@ -247,40 +251,32 @@ def test_bad_input_is_one_clear_error_and_no_store(tmp_path, damage, message):
     assert not (tmp_path / "store/schema.json").exists()
 
 
-def test_lines_are_numbered_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 150)
+def test_lines_are_numbered_across_blocks(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 150)
     write(tmp_path)
     prepare(tmp_path)
-    whole = Store(tmp_path / "store").fingerprint
-    monkeypatch.undo()
-    (tmp_path / "again").mkdir()
-    write(tmp_path / "again")
-    prepare(tmp_path / "again")
-    assert Store(tmp_path / "again/store").fingerprint == whole
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 150)
+    assert Store(tmp_path / "store").fingerprint == store.fingerprint
     spoil(tmp_path / "reviews.json.gz", 6, "oops")
     with pytest.raises(DinError, match="line 7: 'oops'"):
         amazon.prepare(tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz", tmp_path / "x")
 
 
-def test_blank_lines_are_passed_over(tmp_path):
+def test_blank_lines_are_ignored(store, tmp_path):
     write(tmp_path)
-    prepare(tmp_path)
     for name, at in (("reviews", 3), ("meta", 1)):
         with gzip.open(tmp_path / f"{name}.json.gz", "rt") as file:
             lines = file.read().splitlines()
         lines.insert(at, "")
         with gzip.open(tmp_path / f"{name}.json.gz", "wt") as file:
             file.write("\n".join([*lines, "", ""]))
-    amazon.prepare(tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz", tmp_path / "again")
-    assert Store(tmp_path / "again").fingerprint == Store(tmp_path / "store").fingerprint
+    prepare(tmp_path)
+    assert Store(tmp_path / "store").fingerprint == store.fingerprint
 
 
-def test_plain_files_are_read_too(tmp_path):
+def test_plain_files_are_read_too(store, tmp_path):
     write(tmp_path)
     for name in ("reviews", "meta"):
         text = gzip.decompress((tmp_path / f"{name}.json.gz").read_bytes())
         (tmp_path / f"{name}.json").write_bytes(text)
-    prepare(tmp_path)
     amazon.prepare(tmp_path / "reviews.json", tmp_path / "meta.json", tmp_path / "plain")
-    assert Store(tmp_path / "plain").fingerprint == Store(tmp_path / "store").fingerprint
+    assert Store(tmp_path / "plain").fingerprint == store.fingerprint

@@ -1,5 +1,6 @@
 """BARS' layout on files small enough to count by hand."""
 
+import argparse
 import csv
 
 import numpy as np
@@ -101,8 +102,6 @@ def test_without_a_validation_file_validation_is_test_and_says_so(tmp_path):
 
 
 def test_the_command_warns_that_selection_is_on_test(tmp_path, capsys):
-    import argparse
-
     write(tmp_path, valid=VALID)
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
@@ -118,23 +117,23 @@ def test_vocabularies_are_of_training_with_its_counts(tmp_path):
     write(tmp_path)
     prepare(tmp_path)
     store = Store(tmp_path / "store")
-    found = {t.name: store.vocabulary(t.name) for t in store.schema.tables}
-    assert {name: v.ids.to_list() for name, v in found.items()} == {
+    vocabularies = {t.name: store.vocabulary(t.name) for t in store.schema.tables}
+    assert {name: v.ids.to_list() for name, v in vocabularies.items()} == {
         "item": [None, "10", "11", "12"],
         "category": [None, "c1", "c2"],
         "user": [None, "7", "9"],
     }
-    assert found["item"].counts.tolist() == [0, 1 + 3, 1 + 1, 1]
-    assert found["category"].counts.tolist() == [0, 1 + 3, 2 + 1]
-    assert found["user"].counts.tolist() == [0, 2, 1]
+    assert vocabularies["item"].counts.tolist() == [0, 1 + 3, 1 + 1, 1]
+    assert vocabularies["category"].counts.tolist() == [0, 1 + 3, 2 + 1]
+    assert vocabularies["user"].counts.tolist() == [0, 2, 1]
     assert store.origin["test_unknown_goods"] == 1
 
 
-def test_an_id_is_kept_if_ads_or_histories_hold_it_often_enough(tmp_path):
+def test_an_id_is_known_if_ads_or_histories_have_it_often_enough(tmp_path):
     write(tmp_path)
     prepare(tmp_path, min_count=2)
     store = Store(tmp_path / "store")
-    # 10 stands three times in histories; 11 once in each, which is not twice in one.
+    # 10 is three times in histories; 11 once in an ad and once in a history.
     assert store.vocabulary("item").ids.to_list() == [None, "10"]
     assert store.vocabulary("category").ids.to_list() == [None, "c1", "c2"]
 
@@ -167,14 +166,20 @@ def spoilt(rows, at, column, value):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (spoilt(TRAIN, 2, 5, "c1^c2"), r"train.csv, line 4: .* aligned: 3 goods and 2 categories"),
-        (spoilt(TRAIN, 0, 4, "10"), r"train.csv, line 2: .* aligned: 1 goods and 0 categories"),
+        (
+            spoilt(TRAIN, 2, 5, "c1^c2"),
+            r"train.csv, line 4: .* differ in length: 3 goods and 2 categories",
+        ),
+        (
+            spoilt(TRAIN, 0, 4, "10"),
+            r"train.csv, line 2: .* differ in length: 1 goods and 0 categories",
+        ),
         (spoilt(TRAIN, 1, 0, "2"), r"train.csv, line 3: the label is not 0 or 1; found '2,7,11"),
         (spoilt(TRAIN, 1, 0, "x"), r"line 3: the label is not 0 or 1"),
         (spoilt(TRAIN, 1, 2, ""), r"line 3: item_id is missing"),
-        (spoilt(TRAIN, 2, 4, "10^^10"), r"line 4: item_history holds an empty id"),
-        ([(*TRAIN[0], "more")], r"train.csv: can't be read as CSV"),
-        ([], "train.csv: no samples in it"),
+        (spoilt(TRAIN, 2, 4, "10^^10"), r"line 4: item_history has an empty id"),
+        ([(*TRAIN[0], "more")], r"train.csv: cannot be read as CSV"),
+        ([], "train.csv: contains no samples"),
     ],
 )
 def test_bad_lines_are_one_clear_error_and_no_store(tmp_path, train, message):
@@ -184,7 +189,7 @@ def test_bad_lines_are_one_clear_error_and_no_store(tmp_path, train, message):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_file_that_is_none_is_told(tmp_path):
+def test_an_unusable_file_is_one_clear_error(tmp_path):
     write(tmp_path)
     (tmp_path / "test.csv").unlink()
     with pytest.raises(DinError, match=r"test.csv: No such file"):
@@ -193,7 +198,7 @@ def test_a_file_that_is_none_is_told(tmp_path):
     with pytest.raises(DinError, match="lacks cate_id, item_history, cate_history"):
         prepare(tmp_path)
     (tmp_path / "test.csv").write_text("")
-    with pytest.raises(DinError, match=r"test.csv: can't be read as CSV"):
+    with pytest.raises(DinError, match=r"test.csv: cannot be read as CSV"):
         prepare(tmp_path)
     with pytest.raises(DinError, match="--min-count 0"):
         prepare(tmp_path, min_count=0)

@@ -1,4 +1,4 @@
-"""The industrial set against recounts of its columns and a slow recalculation of its clicks."""
+"""The industrial data against recounts of its columns and a slow recalculation of its clicks."""
 
 import argparse
 import math
@@ -10,7 +10,9 @@ from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.prepare import industrial, planted
-from din_jax.prepare.industrial import Size
+from din_jax.prepare.industrial import simulation, size as sizes
+from din_jax.prepare.industrial.simulation import catalogue, draw_impressions, draw_users
+from din_jax.prepare.industrial.size import Size
 
 SMALL = {"samples": 8000, "goods": 800, "shops": 30, "categories": 24}
 
@@ -23,8 +25,8 @@ def prepared(tmp_path_factory):
 
 
 def part(store, column, split):
-    found = store.split(split)
-    return store.column(column)[found.start : found.stop]
+    samples = store.split(split)
+    return store.column(column)[samples.start : samples.stop]
 
 
 def test_sixteen_groups_of_table_1(prepared):
@@ -38,9 +40,9 @@ def test_sixteen_groups_of_table_1(prepared):
     assert [f.ad for f in schema.sequences[0].fields] == ["goods_id", "shop_id", "cate_id"]
 
 
-def test_splits_have_their_shares_and_users_their_own_numbers(prepared):
+def test_splits_have_their_sizes_and_each_user_one_history(prepared):
     assert [len(prepared.split(s)) for s in SPLITS] == [8000, 1000, 2000]
-    # Everybody has one history, whatever the split.
+    # A user has one history, whatever the split.
     user = prepared.column("samples/user").astype(int)
     ranges = zip(
         user.tolist(),
@@ -52,7 +54,7 @@ def test_splits_have_their_shares_and_users_their_own_numbers(prepared):
     assert user.max() < prepared.origin["users"] == 200
 
 
-def test_counts_are_what_training_holds(prepared):
+def test_counts_are_of_the_training_split(prepared):
     schema = prepared.schema
     for table in schema.tables:
         counts = np.zeros(table.rows, int)
@@ -77,10 +79,10 @@ def test_a_good_always_has_the_same_shop_category_price_and_keywords(prepared):
     seen = {}
     for i in range(len(prepared)):
         words = prepared.column("fields/keywords")[offsets[i] : offsets[i + 1]].tolist()
-        assert 1 <= len(words) == len(set(words)) <= industrial.MOST_KEYWORDS
+        assert 1 <= len(words) == len(set(words)) <= simulation.MAX_KEYWORDS
         of_good = [int(prepared.column(f"fields/{n}_id")[i]) for n in ("shop", "cate")]
         # A category has keywords of its own.
-        assert {(w - 1) // industrial.KEYWORDS_PER_CATEGORY + 1 for w in words} == {of_good[1]}
+        assert {(w - 1) // simulation.KEYWORDS_PER_CATEGORY + 1 for w in words} == {of_good[1]}
         of_good += [int(prepared.column("fields/price_level")[i]), words]
         good = int(prepared.column("fields/goods_id")[i])
         assert seen.setdefault(good, of_good) == of_good
@@ -88,7 +90,7 @@ def test_a_good_always_has_the_same_shop_category_price_and_keywords(prepared):
 
 
 def slow_log_odds(store, world, i, inclination):
-    """z of sample i, from the store's columns alone but for what no column holds."""
+    """z of sample i, from the store's columns alone, except for effects that no column has."""
     row = {f.name: int(store.column(f"fields/{f.name}")[i]) - 1 for f in store.schema.fields
            if not f.multi_hot}  # fmt: skip
     good, category = row["goods_id"], row["cate_id"]
@@ -102,24 +104,24 @@ def slow_log_odds(store, world, i, inclination):
     in_bundle = sum(bundle_of[c] == bundle_of[category] for c in categories)
     in_shop = sum(s == row["shop_id"] for s in shops)
     return (
-        industrial.BIAS
+        simulation.BIAS
         + inclination
         + world.appeal[good]
         + world.gender_effect[row["gender"], category]
         + world.age_effect[row["age_level"], category]
         + world.price_effect[row["purchasing_level"], row["price_level"]]
         + sum(world.context_effect[n][row[n]] for n in ("pid", "time", "weekday"))
-        + industrial.TASTE * math.log2(1 + in_bundle)
-        + industrial.LOYALTY * math.log2(1 + in_shop)
+        + simulation.TASTE * math.log2(1 + in_bundle)
+        + simulation.LOYALTY * math.log2(1 + in_shop)
     )
 
 
-def test_clicks_come_of_what_the_columns_hold(prepared):
+def test_clicks_follow_from_the_columns(prepared):
     size = Size.of(**SMALL)
-    world = industrial.catalogue(size, 0)
-    users = industrial.draw_users(world, size, 0, 0)
+    world = catalogue(size, 0)
+    users = draw_users(world, size, 0, 0)
     for split in ("train", "test"):
-        drawn = industrial.draw_impressions(world, users, size, 0, 0, split)
+        drawn = draw_impressions(world, users, size, 0, 0, split)
         first = prepared.split(split).start
         np.testing.assert_array_equal(part(prepared, "samples/label", split), drawn.label)
         for i in range(0, len(drawn.label), 37):
@@ -130,13 +132,13 @@ def test_clicks_come_of_what_the_columns_hold(prepared):
 
 def test_the_click_probability_is_calibrated_and_its_auc_is_the_bound():
     size = Size.of(samples=120_000, goods=5000)
-    world = industrial.catalogue(size, 3)
-    users = industrial.draw_users(world, size, 3, 0)
-    drawn = industrial.draw_impressions(world, users, size, 3, 0, "train")
+    world = catalogue(size, 3)
+    users = draw_users(world, size, 3, 0)
+    drawn = draw_impressions(world, users, size, 3, 0, "train")
     p = 1 / (1 + np.exp(-drawn.log_odds))
     for bin_of in np.array_split(np.argsort(p), 10):
-        expected, found = p[bin_of].mean(), drawn.label[bin_of].mean()
-        assert abs(found - expected) < 4 * math.sqrt(expected / len(bin_of))
+        expected, rate = p[bin_of].mean(), drawn.label[bin_of].mean()
+        assert abs(rate - expected) < 4 * math.sqrt(expected / len(bin_of))
     assert 0.05 < drawn.label.mean() < 0.12
 
     def bound(scores):
@@ -152,12 +154,12 @@ def test_the_seed_decides(tmp_path, prepared):
     assert Store(tmp_path / "seed").fingerprint != prepared.fingerprint
 
 
-def test_more_users_leave_those_before_them_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(industrial, "USERS_AT_ONCE", 50)
+def test_more_users_do_not_change_the_users_before_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "USERS_PER_CHUNK", 50)
     stores = []
     for users in (100, 200):
-        wanted = SMALL | {"samples": 40 * users}
-        industrial.prepare(tmp_path / str(users), users=users, **wanted)
+        arguments = SMALL | {"samples": 40 * users}
+        industrial.prepare(tmp_path / str(users), users=users, **arguments)
         stores.append(Store(tmp_path / str(users)))
     few, many = stores
     for split in SPLITS:
@@ -176,13 +178,13 @@ def test_more_users_leave_those_before_them_as_they_were(tmp_path, monkeypatch):
     assert (second != third).mean() > 0.5
 
 
-def test_days_are_of_their_split(prepared):
+def test_each_split_has_its_days(prepared):
     # Train is days 0 to 12, validation day 13, test day 14; the weekday is the day modulo 7.
     weekdays = {s: set(part(prepared, "fields/weekday", s).tolist()) for s in SPLITS}
     assert weekdays == {"train": set(range(1, 8)), "validation": {7}, "test": {1}}
 
 
-def test_few_goods_are_much_of_what_is_shown(prepared):
+def test_few_goods_have_most_impressions(prepared):
     counts = np.sort(prepared.vocabulary("goods").counts[1:])[::-1]
     assert counts[: len(counts) // 10].sum() > 0.4 * counts.sum()
     assert np.median(counts) < counts.mean() / 1.5
@@ -206,7 +208,7 @@ def test_arguments_out_of_range_are_refused(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_knows_the_shape_and_refuses_the_other_ones_flags(tmp_path, prepared):
+def test_the_command_line_refuses_flags_of_the_other_shape(tmp_path, prepared):
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
     planted.add_arguments(parser)
@@ -214,9 +216,9 @@ def test_the_command_line_knows_the_shape_and_refuses_the_other_ones_flags(tmp_p
     def run(*flags):
         planted.run(parser.parse_args(["--out", str(tmp_path / "s"), *flags]))
 
-    with pytest.raises(DinError, match="--taste is no flag of --shape industrial"):
+    with pytest.raises(DinError, match="--taste is not a flag of --shape industrial"):
         run("--shape", "industrial", "--taste", "0")
-    with pytest.raises(DinError, match="--goods is no flag of --shape quickstart"):
+    with pytest.raises(DinError, match="--goods is not a flag of --shape quickstart"):
         run("--goods", "500")
     run("--shape", "industrial", *(f"--{name}={value}" for name, value in SMALL.items()))
     assert Store(tmp_path / "s").fingerprint == prepared.fingerprint

@@ -6,7 +6,7 @@ from din_jax.errors import DinError
 from din_jax.prepare import planted
 
 
-def test_the_same_arguments_make_the_same_store(tmp_path, planted_store):
+def test_equal_arguments_give_equal_stores(tmp_path, planted_store):
     planted.prepare(tmp_path / "again", users=300)
     planted.prepare(tmp_path / "seed", users=300, seed=1)
     fingerprint = Store(planted_store).fingerprint
@@ -15,7 +15,7 @@ def test_the_same_arguments_make_the_same_store(tmp_path, planted_store):
 
 
 def clicks_by_match(path):
-    """Click rates of ads whose category has, and has not, a behaviour in the user's history."""
+    """Click rates of ads whose category is, and is not, in the user's history."""
     store = Store(path)
     categories = store.column("events/history/category")
     start, end = (store.column(f"sequences/history.{e}").astype(int) for e in ("start", "end"))
@@ -38,7 +38,7 @@ def test_with_no_taste_the_ad_activates_nothing(tmp_path):
     assert with_match == pytest.approx(without, abs=0.05)
 
 
-def test_bounds_stand_in_order(planted_store):
+def test_bounds_are_in_order(planted_store):
     origin = Store(planted_store).origin
     bayes = origin["test_user_weighted_auc_bayes"]
     popularity = origin["test_user_weighted_auc_popularity"]
@@ -60,5 +60,5 @@ def test_every_user_is_in_every_split(planted_store):
         ("validation", planted.VALIDATION_IMPRESSIONS),
         ("test", planted.TEST_IMPRESSIONS),
     ):
-        found = store.split(split)
-        assert (np.bincount(user[found.start : found.stop]) == impressions).all()
+        samples = store.split(split)
+        assert (np.bincount(user[samples.start : samples.stop]) == impressions).all()

@@ -4,8 +4,7 @@ import collections
 
 import numpy as np
 import polars as pl
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from din_jax.prepare import vocabularies
 
@@ -23,21 +22,21 @@ def test_rows_are_those_of_a_dictionary(ids, share):
     )
     counted = collections.Counter(i for i in ids if i is not None)
     once = {i for i, n in counted.items() if n == 1}
-    kept = fitted.ids.to_list()
-    left_out = set(counted) - set(kept)
-    assert kept == sorted(kept) and set(kept) <= set(counted)
+    known = fitted.ids.to_list()
+    left_out = set(counted) - set(known)
+    assert known == sorted(known) and set(known) <= set(counted)
     assert left_out <= once
     assert len(left_out) == fitted.left_out
     assert fitted.left_out == min(round(share * sum(counted.values())), len(once))
-    assert fitted.counts.tolist() == [counted[i] for i in kept]
-    row = {i: r for r, i in enumerate(kept, start=1)}
+    assert fitted.counts.tolist() == [counted[i] for i in known]
+    row = {i: r for r, i in enumerate(known, start=1)}
     new = "new" if fitted.ids.dtype == pl.String else 999
-    asked = [*ids, new]
-    expected = [row.get(i, 0) for i in asked]
-    assert fitted.rows(pl.Series("asked", asked, dtype=fitted.ids.dtype)).tolist() == expected
+    queries = [*ids, new]
+    expected = [row.get(i, 0) for i in queries]
+    assert fitted.rows(pl.Series("queries", queries, dtype=fitted.ids.dtype)).tolist() == expected
 
 
-def test_who_is_left_out_is_seeded():
+def test_the_seed_decides_which_ids_are_left_out():
     ids = pl.Series("goods", np.arange(2000))
 
     def left_out(seed):
@@ -70,10 +69,10 @@ def test_all_null_has_no_rows():
     st.integers(2, 9),
     st.lists(st.floats(width=16)),
 )
-def test_buckets_are_between_the_quantiles_of_the_numbers(numbers, buckets, asked):
+def test_buckets_are_between_the_quantiles_of_the_numbers(numbers, buckets, others):
     fitted = vocabularies.fit_buckets(pl.Series("price", numbers, pl.Float64), buckets)
     real = sorted(x for x in numbers if x is not None and x == x)
-    # The smallest numbers that a share of i / buckets of all do not exceed.
+    # The smallest numbers that a fraction of i / buckets of all do not exceed.
     ends = {real[-(-len(real) * i // buckets) - 1] for i in range(1, buckets)} if real else set()
     lower = [-np.inf, *sorted(end for end in ends if end > real[0])]
     assert fitted.ids.to_list() == lower
@@ -81,8 +80,8 @@ def test_buckets_are_between_the_quantiles_of_the_numbers(numbers, buckets, aske
     def row(x):
         return 0 if x is None or x != x else sum(x >= end for end in lower)
 
-    asked = [*numbers, *asked]
-    assert fitted.rows(pl.Series(asked, dtype=pl.Float64)).tolist() == [row(x) for x in asked]
+    queries = [*numbers, *others]
+    assert fitted.rows(pl.Series(queries, dtype=pl.Float64)).tolist() == [row(x) for x in queries]
     rows = [row(x) for x in numbers]
     assert fitted.counts.tolist() == [rows.count(r) for r in range(1, len(lower) + 1)]
 

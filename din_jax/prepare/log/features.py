@@ -1,0 +1,147 @@
+"""Features of samples and behaviours, joins with side tables, and histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from din_jax.errors import DinError
+from din_jax.prepare import vocabularies
+from din_jax.prepare.log.spec import Column, SideTable
+
+
+class Feature(NamedTuple):
+    """A feature of samples or behaviours.
+
+    Entry i has values[value_index[i]], or no value if value_index[i] is −1. `values` are ids, lists
+    of ids, or numbers.
+    """
+
+    table: str
+    values: pl.Series
+    value_index: np.ndarray
+
+    @property
+    def multi_hot(self) -> bool:
+        """Whether an entry has a list of ids."""
+        return self.values.dtype == pl.List
+
+    def occurrences(self, mask: np.ndarray) -> pl.Series:
+        """The concatenated single ids of the entries where a mask is true."""
+        index = self.value_index[mask]
+        values: pl.Series = self.values[index[index >= 0]]
+        return values.explode() if self.multi_hot else values
+
+
+class BehaviorSequence(NamedTuple):
+    """Behaviours, sorted by user and time, and each sample's history: [start, end)."""
+
+    features: dict[str, Feature]
+    events: int
+    start: np.ndarray
+    end: np.ndarray
+
+    def in_histories_of(self, samples: slice) -> np.ndarray:
+        """[events] whether each behaviour lies in the history of one of these samples."""
+        size = self.events + 1
+        change = np.bincount(self.start[samples], minlength=size)
+        change -= np.bincount(self.end[samples], minlength=size)
+        mask: np.ndarray = np.cumsum(change)[:-1] > 0
+        return mask
+
+
+def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
+    """int64 [values] the index of each value in `ids`; −1 for values that `ids` lacks."""
+    rows = vocabularies.Fitted(ids, np.empty(0), 0).rows(values)
+    return rows.astype(np.int64) - 1
+
+
+def own_features(columns: Iterable[Column], frame: pl.DataFrame) -> dict[str, Feature]:
+    """Features that are columns of the table of samples or behaviours itself."""
+    every_row = np.arange(len(frame))
+    return {c.name: Feature(c.table, frame[c.name], every_row) for c in columns}
+
+
+def joined_features(
+    side_table: SideTable,
+    table: pl.DataFrame,
+    key: str,
+    ids: pl.Series,
+    id_of_row: np.ndarray,
+    frame: pl.DataFrame,
+) -> dict[str, Feature]:
+    """Features that a side table has for the rows of a frame.
+
+    Args:
+      side_table, table, key: the side table, its frame, and the column of its ids.
+      ids, id_of_row: row i of `frame` has the id ids[id_of_row[i]].
+      frame: has ".time" if the side table has: the values valid at that time are joined.
+
+    Raises:
+      DinError: the side table has none of the ids.
+    """
+    id_of_entry = index_in(ids, table[key])
+    if (id_of_entry < 0).all():
+        raise DinError(
+            f"{side_table.files.path}: no {key.removeprefix('.')} of [{side_table.files.section}], "
+            f"{side_table.key} = {table[key][0]!r} for instance, occurs in [impressions] or the "
+            f"behaviours, which have {ids[0]!r} for instance; write the ids in one way, or name "
+            "the right column"
+        )
+    if side_table.valid_from is None:
+        entry_of_id = np.full(len(ids) + 1, -1)  # the last is for ids that are in no frame
+        entry_of_id[id_of_entry] = np.arange(len(table))
+        index = entry_of_id[id_of_row]
+    else:
+        entries = table.select(".time", pl.Series(".id", id_of_entry)).with_row_index(".row")
+        entries = entries.sort(".id", ".time")
+        last = search_by_time(entries, ".id", id_of_row, frame[".time"], "right") - 1
+        valid = (last >= 0) & (entries[".id"].to_numpy()[last] == id_of_row)
+        index = np.where(valid, entries[".row"].to_numpy().astype(np.int64)[last], -1)
+    return {c.name: Feature(c.table, table[c.name], index) for c in side_table.columns}
+
+
+def behavior_sequence(
+    features: dict[str, Feature], events: pl.DataFrame, samples: pl.DataFrame, user: np.ndarray
+) -> BehaviorSequence:
+    """Computes the histories: of each sample's user, the events before the sample's time.
+
+    Args:
+      features: of the events.
+      events: sorted by ".user", a number, then by ".time". Without ".time" all events of the user
+        are history.
+      samples, user: the samples, and the number of each sample's user.
+    """
+    user_of_event = events[".user"].to_numpy()
+    start = np.searchsorted(user_of_event, user, "left")
+    if ".time" in events.columns:
+        # "left": after earlier events, before those of the sample's own time.
+        end = search_by_time(events, ".user", user, samples[".time"], "left")
+    else:
+        end = np.searchsorted(user_of_event, user, "right")
+    return BehaviorSequence(features, len(events), start, end)
+
+
+def search_by_time(
+    rows: pl.DataFrame,
+    key: str,
+    query_key: np.ndarray,
+    query_time: pl.Series,
+    side: Literal["left", "right"],
+) -> np.ndarray:
+    """`np.searchsorted` of (query_key, query_time) in rows sorted by (`key`, ".time").
+
+    Pairs are compared as single numbers, made of the key and the rank of the time.
+    """
+    rank = pl.concat([rows[".time"], query_time]).rank("dense").to_numpy().astype(np.int64)
+    ranks = int(rank.max(initial=0)) + 1
+    pairs = rows[key].to_numpy().astype(np.int64) * ranks + rank[: len(rows)]
+    queries = query_key * ranks + rank[len(rows) :]
+    # In ascending order, which is six times as fast as in random order.
+    order = np.argsort(queries)
+    positions = np.empty(len(queries), np.int64)
+    positions[order] = np.searchsorted(pairs, queries[order], side)
+    return positions

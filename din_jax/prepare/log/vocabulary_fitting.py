@@ -1,0 +1,37 @@
+"""Fits the embedding tables of a log on its training split."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from din_jax.prepare import vocabularies
+from din_jax.prepare.log.joined_log import JoinedLog
+from din_jax.prepare.log.seeding import generator
+from din_jax.prepare.log.spec import TableOptions
+from din_jax.prepare.log.tables import common_type
+
+FittedTable = vocabularies.Fitted | vocabularies.Buckets
+
+
+def fit_table(log: JoinedLog, table: str, options: TableOptions, seed: int) -> FittedTable:
+    """Fits a table on the training samples and on the behaviours in their histories, each once."""
+    train = log.splits["train"]
+    in_train = np.zeros(len(log.label), bool)
+    in_train[train] = True
+    parts = [f.occurrences(in_train) for f in log.all_fields().values() if f.table == table]
+    for sequence in log.sequences.values():
+        features = [f for f in sequence.features.values() if f.table == table]
+        if features:
+            in_histories = sequence.in_histories_of(train)
+            parts += [f.occurrences(in_histories) for f in features]
+    dtype = common_type(part.dtype for part in parts)
+    occurrences = pl.concat([part.cast(dtype).alias("id") for part in parts])
+    if options.buckets is not None:
+        return vocabularies.fit_buckets(occurrences, options.buckets)
+    return vocabularies.fit(
+        occurrences,
+        generator(seed, table),
+        unknown_share=options.unknown_share,
+        min_count=options.min_count,
+    )

@@ -1,0 +1,163 @@
+"""Writes a joined log and its fitted tables to a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from din_jax.data.schema import GROUPS, BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store_writer import StoreWriter, smallest_unsigned
+from din_jax.prepare import vocabularies
+from din_jax.prepare.log.features import Feature
+from din_jax.prepare.log.joined_log import JoinedLog
+from din_jax.prepare.log.vocabulary_fitting import FittedTable
+
+_ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
+
+
+def write_store(
+    log: JoinedLog, tables: Mapping[str, FittedTable], out: str | Path, seed: int
+) -> dict[str, Any]:
+    """Writes the store, and returns its origin."""
+    schema = _schema(log, tables)
+    id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
+    origin: dict[str, Any] = {
+        "preparation": "log",
+        "seed": seed,
+        "rows": log.counts,
+        "found": log.join_rates(),
+        "samples": {},
+        "label rate": {},
+        "tables": {name: _table_counts(table) for name, table in tables.items()},
+        "unknown": {},
+        "histories": {},
+        "notes": log.notes,
+        "spec": _as_json(log.spec.source),
+    }
+    for name, samples in log.splits.items():
+        origin["samples"][name] = samples.stop - samples.start
+        origin["label rate"][name] = round(float(log.label[samples].mean()), 6)
+
+    with StoreWriter(out, schema) as writer:
+        writer.append("samples/label", log.label)
+        writer.append("samples/user", log.user.astype(smallest_unsigned(len(log.users))))
+        for name, feature in log.all_fields().items():
+            rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
+            rows.write(writer, f"fields/{name}")
+            origin["unknown"][name] = {
+                split: rows.unknown_rate(samples) for split, samples in log.splits.items()
+            }
+        for name, sequence in log.sequences.items():
+            offset_type = smallest_unsigned(sequence.events)
+            writer.append(f"sequences/{name}.start", sequence.start.astype(offset_type))
+            writer.append(f"sequences/{name}.end", sequence.end.astype(offset_type))
+            for field, feature in sequence.features.items():
+                rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
+                rows.write(writer, f"events/{name}/{field}")
+                origin["unknown"][f"{name}.{field}"] = {
+                    split: rows.unknown_rate(sequence.in_histories_of(samples))
+                    for split, samples in log.splits.items()
+                }
+            length = sequence.end - sequence.start
+            origin["histories"][name] = {
+                split: {
+                    "mean": round(float(length[samples].mean()), 3),
+                    "longest": int(length[samples].max()),
+                    "empty": round(float((length[samples] == 0).mean()), 6),
+                }
+                for split, samples in log.splits.items()
+            }
+        for name, table in tables.items():
+            writer.vocabulary(name, table.ids, table.counts)
+        writer.finish({s: (part.start, part.stop) for s, part in log.splits.items()}, origin)
+    return origin
+
+
+class _FeatureRows:
+    """The rows of its embedding table that a feature's values have."""
+
+    def __init__(self, feature: Feature, table: FittedTable, dtype: np.dtype):
+        self.index, self.multi_hot = feature.value_index, feature.multi_hot
+        values = feature.values
+        if self.multi_hot:
+            values = values.list.drop_nulls()
+            length = values.list.len().fill_null(0).to_numpy().astype(np.int64)
+            values = values.filter(pl.Series(length > 0)).explode()
+        else:
+            length = np.ones(len(values), np.int64)
+        self.rows = table.rows(values).astype(dtype)
+        self.first = np.cumsum(length) - length
+        # Index −1 is the last element: an empty list, or row 0.
+        self.length = np.append(length, 0)
+        self.first = np.append(self.first, 0)
+        if not self.multi_hot:
+            self.rows = np.append(self.rows, dtype.type(0))
+
+    def unknown_rate(self, entries: np.ndarray | slice) -> float | None:
+        """Which fraction of the ids of some entries is unknown; None if there are no ids."""
+        index = self.index[entries]
+        if not self.multi_hot:
+            return float((self.rows[index] == 0).mean()) if len(index) else None
+        unknown_before = np.append(0, np.cumsum(self.rows == 0))
+        unknown = unknown_before[self.first + self.length] - unknown_before[self.first]
+        ids = int(self.length[index].sum())
+        return float(unknown[index].sum() / ids) if ids else None
+
+    def write(self, writer: StoreWriter, name: str) -> None:
+        """Writes the feature as a column of a store, and the offsets of a multi-hot one."""
+        if not self.multi_hot:
+            writer.append(name, self.rows[self.index])
+            return
+        length = self.length[self.index]
+        offset_type = smallest_unsigned(length.sum())
+        writer.append(name, self.rows[:0])
+        writer.append(f"{name}.offsets", np.zeros(1, offset_type))
+        written = 0
+        for begin in range(0, len(length), _ENTRIES_PER_WRITE):
+            part = slice(begin, begin + _ENTRIES_PER_WRITE)
+            end = np.cumsum(length[part])
+            shift = self.first[self.index[part]] - (end - length[part])
+            positions = np.arange(end[-1]) + np.repeat(shift, length[part])
+            writer.append(name, self.rows[positions])
+            writer.append(f"{name}.offsets", (end + written).astype(offset_type))
+            written += int(end[-1])
+
+
+def _schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
+    return Schema(
+        tables=tuple(Table(name, len(table.ids) + 1) for name, table in tables.items()),
+        fields=tuple(
+            Field(name, f.table, group, f.multi_hot, optional=name == "user_id")
+            for group in GROUPS
+            for name, f in log.fields[group].items()
+        ),
+        sequences=tuple(
+            Sequence(
+                name,
+                tuple(
+                    BehaviorField(field, f.table, ad=field, multi_hot=f.multi_hot)
+                    for field, f in sequence.features.items()
+                ),
+            )
+            for name, sequence in log.sequences.items()
+        ),
+    )
+
+
+def _table_counts(table: FittedTable) -> dict[str, int]:
+    if isinstance(table, vocabularies.Buckets):
+        return {"buckets": len(table.ids)}
+    return {"ids": len(table.ids), "made unknown": table.left_out, "too rare": table.rare}
+
+
+def _as_json(value: Any) -> Any:
+    """Converts TOML values to JSON values: dates and times become text."""
+    if isinstance(value, dict):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_json(entry) for entry in value]
+    return value if isinstance(value, str | int | float | bool) else str(value)
