@@ -62,8 +62,8 @@ def test_ids_are_rows_plus_one_and_histories_are_padded_at_the_end(tmp_path, pee
     described = json.loads(str(arrays.pop("described")))
     assert Schema.from_json(described["schema"]) == schema
     assert described["max_history"] == 3
-    found = {name: values.tolist() for name, values in arrays.items()}
-    assert found == {
+    exported = {name: values.tolist() for name, values in arrays.items()}
+    assert exported == {
         "train/label": [1, 0],
         "train/user": [7, 7],
         "train/fields/good": [256, 1],

@@ -146,7 +146,7 @@ def test_batches_are_whole(peers):
 
 
 def test_disturbed_runs_are_left_out_of_the_median_where_there_are_others(peers):
-    def run(rate, others):  # what is no number has no median
+    def run(rate, others):  # values that are not numbers have no median
         figures = {"samples_per_s": rate, "peak_mb": 5, "flags": {"dim": 16}, "dense": False}
         return peers.speed.Run(figures, "", others)
 
@@ -188,8 +188,8 @@ def test_the_table_marks_what_is_in_doubt(peers):
     ],
 )
 def test_a_run_that_fails_says_why(peers, program, failure):
-    found = peers.speed.run([sys.executable, "-c", program])
-    assert (found.figures, found.failure) == (None, failure)
+    result = peers.speed.run([sys.executable, "-c", program])
+    assert (result.figures, result.failure) == (None, failure)
 
 
 @pytest.fixture
@@ -211,9 +211,9 @@ def stubs(tmp_path, peers, monkeypatch):
             "import argparse, json, os, sys",
             "flags = argparse.ArgumentParser()",
             *(f"flags.add_argument({flag!r}, required=True)" for flag in flags),
-            "found = flags.parse_args()",
-            f"assert os.path.exists(found.{reads[0].strip('-')})",
-            "assert (found.optimizer, found.activation) == ('sgd', 'sigmoid')",
+            "given = flags.parse_args()",
+            f"assert os.path.exists(given.{reads[0].strip('-')})",
+            "assert (given.optimizer, given.activation) == ('sgd', 'sigmoid')",
             body,
         ]
         script.write_text("\n".join(lines))
@@ -225,7 +225,7 @@ def stubs(tmp_path, peers, monkeypatch):
     ours = stub("ours", ["--store", "--max-history"], prints(60.0))
     one = stub("one", ["--samples"], prints(20.0))
     two = stub(
-        "two", ["--samples"], f"int(found.batch) > 8 and sys.exit('too big'); {prints(30.0)}"
+        "two", ["--samples"], f"int(given.batch) > 8 and sys.exit('too big'); {prints(30.0)}"
     )
     monkeypatch.setattr(peers.speed, "OURS", ours)
     monkeypatch.setattr(peers.speed, "PEERS", {"one": one, "two": two})
@@ -274,13 +274,13 @@ def test_all_take_turns_and_a_failure_stops_no_other(tmp_path, peers, stubs, mon
         ("--samples 99 --batches 50 --environments {0}", "--samples 99: expected two batches, 100"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(peers, stubs, monkeypatch, flags, message):
+def test_mistakes_are_reported_before_anything_runs(peers, stubs, monkeypatch, flags, message):
     monkeypatch.setattr("sys.argv", ["speed.py", *flags.format(*stubs).split()])
     with pytest.raises(DinError, match=message):
         peers.speed.main()
 
 
-def test_an_environment_without_the_library_is_told(tmp_path, peers, stubs, monkeypatch):
+def test_an_environment_without_the_library_is_reported(tmp_path, peers, stubs, monkeypatch):
     lacks = tmp_path / "lacks.py"
     lacks.write_text("import no_such_library")
     monkeypatch.setattr(peers.speed, "PEERS", {"one": lacks})

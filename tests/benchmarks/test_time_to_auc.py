@@ -44,17 +44,17 @@ def test_the_time_is_that_of_the_first_evaluation_at_the_peers_best(time_to_auc)
     early = [(5.0, 0.60), (10.0, 0.75), (15.0, 0.74), (20.0, 0.76)]
     late = [(5.0, 0.60), (10.0, 0.74), (15.0, 0.74), (20.0, 0.76)]
     never = [(5.0, 0.60), (10.0, 0.61), (15.0, 0.62), (20.0, 0.63)]
-    found = time_to_auc.figures(peer, [early, late, never], 2)
-    assert found["target"] == 0.75
-    assert found["peer_seconds"] == 200.0
-    assert found["seconds"] == [10.0, 20.0, None]
-    assert found["ratio"] == 10.0
-    assert found["peer_after_epochs"] == [0.70, 0.75, 0.72]
-    assert found["after_epochs"] == [[0.75, 0.76], [0.74, 0.76], [0.61, 0.63]]
+    figures = time_to_auc.figures(peer, [early, late, never], 2)
+    assert figures["target"] == 0.75
+    assert figures["peer_seconds"] == 200.0
+    assert figures["seconds"] == [10.0, 20.0, None]
+    assert figures["ratio"] == 10.0
+    assert figures["peer_after_epochs"] == [0.70, 0.75, 0.72]
+    assert figures["after_epochs"] == [[0.75, 0.76], [0.74, 0.76], [0.61, 0.63]]
     assert time_to_auc.figures(peer, [never], 2)["ratio"] == 0
 
 
-def test_an_environment_that_is_not_there_is_told(time_to_auc, monkeypatch):
+def test_an_environment_that_is_missing_is_reported(time_to_auc, monkeypatch):
     monkeypatch.setattr("sys.argv", ["time_to_auc.py", "--store=x", "--deepctr=none"])
     with pytest.raises(
         DinError, match=r"none is no virtual environment; make one with .*install\.sh"

@@ -143,7 +143,7 @@ def test_short_batches_are_scored_together(batches, longest, count):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model.table_dims": "itme=4"}, "'itme=4': expected TABLE=WIDTH, .* category"),
+        ({"model.table_dims": "itme=4"}, "'itme=4': expected TABLE=WIDTH; .* category"),
         ({"model.table_dims": "item=0"}, "'item=0': expected TABLE=WIDTH"),
         ({"model.hidden": (8, 0)}, r"config.model.hidden=\(8, 0\): expected widths of at least 1"),
         ({"model.attention.hidden": ()}, r"config.model.attention.hidden=\(\)"),
