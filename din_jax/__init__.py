@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from din_jax.training.run import Run as Run, open_run as open_run
     from din_jax.training.trained import evaluate as evaluate, load_run as load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name is defined.
 _MODULES = {

@@ -44,12 +44,18 @@ assert not bridge._backends, "a device was started"
 
 
 MODEL = '''
+from __future__ import annotations
+
 from din_jax.models.base import BaseModel, lookups, tables
 from din_jax.models.features import options
 
 
+class Mine(BaseModel):
+    pass
+
+
 def module(schema, config, axis_name=None):
-    return BaseModel(options(schema, config, axis_name))
+    return Mine(options(schema, config, axis_name))
 '''
 
 
@@ -66,4 +72,4 @@ def test_a_run_is_loaded_from_another_working_directory(planted_store, tmp_path,
     run, state = din_jax.load_run("../run")
     np.testing.assert_array_equal(run.probabilities(state, "test"), trained.probabilities)
     assert din_jax.evaluate("../run").metrics == trained.metrics
-    assert type(run.model.module).__name__ == "BaseModel"
+    assert type(run.model.module).__name__ == "Mine"
