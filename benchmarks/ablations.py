@@ -1,14 +1,14 @@
-"""What each choice of design brings to a train step: the step without it, over the step with it.
+"""The effect of design choices on a train step: the time without each choice over that with it.
 
     python benchmarks/ablations.py --dim 64 --batch 1024
 
-    padded        histories in [B, longest of the batch] places in place of one after the other
-    concatenated  the activation unit's first layer on its inputs' concatenation, not split
-    dense         Optax on whole tables, in place of the rows of the batch
-    in_one_go     eight steps compiled into one, in place of one a call
+    padded        histories padded to [B, longest of the batch] instead of packed
+    concatenated  the activation unit's first layer on the concatenation of its inputs, not split
+    dense         dense Optax updates of the tables instead of sparse updates
+    in_one_go     eight steps per call instead of one
 
-The same batches, ready in memory; variants take turns, so that what else the machine does falls on
-all alike. The last line is JSON: `ms` a step of each, and `over_ours`.
+All variants use the same batches in memory. They are run in turns, so that other load on the
+machine affects all of them equally. The last line is JSON: `ms` per step, and `over_ours`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from din_jax.step.train import train_steps
 from din_jax.training.run import open_run
 from train import add_flags, config_of
 
-BATCHES = 16  # of one shape
-IN_ONE_GO = 8  # steps
+BATCHES = 16  # batches of equal shapes
+IN_ONE_GO = 8  # steps per call of the variant "in_one_go"
 
 
 class Concatenated(ActivationUnit):
-    """The activation unit as an MLP on its concatenated inputs."""
+    """An activation unit that applies an MLP to its concatenated inputs."""
 
     @nn.compact
     def __call__(self, behaviors: Any, ad: Any, segment_ids: Any, mask: Any, *, train: bool) -> Any:
-        """Weights of behaviours, as `ActivationUnit` gives them."""
-        own = jnp.take(ad, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
-        parts = [own, behaviors, own - behaviors, own * behaviors]
+        """Computes the weights of behaviours, see `ActivationUnit`."""
+        ads = jnp.take(ad, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
+        inputs = [ads, behaviors, ads - behaviors, ads * behaviors]
         mlp = MLP(self.hidden, 1, self.activation)
-        weights = mlp(jnp.concatenate(parts, axis=1), mask, train=train)[:, 0]
+        weights = mlp(jnp.concatenate(inputs, axis=1), mask, train=train)[:, 0]
         return jnp.where(mask, weights, 0)
 
 
 class Variant:
-    """A train step, its state, and batches that it takes in turn."""
+    """A train step, its state and its batches."""
 
     def __init__(self, config: ConfigDict, batches: list[Batch], *, in_one_go: bool = False):
         run = open_run(config)
@@ -68,67 +68,67 @@ class Variant:
         self.times: list[float] = []
 
     def take(self, seconds: float, *, timed: bool) -> None:
-        """Takes steps for so long, all batches once at least."""
-        begin, taken = time.perf_counter(), 0
-        while not taken or time.perf_counter() - begin < seconds:
+        """Takes steps on all batches at least once, and until `seconds` have passed."""
+        begin, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - begin < seconds:
             for call in self.calls:
                 self.state, losses = self.take_steps(self.state, call)
                 jax.block_until_ready((self.state, losses))
-                taken += self.steps
+                steps += self.steps
         if timed:
-            self.times.append((time.perf_counter() - begin) / taken)
+            self.times.append((time.perf_counter() - begin) / steps)
 
 
 def padded(batch: Batch, longest: int) -> Batch:
-    """The batch with as many places as [B, longest] has; the steps' work is that of padding."""
+    """The batch with its packed axes padded to B · longest, at the cost of padded histories."""
     size = len(batch.label)
 
-    def filled(values: np.ndarray, fill: int) -> np.ndarray:
+    def pad(values: np.ndarray, fill: int) -> np.ndarray:
         out = np.full(size * longest, fill, values.dtype)
         out[: len(values)] = values
         return out
 
     sequences = {
-        name: of._replace(
-            fields={field: filled(ids, 0) for field, ids in of.fields.items()},
-            segment_ids=filled(of.segment_ids, size),
+        name: sequence._replace(
+            fields={field: pad(ids, 0) for field, ids in sequence.fields.items()},
+            segment_ids=pad(sequence.segment_ids, size),
         )
-        for name, of in batch.sequences.items()
+        for name, sequence in batch.sequences.items()
     }
     return batch._replace(sequences=sequences)
 
 
 def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
-    """Ours, and ours without one choice each."""
+    """Our step, and variants that each lack one design choice."""
     config = config_of(arguments)
     run = open_run(config)
     source, schema = run.source, run.store.schema
     fields = [f for sequence in schema.sequences for f in sequence.fields]
     if [s.name for s in schema.sequences] != ["history"] or any(f.multi_hot for f in fields):
         raise DinError(
-            f"{config.data.store}: expected one sequence, 'history', of one-hot fields, as "
-            "make_samples.py makes it"
+            f"{config.data.store}: expected one sequence, 'history', of one-hot fields; make a "
+            "store with make_samples.py"
         )
-    drawn = [source[i] for i in range(min(len(source), 8 * BATCHES))]
-    shape = len(drawn[0].sequences["history"].segment_ids)
-    batches = [b for b in drawn if len(b.sequences["history"].segment_ids) == shape][:BATCHES]
+    first = [source[i] for i in range(min(len(source), 8 * BATCHES))]
+    capacity = len(first[0].sequences["history"].segment_ids)
+    batches = [b for b in first if len(b.sequences["history"].segment_ids) == capacity][:BATCHES]
     batches = batches[: len(batches) // IN_ONE_GO * IN_ONE_GO] or batches * IN_ONE_GO
     longest = max(
         int(np.bincount(b.sequences["history"].segment_ids)[: len(b.label)].max()) for b in batches
     )
-    found = {
+    by_name = {
         "ours": Variant(config, batches),
         "padded": Variant(config, [padded(b, longest) for b in batches]),
         "in_one_go": Variant(config, batches, in_one_go=True),
     }
     dense = config.copy_and_resolve_references()
     dense.optimizer.lazy = False
-    found["dense"] = Variant(dense, batches)
+    by_name["dense"] = Variant(dense, batches)
     din.ActivationUnit = Concatenated  # type: ignore[misc]
-    found["concatenated"] = Variant(config, batches)
-    found["concatenated"].take(0, timed=False)  # traced with it
+    by_name["concatenated"] = Variant(config, batches)
+    by_name["concatenated"].take(0, timed=False)  # traces the step with `Concatenated`
     din.ActivationUnit = ActivationUnit  # type: ignore[misc]
-    return found
+    return by_name
 
 
 def main() -> None:
@@ -137,25 +137,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_flags(parser)
-    parser.add_argument("--seconds", type=float, default=2, help="of a variant in a round")
+    parser.add_argument("--seconds", type=float, default=2, help="per variant and round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         raise DinError(f"--rounds {arguments.rounds}: expected at least 1")
-    found = variants(arguments)
-    for variant in found.values():
+    by_name = variants(arguments)
+    for variant in by_name.values():
         variant.take(0, timed=False)
     for _ in range(arguments.rounds):
-        for variant in found.values():
+        for variant in by_name.values():
             variant.take(arguments.seconds, timed=True)
-    ms = {name: 1e3 * statistics.median(v.times) for name, v in found.items()}
+    ms = {name: 1e3 * statistics.median(v.times) for name, v in by_name.items()}
     for name, value in ms.items():
-        print(f"{name:<14}{value:>10.3f} ms a step, {value / ms['ours']:.2f} times ours")
-    figures = {
+        print(f"{name:<14}{value:>10.3f} ms per step, {value / ms['ours']:.2f} times ours")
+    results = {
         "ms": {name: round(value, 3) for name, value in ms.items()},
         "over_ours": {name: round(value / ms["ours"], 2) for name, value in ms.items()},
     }
-    print(json.dumps(figures | vars(arguments) | {"cores": os.cpu_count()}))
+    print(json.dumps(results | vars(arguments) | {"cores": os.cpu_count()}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Bytes that devices exchange in a train step, as compiled, as the table of goods grows.
+"""Bytes that devices exchange in a compiled train step, as the table of goods grows.
 
     JAX_NUM_CPU_DEVICES=8 python benchmarks/exchange.py
 
-Counts the collectives of the compiled program, of the same DIN as `table_growth.py`, with the table
-of goods replicated and sharded. A ring of M devices sends, from each, (M − 1)/M of what an
-all-gather gives, as much of what a reduce-scatter takes, and twice that of an all-reduce. The last
-line is JSON: `PLACEMENT_ROWS` is the bytes a device sends a step, `formula_PLACEMENT` what
-docs/scaling.md's formula says, `ratio_PLACEMENT` the largest table's over the smallest's.
+Counts the collectives in the compiled step of `table_growth.py`'s DIN, with the table of goods
+replicated and sharded. In a ring of M devices each device sends (M − 1)/M of an all-gather's
+output, (M − 1)/M of a reduce-scatter's input, or twice that of an all-reduce. The last line is
+JSON: `PLACEMENT_ROWS` is the number of bytes that a device sends per step, `formula_PLACEMENT` that
+of docs/scaling.md's formula, `ratio_PLACEMENT` that of the largest table over the smallest.
 """
 
 import argparse
@@ -34,21 +34,21 @@ _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-
 
 
 def sent_bytes(compiled_text: str, devices: int) -> dict[str, float]:
-    """Bytes that each device sends in the collectives of a compiled program, by their kind."""
+    """Bytes that each device sends in the collectives of a compiled program, by kind."""
     ring = (devices - 1) / devices
-    # Of what it gives: a reduce-scatter gives one part of M.
-    times = {
+    # Relative to the output: that of a reduce-scatter is 1/M of its input.
+    factors = {
         "all-gather": ring,
         "all-reduce": 2 * ring,
         "reduce-scatter": devices * ring,
         "all-to-all": ring,
     }
-    found = dict.fromkeys(times, 0.0)
+    sent = dict.fromkeys(factors, 0.0)
     for shapes, kind, _ in _COLLECTIVE.findall(compiled_text):
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
             size = math.prod(int(n) for n in sizes.split(",") if n)
-            found[kind] += times[kind] * size * _BYTES[dtype]
-    return found
+            sent[kind] += factors[kind] * size * _BYTES[dtype]
+    return sent
 
 
 def formula(
@@ -60,19 +60,19 @@ def formula(
     dim: int = 16,
     whole: int = 0,
 ) -> float:
-    """docs/scaling.md's bytes, of goods, of categories as a whole, of the network.
+    """The bytes of docs/scaling.md's formula, for goods, categories (dense) and the network.
 
     Args:
       placement: of the goods, "replicated" or "sharded".
       devices: M.
-      batch_size, behaviors: B and T, over all devices, padding of the packed axis included.
+      batch_size, behaviors: B and T, over all devices, including padding of the packed axis.
       params: P.
       dim: D.
-      whole: K, if the goods go as a whole; 0 if by rows.
+      whole: K, if the goods are updated densely; 0 if sparsely.
     """
     ids = 4 * (batch_size + behaviors)
     if placement == "sharded":
-        goods = ids * (1 + 2 * dim)  # by rows or as a whole
+        goods = ids * (1 + 2 * dim)  # sparse or dense
     else:
         goods = ids + 8 * whole * dim if whole else ids * (1 + dim)
     categories = ids + 8 * CATEGORIES * dim
@@ -82,7 +82,7 @@ def formula(
 def compiled_step(
     rows: int, placement: str, devices: int, batch_size: int, *, lazy: bool = True
 ) -> tuple[str, int, int]:
-    """The text of the compiled train step, the behaviours T of its batch, and its parameters."""
+    """The text of the compiled train step, T of its batch, and its number of parameters."""
     config = default_config()
     config.model.embedding_dim = 16
     config.model.hidden = config.model.attention.hidden = (80, 40)
@@ -90,11 +90,10 @@ def compiled_step(
     config.optimizer.lazy = lazy
     config.regularizer.name = "mba"
     schema = schema_of(rows)
-    # The table of categories is small, and goes as a whole.
-    wanted = f"item={placement}"
-    where = choose(devices, wanted, model_tables(schema, config.model))
+    # The table of categories is small, and is updated densely.
+    where = choose(devices, f"item={placement}", model_tables(schema, config.model))
     model = build_model(schema, config.model, where.axis)
-    transform = build_optimizer(
+    optimizer = build_optimizer(
         config.optimizer,
         config.regularizer,
         batch_size,
@@ -102,19 +101,20 @@ def compiled_step(
         where.axis,
         where.sharded,
     )
-    shares = make_batches(rows, batch_size // devices)[:devices]
-    batch = jax.tree.map(lambda *x: np.stack(x), *(shares * devices)[:devices])
+    local_batches = make_batches(rows, batch_size // devices)[:devices]
+    batch = jax.tree.map(lambda *x: np.stack(x), *(local_batches * devices)[:devices])
     counts = {name: np.ones(spec.rows, np.float32) for name, spec in model.tables.items()}
-    step = train_step(model, transform, Regularizer(counts=counts), where)
+    step = train_step(model, optimizer, Regularizer(counts=counts), where)
 
     def in_memory(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """The shape of an array in memory: with a device axis if it is sharded."""
         if not is_sharded(leaf):
             return leaf
         shape = (where.count, where.block(leaf.shape[0]), *leaf.shape[1:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
-    # Nothing is run: shapes do.
-    shapes = state_shapes(model, transform, batch, lazy=lazy, placement=where)
+    # The step is only compiled: shapes are enough.
+    shapes = state_shapes(model, optimizer, batch, lazy=lazy, placement=where)
     state = jax.tree.map(in_memory, shapes)
     text = step.lower(state, batch).compile().as_text()
     return (
@@ -125,7 +125,7 @@ def compiled_step(
 
 
 def main() -> None:
-    """Compiles, counts, and prints."""
+    """Compiles the steps, counts the bytes, and prints them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default="100000,10000000", help="sizes K of the table of goods")
     parser.add_argument("--devices", type=int, default=8)
@@ -138,10 +138,10 @@ def main() -> None:
         totals = []
         for rows in sizes:
             text, behaviors, params = compiled_step(rows, placement, devices, arguments.batch)
-            found = sent_bytes(text, devices)
-            totals.append(sum(found.values()))
+            sent = sent_bytes(text, devices)
+            totals.append(sum(sent.values()))
             figures[f"{placement}_{rows}"] = totals[-1]
-            kinds = "  ".join(f"{kind} {size:,.0f}" for kind, size in found.items())
+            kinds = "  ".join(f"{kind} {size:,.0f}" for kind, size in sent.items())
             print(f"{placement:<12}{rows:>12,} rows: {totals[-1]:>12,.0f} bytes  ({kinds})")
         figures[f"formula_{placement}"] = formula(
             placement, devices, arguments.batch, behaviors, params

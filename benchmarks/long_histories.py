@@ -1,18 +1,19 @@
-"""Long histories: a train step with the activation unit in blocks of behaviours, and without.
+"""Long histories: a train step with and without blocks of behaviours in the activation unit.
 
     python benchmarks/long_histories.py
     python benchmarks/long_histories.py --batch 1024 --histories 1000 --seconds 0
 
-DIN with Dice (activation unit 80-40, MLP 80-40; goods and categories of width 16), Adam by rows, on
-one ready batch whose histories all have one length. Memory is what XLA says of the compiled step:
-`temp_mb` is of all that is neither its state nor its batch. With `--seconds 0` no step is taken, so
-that a size may be asked after that the machine could not hold. The ways to compute take turns, so
-that what else the machine does falls on both. The last line is JSON, with `_HISTORY` for a length:
+DIN with Dice (activation unit 80-40, MLP 80-40; goods and categories of width 16) and lazy Adam, on
+one batch in memory whose histories have equal lengths. `temp_mb` is XLA's analysis of the compiled
+step's memory, without its state and batch. With `--seconds 0` no step is taken, so that steps can
+be analysed that do not fit in the machine's memory. Steps with and without blocks are taken in
+turns, so that other load on the machine affects both. The last line is JSON, with a suffix
+`_HISTORY` for each length:
 
-    at_once_temp_mb, blocks_temp_mb         memory, all behaviours at once and in blocks
-    at_once_samples_per_s, blocks_…         median of the steps
-    at_once_us_a_behavior, blocks_…         the same a behaviour: constant if cost is linear
-    blocks_time_over_at_once                of these
+    at_once_temp_mb, blocks_temp_mb         memory without and with blocks
+    at_once_samples_per_s, blocks_…         from the median time of a step
+    at_once_us_a_behavior, blocks_…         time per behaviour: constant if the cost is linear
+    blocks_time_over_at_once                time with blocks over time without
 """
 
 import argparse
@@ -41,7 +42,7 @@ GOODS = 63_001
 
 
 def make_batch(size: int, history: int) -> Batch:
-    """Random goods; every history is of this length."""
+    """A batch of random goods with histories of this length."""
     rng = np.random.default_rng(0)
     ad, visited = (rng.integers(1, GOODS, n).astype(np.int32) for n in (size, size * history))
     return Batch(
@@ -86,7 +87,7 @@ class Trial:
 
 
 def measure(size: int, history: int, block: int, seconds: float) -> dict[str, float]:
-    """The figures of one length of histories."""
+    """Measures one length of histories."""
     batch = make_batch(size, history)
     trials = {"at_once": Trial(batch, 0), "blocks": Trial(batch, block)}
     figures: dict[str, float] = {
@@ -97,24 +98,24 @@ def measure(size: int, history: int, block: int, seconds: float) -> dict[str, fl
         for trial in trials.values():
             trial.take()
     if seconds:
-        # The first step of each is left out.
-        taken = {name: statistics.median(t.times[1:] or t.times) for name, t in trials.items()}
-        for name, of_step in taken.items():
-            figures[f"{name}_samples_per_s"] = round(size / of_step)
-            figures[f"{name}_us_a_behavior"] = round(1e6 * of_step / (size * history), 3)
-        figures["blocks_time_over_at_once"] = round(taken["blocks"] / taken["at_once"], 2)
+        # Without the first step of each.
+        medians = {name: statistics.median(t.times[1:] or t.times) for name, t in trials.items()}
+        for name, step_s in medians.items():
+            figures[f"{name}_samples_per_s"] = round(size / step_s)
+            figures[f"{name}_us_a_behavior"] = round(1e6 * step_s / (size * history), 3)
+        figures["blocks_time_over_at_once"] = round(medians["blocks"] / medians["at_once"], 2)
     return figures
 
 
 def main() -> None:
-    """Measures each length, and prints what it found."""
+    """Measures each length, and prints the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--histories", default="100,300,1000", help="lengths")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--block", type=int, default=1024, help="behaviours at once")
-    parser.add_argument("--seconds", type=float, default=20, help="of steps for each length")
+    parser.add_argument("--block", type=int, default=1024, help="behaviours per block")
+    parser.add_argument("--seconds", type=float, default=20, help="per length")
     arguments = parser.parse_args()
     for flag in ("batch", "block"):
         if getattr(arguments, flag) < 1:
@@ -125,14 +126,14 @@ def main() -> None:
         histories = [0]
     if min(histories) < 1:
         raise DinError(
-            f"--histories {arguments.histories}: expected lengths of at least 1, as 100,300"
+            f"--histories {arguments.histories}: expected lengths of at least 1, such as 100,300"
         )
     keep_freed_memory()
     figures = {}
     for history in histories:
-        found = measure(arguments.batch, history, arguments.block, arguments.seconds)
-        print(f"histories of {history}: {found}", flush=True)
-        figures |= {f"{name}_{history}": figure for name, figure in found.items()}
+        measured = measure(arguments.batch, history, arguments.block, arguments.seconds)
+        print(f"histories of {history}: {measured}", flush=True)
+        figures |= {f"{name}_{history}": figure for name, figure in measured.items()}
     print(
         json.dumps(
             figures

@@ -1,9 +1,10 @@
-"""Synthetic samples of the shape of Amazon Electronics, to time training on; nothing to learn.
+"""Makes a synthetic store with the shape of Amazon Electronics, for timing.
 
     python benchmarks/make_samples.py --mean-history 9 --out data/speed/history-9
 
-Goods and categories as many as the data set has, of an ad and of a history. How often a good
-occurs falls as a power of its rank, and the length of a history is geometric.
+The ad and the history have as many goods and categories as the data set. A good's frequency is a
+power law of its rank, and the lengths of histories are geometric. Labels alternate: there is
+nothing to learn.
 """
 
 from __future__ import annotations
@@ -23,36 +24,36 @@ from din_jax.errors import DinError
 GOODS = 63_001
 CATEGORIES = 801
 FIELDS = ("item", "category")
-SAMPLES = 100_000  # of train; validation and test have an eighth of that each
-SAMPLES_PER_USER = 2  # a click and none, of one history
+SAMPLES = 100_000  # training samples; validation and test each have an eighth as many
+SAMPLES_PER_USER = 2  # one of each class, with the same history
 
 
 def longest(mean_history: int) -> int:
-    """The length that histories are cut at: 100, or four times the mean where that is more."""
+    """The maximum length of histories: four times the mean, and at least 100."""
     return max(100, 4 * mean_history)
 
 
 def make(out: str | Path, mean_history: int, samples: int = SAMPLES, seed: int = 0) -> None:
-    """Writes the store; the same arguments make the same store.
+    """Writes the store, which is a deterministic function of the arguments.
 
     Args:
-      out: folder of the store.
-      mean_history: mean length of a history before it is cut at `longest`.
-      samples: of train.
-      seed: of everything drawn.
+      out: the store's folder.
+      mean_history: the mean length of histories before they are cut to `longest`.
+      samples: the number of training samples.
+      seed: the seed of all random numbers.
 
     Raises:
       DinError: `out` exists, or a number is too small.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("mean-history", mean_history, 1),
         ("samples", samples, 16),
         ("seed", seed, 0),
     ):
-        if value < least:
-            raise DinError(f"--{name} {value}: expected at least {least}")
+        if value < minimum:
+            raise DinError(f"--{name} {value}: expected at least {minimum}")
     rng = np.random.default_rng(seed)
-    # Every category has a good; which good is popular says nothing about its row.
+    # Every category has at least one good; popularity is independent of the row.
     category_of_good = rng.permutation(np.arange(GOODS) % CATEGORIES)
     good_of_rank = rng.permutation(GOODS)
     popularity = np.cumsum((np.arange(GOODS) + 50.0) ** -0.9)
@@ -71,12 +72,12 @@ def make(out: str | Path, mean_history: int, samples: int = SAMPLES, seed: int =
         (Sequence("history", tuple(BehaviorField(name, name, ad=name) for name in FIELDS)),),
     )
     with StoreWriter(out, schema) as writer:
-        for name, of_good in (("item", np.arange(GOODS)), ("category", category_of_good)):
-            rows = (of_good + 1).astype(smallest_unsigned(len(of_good)))
+        for name, id_of_good in (("item", np.arange(GOODS)), ("category", category_of_good)):
+            rows = (id_of_good + 1).astype(smallest_unsigned(len(id_of_good)))
             writer.append(f"fields/{name}", rows[ad])
             writer.append(f"events/history/{name}", rows[history])
-            seen = of_good[np.concatenate([ad[:samples], history])]
-            counts = np.bincount(seen, minlength=schema.rows(name) - 1)
+            training_ids = id_of_good[np.concatenate([ad[:samples], history])]
+            counts = np.bincount(training_ids, minlength=schema.rows(name) - 1)
             ids = pl.Series("id", [f"{name}{i}" for i in range(len(counts))])
             writer.vocabulary(name, ids, counts)
         writer.append("samples/label", (np.arange(len(user)) % 2).astype(np.uint8))
@@ -91,11 +92,11 @@ def make(out: str | Path, mean_history: int, samples: int = SAMPLES, seed: int =
 
 
 def main() -> None:
-    """Writes the store and says what is in it."""
+    """Writes the store and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--mean-history", type=int, default=9)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="of train")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="number of training samples")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     make(arguments.out, arguments.mean_history, arguments.samples, arguments.seed)

@@ -1,8 +1,8 @@
-"""User-weighted AUC at the size of the full Amazon Electronics test split.
+"""Times user-weighted AUC at the size of the full Amazon Electronics test split.
 
     python benchmarks/metrics.py
 
-192,403 users with one positive and one negative each. The last line is JSON:
+192,403 users have one positive and one negative each. The last line is JSON:
 `user_weighted_auc_s` is the median of the repeats.
 """
 
@@ -17,7 +17,7 @@ from din_jax.metrics import user_auc
 
 
 def main() -> None:
-    """Times the metric, and checks it against counting pairs."""
+    """Times the metric, and checks it by counting pairs."""
     rng = np.random.default_rng(0)
     users = 192_403
     user = rng.permutation(np.repeat(np.arange(users), 2))

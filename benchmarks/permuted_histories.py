@@ -1,12 +1,12 @@
-"""What histories are worth to trained models: scores with each user's own, and with another user's.
+"""What trained models learn from histories: their scores with histories permuted between users.
 
     python benchmarks/permuted_histories.py runs/table3-amazon-paper/*-0
 
-Every user's samples get the history that another user's last sample of the split has. Where all of
-a user's samples have one history, as in the test split of Amazon, histories are permuted between
-users and nothing else changes. A model that is additive in the history, logistic regression, then
-keeps its user-weighted AUC (Eq. 10): the history moves all scores of a user alike. What another
-model loses is what it makes of the history.
+Every user's samples get the history of another user's last sample in the split. If all samples of a
+user have the same history, as in the test split of Amazon, this permutes the histories between
+users, and changes nothing else. It does not change the user-weighted AUC (Eq. 10) of a model that
+is additive in the history, such as logistic regression, because the history adds the same number to
+all scores of a user. The loss of other models measures what they learn from the history.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from din_jax.training.trained import final_kind, reopen
 
 
 def permuted(store: Store, split: str, seed: int) -> Store:
-    """The store with the histories of a split permuted between users."""
+    """A copy of the store with the histories of a split permuted between users."""
     samples = store.split(split)
-    at = slice(samples.start, samples.stop)
-    users, of_sample = np.unique(store.column("samples/user")[at], return_inverse=True)
-    last = np.zeros(len(users), np.int64)
-    last[of_sample] = np.arange(len(of_sample))
-    # A cycle through all users in random order: nobody keeps their own.
+    rows = slice(samples.start, samples.stop)
+    users, user_index = np.unique(store.column("samples/user")[rows], return_inverse=True)
+    last_sample = np.zeros(len(users), np.int64)
+    last_sample[user_index] = np.arange(len(user_index))
+    # A cycle through all users in random order: no user keeps the same history.
     order = np.random.default_rng(seed).permutation(len(users))
-    giver = np.empty(len(users), np.int64)
-    giver[order] = np.roll(order, 1)
+    source_user = np.empty(len(users), np.int64)
+    source_user[order] = np.roll(order, 1)
     columns = {}
     for sequence in store.schema.sequences:
         for end in ("start", "end"):
             name = f"sequences/{sequence.name}.{end}"
             columns[name] = store.column(name).copy()
-            columns[name][at] = store.column(name)[at][last[giver[of_sample]]]
+            columns[name][rows] = store.column(name)[rows][last_sample[source_user[user_index]]]
     return store.with_columns(columns)
 
 
 def main() -> None:
-    """Scores each run's split twice, and prints a table."""
+    """Scores each run's split with both histories, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdirs", nargs="+", type=Path, help="folders of trained runs")
-    parser.add_argument("--store", default="", help="where the store is, if it has moved")
+    parser.add_argument("--store", default="", help="path of the store, if it has moved")
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The input pipeline alone: samples per second out of Grain, no model.
+"""Times the input pipeline without a model: samples per second from Grain.
 
     python benchmarks/pipeline.py --store STORE [--batch 1024]
 
@@ -17,7 +17,7 @@ from din_jax.data.store import Store
 
 
 def main() -> None:
-    """Times whole passes over the training split."""
+    """Times full passes over the training split."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""Time and memory of `planted --shape industrial` at two sizes with the same catalogue.
+"""Time and memory of `planted --shape industrial`, for two sizes with the same catalogue.
 
     python benchmarks/prepare_industrial.py
     python benchmarks/prepare_industrial.py --samples 10000000,100000000 --folder /large
 
-Each size is prepared by a process of its own. The last line is JSON: `ratio_peak` is the peak
-memory of the largest size over that of the smallest, `ratio_samples` the same of the samples.
+Each size is prepared in a separate process. The last line is JSON: `ratio_peak` is the peak memory
+of the largest size over that of the smallest, `ratio_samples` the ratio of their samples.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CATALOGUE = {"goods": 100_000, "shops": 1_000, "categories": 316}
 
 
 def child(samples: int, out: str) -> None:
-    """Prepares a store and prints the seconds and the peak of this process' memory."""
+    """Prepares a store and prints the seconds and the process's peak memory."""
     begin = time.perf_counter()
     industrial.prepare(out, samples=samples, **CATALOGUE)
     seconds = time.perf_counter() - begin
@@ -32,10 +32,10 @@ def child(samples: int, out: str) -> None:
 
 
 def main() -> None:
-    """Runs the sizes one after the other."""
+    """Measures the sizes one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", default="1000000,10000000")
-    parser.add_argument("--folder", default=None, help="where stores are made, and deleted again")
+    parser.add_argument("--folder", default=None, help="folder for temporary stores")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -61,8 +61,8 @@ def main() -> None:
         )
     smallest, largest = min(figures), max(figures)
     result: dict[str, float] = {}
-    for samples, found in figures.items():
-        result |= {f"{name}_{samples}": value for name, value in found.items()}
+    for samples, measured in figures.items():
+        result |= {f"{name}_{samples}": value for name, value in measured.items()}
     ratio = figures[largest]["peak_mb"] / figures[smallest]["peak_mb"]
     result |= {"ratio_samples": largest / smallest, "ratio_peak": round(ratio, 3)}
     print(json.dumps(result))

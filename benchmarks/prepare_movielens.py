@@ -1,11 +1,11 @@
-"""Time and memory of `python -m din_jax.prepare movielens` on a file of the shape of ml-20m.
+"""Time and memory of `python -m din_jax.prepare movielens` on files with the shape of ml-20m.
 
     python benchmarks/prepare_movielens.py [--ratings 20000263]
 
-Writes a `ratings.csv` and a `movies.csv` in a temporary folder: as many users and rated films as
-ml-20m has, films of a popularity that falls with the rank, users of very different activity,
-ratings that share a second. Prepares them in a child process. The last line is JSON: `seconds`
-is the child's wall time from its start, `peak_mb` its largest resident memory.
+Writes a `ratings.csv` and a `movies.csv` to a temporary folder, with as many users and rated films
+as ml-20m. Films differ in popularity and users in activity, and several ratings of a user have the
+same timestamp. Prepares the files in a child process. The last line is JSON: `seconds` is the
+child's wall time, including its start-up, `peak_mb` its peak resident memory.
 """
 
 import argparse
@@ -23,19 +23,19 @@ import polars as pl
 
 RATINGS = 20_000_263
 USERS = 138_493
-FILMS = 26_744  # rated ones
+FILMS = 26_744  # films with ratings
 GENRES = 19
-PAGE = 1.5  # ratings of a user in one of their seconds: 77 % share theirs, as in ml-1m
+PAGE = 1.5  # ratings of a user per timestamp: 77 % share a timestamp, as in ml-1m
 
 
 def write(folder: str, count: int, seed: int = 0) -> None:
     """Writes the two files, sorted by user and film as ml-20m is; no user rates a film twice."""
     rng = np.random.default_rng(seed)
     users, films = USERS * count // RATINGS, min(FILMS, count // 10)
-    activity = np.cumsum(0.2 + rng.lognormal(0, 1.2, users))  # ml-20m: 20 ratings at least
+    activity = np.cumsum(0.2 + rng.lognormal(0, 1.2, users))  # ml-20m: at least 20 ratings
     rank = np.arange(films)
     popularity = np.cumsum(np.exp(-5 * rank / films) / (50 + rank))
-    # Each film once, whoever rates it; then by popularity.
+    # One rating of each film, then ratings by popularity.
     first = np.searchsorted(activity, rng.random(films) * activity[-1]) * films + rank
     pair = np.empty(0, np.int64)
     while len(pair) < count:
@@ -64,16 +64,16 @@ def write(folder: str, count: int, seed: int = 0) -> None:
 
 
 def main() -> None:
-    """Writes the files, prepares them and prints what it took."""
+    """Writes the files, prepares them, and prints the time and memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ratings", type=int, default=RATINGS, help="rows (default of ml-20m)")
+    parser.add_argument("--ratings", type=int, default=RATINGS, help="rows (default: as ml-20m)")
     arguments = parser.parse_args()
     if arguments.ratings < 10_000:
         parser.error("--ratings: expected 10000 or more")
     with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own: what this one has held would count as held by its children.
+        # In a separate process: a child's peak memory includes that of this process at the fork.
         writer = multiprocessing.get_context("spawn").Process(
             target=write, args=(folder, arguments.ratings)
         )

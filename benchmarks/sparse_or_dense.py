@@ -1,10 +1,9 @@
-"""Where a sparse update of a table is faster than a dense one: the rule `SPARSE_ABOVE`.
+"""When a sparse update of a table is faster than a dense one: the threshold `SPARSE_ABOVE`.
 
     python benchmarks/sparse_or_dense.py
 
-Times a train step (that of table_growth.py) with sparse and with dense updates of the
-table of goods, at several ratios of K to N, in turns. The last line is JSON: `dense_over_sparse` by
-K / N.
+Times the train step of table_growth.py with sparse and with dense updates of the table of goods, in
+turns, for several ratios K / N. The last line is JSON: `dense_over_sparse` by K / N.
 """
 
 import argparse
@@ -18,34 +17,34 @@ from din_jax.nn import present_rows
 
 
 def main() -> None:
-    """Measures both ways at each ratio."""
+    """Measures both updates for each ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ratios", default="1,2,4,8,16", help="K / N")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--optimizer", default="adam")
-    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps each way")
+    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps for each update")
     arguments = parser.parse_args()
     keep_freed_memory()
-    usual = present_rows.SPARSE_ABOVE
-    found = {}
+    default = present_rows.SPARSE_ABOVE
+    dense_over_sparse = {}
     for ratio in (float(r) for r in arguments.ratios.split(",")):
         trials = {}
-        for way, above in (("sparse", 0), ("dense", 10**12)):
+        for kind, above in (("sparse", 0), ("dense", 10**12)):
             present_rows.SPARSE_ABOVE = above
             first = Trial(1000, arguments.optimizer, arguments.batch, lazy=True).batches[0]
             ids = len(first.label) + len(first.sequences["history"].segment_ids)
-            trials[way] = Trial(int(ratio * ids), arguments.optimizer, arguments.batch, lazy=True)
-            assert ("item" in trials[way].state.scratch) == (way == "sparse")
-            trials[way].take(3, timed=False)
+            trials[kind] = Trial(int(ratio * ids), arguments.optimizer, arguments.batch, lazy=True)
+            assert ("item" in trials[kind].state.scratch) == (kind == "sparse")
+            trials[kind].take(3, timed=False)
         for _ in range(arguments.rounds):
             for trial in trials.values():
                 trial.take(20, timed=True)
         sparse, dense = trials["sparse"].ms(), trials["dense"].ms()
-        found[f"{ratio:g}"] = round(dense / sparse, 3)
+        dense_over_sparse[f"{ratio:g}"] = round(dense / sparse, 3)
         print(f"K/N {ratio:>5g}: sparse {sparse:.3f} ms, dense {dense:.3f} ms", flush=True)
-    figures = {"dense_over_sparse": found, "rule": usual}
+    figures = {"dense_over_sparse": dense_over_sparse, "rule": default}
     print(json.dumps(figures | {"batch": arguments.batch, "cores": os.cpu_count()}))
 
 

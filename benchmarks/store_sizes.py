@@ -1,9 +1,9 @@
-"""What a sample costs in training, by how many the store has.
+"""Training time per sample, for stores with different numbers of samples.
 
     python benchmarks/store_sizes.py --samples 100000,1000000,10000000
 
-Stores of `make_samples.py` are made under `data/speed` when they are missing. Trains on each in
-turns, as `train.py` does, and prints the medians. The last line is JSON.
+Makes missing stores in `data/speed` by `make_samples.py`. Trains on the stores in turns, like
+`train.py`, and prints the medians. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def main() -> None:
     add_flags(parser)
     parser.add_argument("--samples", default="100000,1000000,10000000")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10, help="of each training")
+    parser.add_argument("--seconds", type=float, default=10, help="per training")
     arguments = parser.parse_args()
     try:
         sizes = [int(size) for size in arguments.samples.split(",")]
     except ValueError:
         raise DinError(
-            f"--samples {arguments.samples}: expected whole numbers, like 100000,1000000"
+            f"--samples {arguments.samples}: expected whole numbers, such as 100000,1000000"
         ) from None
     if arguments.rounds < 1 or arguments.seconds <= 0:
         raise DinError(
@@ -53,9 +53,11 @@ def main() -> None:
         for size, config in configs.items():
             logged = train_end_to_end(config, arguments.seconds)
             rates[size].append(statistics.median(line["samples_per_s"] for line in logged))
-    medians = {size: statistics.median(found) for size, found in rates.items()}
+    medians = {size: statistics.median(size_rates) for size, size_rates in rates.items()}
     for size, rate in medians.items():
-        print(f"{size:>12,} samples in the store: {rate:,.0f} samples/s, {1e6 / rate:.2f} µs each")
+        print(
+            f"{size:>12,} samples in the store: {rate:,.0f} samples/s, {1e6 / rate:.2f} µs/sample"
+        )
     print(
         json.dumps(
             {

@@ -1,15 +1,15 @@
-"""Time of a train step as the table of goods grows: by rows, and beside it dense Optax.
+"""Time of a train step as the table of goods grows, with sparse updates and with dense Optax.
 
     python benchmarks/table_growth.py
     python benchmarks/table_growth.py --rows 1000000,100000000 --optimizer rowwise_adagrad \
         --no-dense --checkpoint /tmp/large
 
 DIN with Dice (activation unit 80-40, MLP 80-40), goods and categories of width 16, histories of 9
-on average, and mini-batch aware regularisation, on ready batches. Rounds of steps at each size take
-turns, so that what else the machine does falls on all sizes alike. The last line is JSON:
-`ms_ROWS` is the median time of a step, `ratio_LARGEST_over_SMALLEST` the ratio of these,
-`dense_ms_ROWS` that of dense Optax. With `--checkpoint` the largest is also saved and restored, and
-`peak_over_tables` is the peak of the process' memory over the bytes of all tables and their state.
+on average, and mini-batch aware regularisation, on batches in memory. Sizes are measured in turns,
+so that other load on the machine affects all of them equally. The last line is JSON: `ms_ROWS` is
+the median time of a step, `ratio_LARGEST_over_SMALLEST` their ratio, `dense_ms_ROWS` the time with
+dense Optax. With `--checkpoint` the largest state is also saved and restored. `peak_over_tables` is
+the process's peak memory over the bytes of all tables and their optimizer state.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from din_jax.step.train import train_step
 
 CATEGORIES = 801
 MEAN_HISTORY = 9
-BATCHES = 16  # different ones, taken in turn
-CAPACITY = 1.1  # of the packed axis, over the mean
+BATCHES = 16  # different batches, used in turn
+CAPACITY = 1.1  # capacity of the packed axis over its mean length
 
 
 def schema_of(rows: int) -> Schema:
-    """Goods and categories of an ad and of a history."""
+    """A schema with goods and categories, in the ad and in the history."""
     fields = ("item", "category")
     return Schema(
         (Table("item", rows), Table("category", CATEGORIES)),
@@ -54,25 +54,25 @@ def schema_of(rows: int) -> Schema:
 
 
 def make_batches(rows: int, size: int, seed: int = 0) -> list[Batch]:
-    """Batches with goods drawn by a popularity that falls as a power of the rank."""
+    """Makes batches of random goods, whose popularity is a power law of their rank."""
     rng = np.random.default_rng(seed)
     capacity = int(size * MEAN_HISTORY * CAPACITY)
 
     def goods(count: int) -> np.ndarray:
-        # The rank's density falls as (rank + 50)^-0.9; ranks are scattered over the table.
+        # The density of ranks is proportional to (rank + 50)^-0.9; ranks are spread over the table.
         u = rng.random(count)
         low, high = 50**0.1, (rows + 50) ** 0.1
         rank = ((low + u * (high - low)) ** 10 - 50).astype(np.int64).clip(0, rows - 2)
         return (rank * 7_368_787 % (rows - 1) + 1).astype(np.int32)
 
-    found = []
+    batches = []
     for _ in range(BATCHES):
         length = rng.geometric(1 / MEAN_HISTORY, size)
         length = np.diff(np.minimum(np.concatenate([[0], np.cumsum(length)]), capacity))
         segment_ids = np.full(capacity, size, np.int32)
         segment_ids[: length.sum()] = np.repeat(np.arange(size), length)
         ad, visited = goods(size), goods(capacity)
-        found.append(
+        batches.append(
             Batch(
                 label=rng.integers(0, 2, size).astype(np.float32),
                 weight=np.ones(size, np.float32),
@@ -85,7 +85,7 @@ def make_batches(rows: int, size: int, seed: int = 0) -> list[Batch]:
                 },
             )
         )
-    return found
+    return batches
 
 
 class Trial:
@@ -110,32 +110,32 @@ class Trial:
         self.state = jax.block_until_ready(self.init())
         self.init_s = time.perf_counter() - begin
         self.times: list[float] = []
-        self.taken = 0
+        self.steps_taken = 0
 
     def take(self, steps: int, *, timed: bool) -> None:
-        """Takes some steps."""
+        """Takes `steps` steps."""
         for _ in range(steps):
-            batch = self.batches[self.taken % BATCHES]
+            batch = self.batches[self.steps_taken % BATCHES]
             begin = time.perf_counter()
             self.state, loss = self.step(self.state, batch)
             loss.block_until_ready()
             jax.block_until_ready(self.state.tables)
             if timed:
                 self.times.append(time.perf_counter() - begin)
-            self.taken += 1
+            self.steps_taken += 1
 
     def ms(self) -> float:
-        """Median time of a step."""
+        """The median time of a step, in milliseconds."""
         return round(1e3 * statistics.median(self.times), 3)
 
     def bytes(self) -> int:
-        """Of the tables and the state of their optimizer."""
+        """The size of the tables and the optimizer's state."""
         leaves = jax.tree.leaves((self.state.tables, self.state.opt_state))
         return sum(leaf.nbytes for leaf in leaves)
 
 
 def peak_bytes() -> int:
-    """The largest memory that the process has held."""
+    """The process's peak memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -148,7 +148,7 @@ def short(rows: int) -> str:
 
 
 def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> dict[str, float]:
-    """Times steps at each size, in turns."""
+    """Times steps for each size, in turns."""
     rounds, steps = (arguments.rounds, 20) if lazy else (3, 2)
     trials = [Trial(k, arguments.optimizer, arguments.batch, lazy=lazy) for k in sizes]
     for trial in trials:
@@ -159,8 +159,8 @@ def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> d
     name = "ms" if lazy else "dense_ms"
     figures = {f"{name}_{short(trial.rows)}": trial.ms() for trial in trials}
     for trial in trials:
-        by = "rows" if lazy else "dense"
-        print(f"{by} {trial.rows:>13,} rows: {trial.ms():>10.3f} ms a step", flush=True)
+        update = "sparse" if lazy else "dense"
+        print(f"{update:<6} {trial.rows:>13,} rows: {trial.ms():>10.3f} ms per step", flush=True)
     if lazy:
         largest = trials[-1]
         figures[f"init_s_{short(largest.rows)}"] = round(largest.init_s, 1)
@@ -174,12 +174,12 @@ def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> d
 
 
 def save_and_restore(trials: list[Trial], folder: Path) -> dict[str, float]:
-    """Saves the largest trial's state; lets go of it; restores it; takes a step."""
+    """Saves the largest trial's state, frees it, restores it, and takes a step."""
     largest = trials[-1]
     before = peak_bytes()
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), largest.state
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), largest.state
     )
     meta = {
         "config": compatibility.as_json(largest.config),
@@ -207,16 +207,16 @@ def save_and_restore(trials: list[Trial], folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures the sizes by rows, then with dense Optax."""
+    """Measures the sizes with sparse updates, then with dense Optax."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="63001,1000000,10000000", help="sizes, ascending")
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps at each size")
-    parser.add_argument("--no-dense", action="store_true", help="leave dense Optax out")
-    parser.add_argument("--checkpoint", help="folder to save the largest state in, for a while")
+    parser.add_argument("--rounds", type=int, default=10, help="of 20 steps for each size")
+    parser.add_argument("--no-dense", action="store_true", help="do not measure dense Optax")
+    parser.add_argument("--checkpoint", help="folder for a temporary checkpoint of the largest")
     arguments = parser.parse_args()
     keep_freed_memory()
     sizes = sorted(int(k) for k in arguments.rows.split(","))

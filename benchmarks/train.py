@@ -1,19 +1,22 @@
-"""How fast DIN trains and scores: end to end, as `train.py` does it, and on ready batches.
+"""Speed of DIN's training and scoring: end to end, like `train.py`, and on batches in memory.
 
     python benchmarks/train.py --dim 64 --batch 1024 --optimizer adam
 
-Activation unit 80-40, MLP 80-40. Without `--store` the data is that of `make_samples.py`, made when
-it is missing: of the shape of Amazon Electronics, histories of 9 on average. The last line is JSON:
+Activation unit 80-40, MLP 80-40. Without `--store` the data is that of `make_samples.py`, which is
+made if it is missing: the shape of Amazon Electronics, with histories of 9 on average. The last
+line is JSON:
 
-    samples_per_s        training as train.py's: store, Grain, steps; the median of its own figures,
-                         which leave out compiling, evaluating and saving
-    step_samples_per_s   the same step on batches that are ready in memory
-    input_wait           share of the time that training waits for a batch
-    infer_samples_per_s  scoring train, end to end; with_metrics_samples_per_s: with its metrics
-    compile_s, shapes    compiling the step for the shapes of the first batches, and how many
-    peak_mb              the process' largest memory, up to the end of the training
-    matmul_share         the step's matrix products a second, over the rate of one of 2048 x 2048
-    copy_share           bytes that XLA counts for the step a second, over the rate of a copy
+    samples_per_s        training like train.py, with store, Grain and steps: the median of its log,
+                         which excludes compiling, evaluating and saving
+    step_samples_per_s   the same step on batches in memory
+    input_wait           fraction of the time that training waits for a batch
+    infer_samples_per_s  scoring the train split, end to end; with_metrics_samples_per_s: and its
+                         metrics
+    compile_s, shapes    time to compile the step for the first batches; number of their shapes
+    peak_mb              the process's peak memory, up to the end of the training
+    matmul_share         FLOPs per second of the step's matrix products, over those of a 2048 x 2048
+                         product
+    copy_share           bytes per second that XLA counts for the step, over those of a copy
 """
 
 from __future__ import annotations
@@ -48,13 +51,13 @@ from din_jax.training.loop import train
 from din_jax.training.run import Run, open_run
 
 STORE = "data/speed/history-9"
-READY_SAMPLES = 32_768  # in batches that are ready in memory
+READY_SAMPLES = 32_768  # samples in the batches in memory
 
 
 def config_of(arguments: argparse.Namespace) -> ConfigDict:
-    """The config that the flags `add_flags` adds describe; the default store is made if missing."""
+    """Makes the config of the flags of `add_flags`; makes the default store if it is missing."""
     if arguments.store == STORE and not Path(STORE).exists():
-        from make_samples import make  # with Polars, which would be in the peak
+        from make_samples import make  # imports Polars, which would increase the peak memory
 
         make(STORE, mean_history=9)
     c = default_config()
@@ -62,7 +65,7 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
     c.data.max_history = 100
     c.model.embedding_dim = arguments.dim
     c.model.hidden = c.model.attention.hidden = (80, 40)
-    c.model.attention.difference = True  # as other libraries have it
+    c.model.attention.difference = True  # as in other libraries
     c.optimizer.learning_rate = 0.001
     c.optimizer.decay_samples = 1_000_000
     c.train.batch_size = c.eval.batch_size = arguments.batch
@@ -70,14 +73,14 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that benchmarks on a store share."""
+    """Adds the flags that benchmarks on a store share."""
     parser.add_argument("--store", default=STORE)
-    parser.add_argument("--dim", type=int, default=64, help="of goods, and of categories")
+    parser.add_argument("--dim", type=int, default=64, help="width of goods, and of categories")
     parser.add_argument("--batch", type=int, default=1024)
 
 
 class Steps:
-    """A run's train step on ready batches, taken in turn; of small ones several in a call."""
+    """A run's train step on batches in memory; small batches are trained several per call."""
 
     def __init__(self, run: Run):
         self.step: Any = run.step()
@@ -92,60 +95,60 @@ class Steps:
             begin = end
         self.samples = [sum(int(batch.weight.sum()) for batch in call) for call in self.ready]
         started = time.perf_counter()
-        self.of_shape = {shape_of(call[0]): call for call in self.ready}
-        for call in self.of_shape.values():
+        self.calls_by_shape = {shape_of(call[0]): call for call in self.ready}
+        for call in self.calls_by_shape.values():
             self.state, _ = self.take(self.state, call)
         jax.block_until_ready(self.state)
         self.compile_s = time.perf_counter() - started
 
     @property
-    def samples_a_step(self) -> float:
-        """The mean."""
+    def samples_per_step(self) -> float:
+        """The mean number of samples in a batch."""
         return sum(self.samples) / sum(map(len, self.ready))
 
     def samples_per_s(self, seconds: float) -> float:
-        """Takes steps for so long."""
-        taken, begin, waiting = 0, time.perf_counter(), None
+        """Takes steps until `seconds` have passed, and returns their rate."""
+        total, begin, in_flight = 0, time.perf_counter(), None
         for call, samples in itertools.cycle(zip(self.ready, self.samples, strict=True)):
-            if waiting is not None:  # one call in flight, as in training
-                jax.block_until_ready(waiting)
-            self.state, waiting = self.take(self.state, call)
-            taken += samples
+            if in_flight is not None:  # one call in flight, as in training
+                jax.block_until_ready(in_flight)
+            self.state, in_flight = self.take(self.state, call)
+            total += samples
             if time.perf_counter() - begin > seconds:
                 break
         jax.block_until_ready(self.state)
-        return taken / (time.perf_counter() - begin)
+        return total / (time.perf_counter() - begin)
 
-    def mean_over_batches(self, of_batch: Callable[[Batch], float]) -> float:
-        """The mean of what depends on a batch's shape."""
-        found = {shape: of_batch(call[0]) for shape, call in self.of_shape.items()}
-        return statistics.mean(found[shape_of(call[0])] for call in self.ready)
+    def mean_over_batches(self, cost: Callable[[Batch], float]) -> float:
+        """The mean of a cost that depends on a batch's shapes."""
+        costs = {shape: cost(call[0]) for shape, call in self.calls_by_shape.items()}
+        return statistics.mean(costs[shape_of(call[0])] for call in self.ready)
 
     def product_flops(self) -> float:
-        """Operations of a step's matrix products, padding included."""
+        """FLOPs of a step's matrix products, including padding."""
 
-        def of_batch(batch: Batch) -> float:
+        def cost(batch: Batch) -> float:
             return _product_flops(jax.make_jaxpr(self.step)(self.state, batch).jaxpr)
 
-        return self.mean_over_batches(of_batch)
+        return self.mean_over_batches(cost)
 
     def bytes_accessed(self) -> float:
-        """What XLA counts for a step."""
+        """Bytes that XLA counts for a step."""
 
-        def of_batch(batch: Batch) -> float:
+        def cost(batch: Batch) -> float:
             lowered = self.step.func.lower(self.state, batch, **self.step.keywords)
             return lowered.compile().cost_analysis()["bytes accessed"]
 
-        return self.mean_over_batches(of_batch)
+        return self.mean_over_batches(cost)
 
 
 def shape_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a batch's arrays: a step is compiled once for each."""
+    """The shapes of a batch's arrays, for which a step is compiled."""
     return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _product_flops(jaxpr: Any) -> float:
-    """2 · M · N · K of every product in a jaxpr and those inside it."""
+    """2 · M · N · K of all products in a jaxpr, including nested ones."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -161,7 +164,7 @@ def _product_flops(jaxpr: Any) -> float:
 
 
 def train_end_to_end(config: ConfigDict, seconds: float) -> list[dict[str, float]]:
-    """What train.py logs of a run that is stopped after so long, without the first figures."""
+    """Trains like train.py for `seconds`; returns its log lines of training, except the first."""
     config = config.copy_and_resolve_references()
     config.train.epochs = 1_000_000
     with tempfile.TemporaryDirectory() as workdir:
@@ -174,7 +177,7 @@ def train_end_to_end(config: ConfigDict, seconds: float) -> list[dict[str, float
 
 
 def _interrupt(log: Path, seconds: float) -> None:
-    """Stops training as Ctrl-C does, so long after its first log line and not before its third."""
+    """Sends SIGINT `seconds` after the first log line, but not before the third of training."""
     while not log.exists() or not log.stat().st_size:
         time.sleep(0.1)
     time.sleep(seconds)
@@ -184,55 +187,55 @@ def _interrupt(log: Path, seconds: float) -> None:
 
 
 def scoring(run: Run, state: TrainState, seconds: float) -> dict[str, float]:
-    """Samples a second of scoring the train split, without and with its metrics."""
+    """Samples per second of scoring the train split, without and with its metrics."""
     evaluator = run.evaluator("train")
     evaluator.metrics(evaluator.probabilities(state))
-    scored, both = [], []
+    without_metrics, with_metrics = [], []
     begin = time.perf_counter()
-    while len(scored) < 2 or time.perf_counter() - begin < seconds:
+    while len(without_metrics) < 2 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         probabilities = evaluator.probabilities(state)
-        scored.append(time.perf_counter() - start)
+        without_metrics.append(time.perf_counter() - start)
         evaluator.metrics(probabilities)
-        both.append(time.perf_counter() - start)
+        with_metrics.append(time.perf_counter() - start)
     count = len(evaluator.labels)
     return {
-        "infer_samples_per_s": round(count / statistics.median(scored)),
-        "with_metrics_samples_per_s": round(count / statistics.median(both)),
+        "infer_samples_per_s": round(count / statistics.median(without_metrics)),
+        "with_metrics_samples_per_s": round(count / statistics.median(with_metrics)),
     }
 
 
-def _seconds_of(call: Callable[[], Any], times: int) -> float:
+def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
     jax.block_until_ready(call())
-    found = []
-    for _ in range(times):
+    times = []
+    for _ in range(repeats):
         begin = time.perf_counter()
         jax.block_until_ready(call())
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
 def product_rate() -> float:
-    """Operations a second of a matrix product, 2048 x 2048 in float32."""
+    """FLOPs per second of a matrix product, 2048 x 2048 in float32."""
     x = jnp.ones((2048, 2048))
     product = jax.jit(jnp.matmul)
-    return 2 * 2048**3 / _seconds_of(lambda: product(x, x), 7)
+    return 2 * 2048**3 / _median_seconds(lambda: product(x, x), 7)
 
 
 def copy_rate() -> float:
-    """Bytes a second read and written by a copy of 134 MB, which fits no cache but is kept."""
+    """Bytes per second that a copy of 134 MB, more than any cache, reads and writes."""
     x = jnp.zeros(1 << 25)
     copy = jax.jit(jnp.copy)
-    return 2 * x.nbytes / _seconds_of(lambda: copy(x), 7)
+    return 2 * x.nbytes / _median_seconds(lambda: copy(x), 7)
 
 
 def peak_mb() -> int:
-    """The largest memory that the process has held."""
+    """The process's peak memory."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one configuration."""
+    """Measures one configuration."""
     config = config_of(arguments)
     config.data.max_history = arguments.max_history
     config.model.activation = arguments.activation
@@ -244,23 +247,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     run = open_run(config)
     steps = Steps(run)
     product_rates = [product_rate()]
-    # In turns, so that what else the machine does falls on both.
-    alone = [steps.samples_per_s(arguments.seconds / 2)]
+    # In turns, so that other load on the machine affects both.
+    step_rates = [steps.samples_per_s(arguments.seconds / 2)]
     logged += train_end_to_end(config, arguments.seconds / 2)
-    alone.append(steps.samples_per_s(arguments.seconds / 2))
+    step_rates.append(steps.samples_per_s(arguments.seconds / 2))
     product_rates.append(product_rate())
-    scored = scoring(run, steps.state, arguments.seconds / 2)
-    step_rate = statistics.mean(alone)
-    steps_per_s = step_rate / steps.samples_a_step
+    scoring_rates = scoring(run, steps.state, arguments.seconds / 2)
+    step_rate = statistics.mean(step_rates)
+    steps_per_s = step_rate / steps.samples_per_step
     products = steps.product_flops() * steps_per_s
     return {
         "samples_per_s": round(statistics.median(line["samples_per_s"] for line in logged)),
         "step_samples_per_s": round(step_rate),
         "input_wait": round(statistics.median(line["input_wait"] for line in logged), 4),
-        **scored,
+        **scoring_rates,
         "ms_a_step": round(1e3 / steps_per_s, 3),
         "compile_s": round(steps.compile_s, 1),
-        "shapes": len(steps.of_shape),
+        "shapes": len(steps.calls_by_shape),
         "peak_mb": peak,
         "matmul_share": round(products / statistics.mean(product_rates), 3),
         "matmul_gflops": round(statistics.mean(product_rates) / 1e9),
@@ -269,17 +272,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures the configuration that the flags name."""
+    """Measures the configuration that the flags describe."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_flags(parser)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--activation", default="dice")
-    parser.add_argument("--mba", action="store_true", help="with mini-batch aware decay")
-    parser.add_argument("--dense", action="store_true", help="dense Optax, tables as a whole")
+    parser.add_argument("--mba", action="store_true", help="mini-batch aware regularisation")
+    parser.add_argument("--dense", action="store_true", help="dense Optax updates of the tables")
     parser.add_argument("--max-history", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10, help="per measurement")
     arguments = parser.parse_args()
     if arguments.seconds <= 0:
         raise DinError(f"--seconds {arguments.seconds}: expected more than 0")

@@ -1,4 +1,4 @@
-"""Mini-batch aware regularisation on Amazon: none, λ = 0.01, and λ searched on validation.
+"""Mini-batch aware regularisation on Amazon: without, λ = 0.01, and λ searched on validation.
 
     python -m din_jax.report lines --config configs/amazon_mba.py --seeds 5 --workdir runs/mba
     python -m din_jax.report lines --config configs/amazon_mba.py --seeds 5 \

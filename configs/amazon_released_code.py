@@ -2,9 +2,9 @@
 
     python train.py --config configs/amazon_released_code.py
 
-The repository trains for 50 epochs and keeps the weights that are best on test. Here they are
-chosen on validation, as in every other experiment. Not yet trained to its end here: on the subset
-of docs/results.md the first epoch takes half a minute and gives user_weighted_auc 0.722 on
+The repository trains for 50 epochs and keeps the weights that are best on test. This config selects
+them on validation, as all other experiments do. It has not yet been trained to its end: on the
+subset of docs/results.md the first epoch takes half a minute, with user_weighted_auc 0.722 on
 validation.
 """
 
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.model.attention.hidden = (80, 40)
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 1.0
-    # 1.0, and from step 336,000 on 0.1.
+    # 1.0 until step 336,000, then 0.1.
     c.optimizer.decay_rate = 0.1
     c.optimizer.decay_samples = 336_000 * 32
     c.optimizer.staircase = True

@@ -1,19 +1,20 @@
-"""DIN on BARS' AmazonElectronics_x1, with its hyper-parameters as far as this model has them.
+"""DIN on BARS' AmazonElectronics_x1, with those of its hyper-parameters that this model has.
 
     python -m din_jax.prepare bars --train train.csv --test test.csv --out data/bars-amazon
     python train.py --config configs/bars_amazon.py
 
-BARS HAS NO VALIDATION SPLIT HERE: it selects on test, and so does this. Figures are comparable with
-those that BARS publishes and with nothing else. It publishes for DIN gAUC 0.883526, AUC 0.886028,
-logloss 0.430190 (reczoo/BARS, ranking/ctr/DIN/DIN_amazonelectronics_x1/README.md, experiment 015 of
-tuner_config_11); gAUC is `user_weighted_auc` here: both
-weight a user by samples and skip users of one class. Not yet trained here: the data can't be had.
+THIS DATA SET HAS NO VALIDATION SPLIT: BARS selects on test, and so does this config. Its results
+can be compared only with those that BARS publishes: for DIN gAUC 0.883526, AUC 0.886028, logloss
+0.430190 (reczoo/BARS, ranking/ctr/DIN/DIN_amazonelectronics_x1/README.md, experiment 015 of
+tuner_config_11). gAUC is `user_weighted_auc`: both weight a user by samples and skip users with one
+class. This config has not yet been trained, because the data is not available.
 
-Taken from that experiment: D = 64, MLP 1024-512-256, activation unit 512-256, Dice, Adam 0.0005,
-batch 1024, histories cut to the last 100. The experiment's learning rate falls to a tenth when
-gAUC does not rise, which its log shows after epoch 5; here it falls then. The best epoch was the
-eighth. What BARS has and this model has not: a softmax over the activation weights, dropout of 0.1
-in both networks, batch normalisation, and an L2 regulariser of 0.005 on the embeddings.
+From that experiment: D = 64, MLP 1024-512-256, activation unit 512-256, Dice, Adam 0.0005, batch
+1024, the last 100 behaviours of a history. The experiment divides its learning rate by ten when
+gAUC does not improve, according to its log after epoch 5; this config divides it then. The best
+epoch was the eighth. BARS also has, and this model does not: a softmax over the activation weights,
+dropout of 0.1 in both networks, batch normalisation, and L2 regularisation of 0.005 on the
+embeddings.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,10 @@
     python -m din_jax.report lines --config configs/regularizers.py --seeds 3 \
         --workdir runs/regularizers
 
-All lines are the base model. Without regularisation it overfits from the second epoch on: that is
-how the data and this config were chosen, before any regulariser was run on them. Each line has five
-trials on validation: of the learning rate where there is nothing else to choose. Takes under half
-an hour on 2 cores; docs/results.md has what came out.
+All lines are the base model. Without regularisation it overfits from the second epoch: the data and
+this config were chosen so, before any regulariser was run on them. Each line has five trials on
+validation, of the learning rate if the line has no other hyper-parameter. It takes less than half
+an hour on 2 cores; docs/results.md has the results.
 """
 
 from ml_collections import ConfigDict

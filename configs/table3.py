@@ -1,16 +1,17 @@
-"""Table 3: every model on the public data sets, Amazon Electronics and MovieLens, or on your own.
+"""Table 3: all models on the public data sets, Amazon Electronics and MovieLens, or on your own.
 
     python -m din_jax.report table3 --store data/amazon --seeds 5
     python -m din_jax.report table3 --store data/amazon --seeds 5 --protocol tuned
 
-`--protocol paper` is section 6.2's training, the same for all lines: SGD from 1.0 with decay rate
-0.1, batches of 32, no regulariser. What the paper leaves open is taken from the authors' code: D =
-64, an MLP of 80-40, histories pooled by mean (but by DIN; with sums PNN and DeepFM diverge at this
-learning rate), and the decay's period, 336,000 steps of 32 samples, which are 4.12 epochs of Amazon
-Electronics. `--protocol tuned` gives every line the same six trials on validation, with Adam.
+`--protocol paper` is section 6.2's training, with equal hyper-parameters for all lines: SGD from
+1.0 with decay rate 0.1, batches of 32, no regulariser. Those that the paper does not give are from
+the authors' code: D = 64, an MLP of 80-40, histories pooled by mean (except DIN's; with sums PNN
+and DeepFM diverge at this learning rate), and the decay's period, 336,000 steps of 32 samples,
+which are 4.12 epochs of Amazon Electronics. `--protocol tuned` gives every line six trials on
+validation, with Adam.
 
-Both choose the number of epochs on validation, then train on train and validation for as many, and
-score test once with the last weights. docs/results.md has times and scores.
+Both choose the number of epochs on validation, then train on train and validation for that number,
+and score test once with the last weights. docs/results.md has times and scores.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,7 @@ _BUDGET = {
     "optimizer.learning_rate": [0.0003, 0.001, 0.003],
     "regularizer.dropout": [0.0, 0.3],
 }
-# One weight an id needs other rates than a vector, and no dropout.
+# Logistic regression's weights need other learning rates than embeddings, and no dropout.
 _BUDGET_OF_LR = {"optimizer.learning_rate": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]}
 PROTOCOLS = {
     "paper": _MODELS,
@@ -44,7 +45,7 @@ PROTOCOLS = {
     },
 }
 
-# What the paper's table 3 has, and what its authors' README put in DIN's place, by data set.
+# The AUC in the paper's table 3, and the corrections in its authors' README, by data set.
 PUBLISHED = [
     (
         {"preparation": "amazon", "reviews": 1_689_188},

@@ -4,11 +4,12 @@
     python -m din_jax.report table4 --store data/industrial --seeds 5
     python -m din_jax.report table4 --store data/industrial --seeds 5 --protocol tuned
 
-`--protocol paper` has section 6.5's strengths: dropout 0.5, the 3.3 % most frequent goods (20
-million of 0.6 billion), λ = 0.01. `--protocol tuned` gives every line five trials on validation: of
-the learning rate where there is nothing else to choose. The epoch, of three, is chosen on
-validation. The paper's data is not public: its figures (AUC 0.5940, 0.5959, 0.5970, 0.5983, 0.5954,
-0.6031 in the order of the lines) are of other data. docs/results.md has times and scores.
+`--protocol paper` has section 6.5's hyper-parameters: dropout 0.5, the 3.3 % most frequent goods
+(20 million of 0.6 billion), λ = 0.01. `--protocol tuned` gives every line five trials on
+validation, of the learning rate if the line has no other hyper-parameter. The best of three epochs
+is selected on validation. The paper's data is not public: its results (AUC 0.5940, 0.5959, 0.5970,
+0.5983, 0.5954, 0.6031 in the order of the lines) are for other data. docs/results.md has times and
+scores.
 """
 
 from ml_collections import ConfigDict

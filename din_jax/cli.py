@@ -1,4 +1,4 @@
-"""What the commands share: one clear error instead of a traceback, and parsing of config flags."""
+"""Error reporting without tracebacks, and flag parsing, for the commands."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from din_jax.errors import DinError, Interrupted
 def guarded(main: Callable[[], object], argv: Sequence[str]) -> int:
     """Runs `main` and returns the exit status: 0, 1 after an error, 128 + N after signal N.
 
-    An error that a user can mend is printed alone, unless `argv` asks for its traceback. One of
-    several processes that fails, or is interrupted without having saved, ends here, at once: the
-    others may be gone, or would wait.
+    An error that a user can mend is printed without its traceback, unless `argv` has --traceback.
+    If this is one of several processes, and it fails or is interrupted without having saved, the
+    process exits here, at once: the other processes may have died, or would wait for it.
     """
     try:
         status = _status(main, argv)
@@ -43,17 +43,17 @@ def _status(main: Callable[[], object], argv: Sequence[str]) -> int:
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        processes.leave(130)  # `Interrupted` does not: all have saved, and stop together
+        processes.leave(130)  # not after `Interrupted`: all processes have saved and stop together
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # the reader of the output has exited, as `| head` does
         sys.stderr.close()
         return 1
     except (DinError, OSError) as error:
         if any(a in ("--traceback", "--traceback=true", "-traceback") for a in argv):
             raise
         if isinstance(error, OSError) and error.strerror:
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror}", file=sys.stderr)
+            path = f"{error.filename}: " if error.filename else ""
+            print(f"error: {path}{error.strerror}", file=sys.stderr)
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,12 +62,12 @@ def _status(main: Callable[[], object], argv: Sequence[str]) -> int:
 def parse_flags(
     argv: Sequence[str], *, required: Sequence[str] = (), positional: int = 0
 ) -> list[str]:
-    """Parses absl flags, those of a config among them.
+    """Parses absl flags, including those of a config.
 
     Args:
-      argv: the command line, the program's name first.
-      required: flags that must be given. If "config" is one, its file is checked first.
-      positional: how many other arguments are expected.
+      argv: the command line, starting with the program's name.
+      required: flags that must be given. If they include "config", its file is checked first.
+      positional: the maximum number of positional arguments.
 
     Returns:
       The positional arguments.
@@ -86,34 +86,39 @@ def parse_flags(
         if "config" in required:
             _check_config_file(argv, given["config"])
     try:
-        rest = flags.FLAGS(list(argv))[1:]
+        arguments: list[str] = flags.FLAGS(list(argv))[1:]
     except flags.Error as error:
         raise DinError(f"{_plain(error)} (--help lists the flags)") from error
     except AttributeError as error:
-        # What ml_collections raises for a key that the config lacks, with its suggestion.
+        # ml_collections raises it for an unknown key, with a suggestion.
         raise DinError(f"the config has no such key: {_plain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DinError(f"the config: {type(error).__name__}: {_plain(error)}") from error
-    if len(rest) > positional:
-        raise DinError(f"unexpected argument {rest[positional]!r}: flags are written --name=value")
-    return rest
+    if len(arguments) > positional:
+        raise DinError(
+            f"unexpected argument {arguments[positional]!r}: flags are written --name=value"
+        )
+    return arguments
 
 
 def device_count(text: str) -> int | str | None:
-    """The value of a flag --devices: a number, "all", or None for an empty text."""
+    """Parses the value of a flag --devices: a number, "all", or None if it is empty."""
     return int(text) if text.isdecimal() else text or None
 
 
-def _check_config_file(argv: Sequence[str], at: int) -> None:
-    """Loads the config once, for a clear error: ml_collections logs tracebacks and goes on."""
-    _, equals, value = argv[at].partition("=")
+def _check_config_file(argv: Sequence[str], index: int) -> None:
+    """Loads the config of argv[index], and raises DinError if that fails.
+
+    ml_collections itself would log tracebacks and continue.
+    """
+    _, equals, value = argv[index].partition("=")
     if not equals:
-        value = argv[at + 1] if at + 1 < len(argv) else ""
+        value = argv[index + 1] if index + 1 < len(argv) else ""
     if not value:
         raise DinError("--config needs a value: a file of configs/")
     path, colon, argument = value.partition(":")
     if not Path(path).is_file():
-        raise DinError(f"no config file {path!r}; configs/ has some to start from")
+        raise DinError(f"no config file {path!r}; configs/ has examples")
     spec = importlib.util.spec_from_file_location("_config", path)
     if spec is None or spec.loader is None:
         raise DinError(f"{path}: a config is a Python file")
@@ -128,11 +133,11 @@ def _check_config_file(argv: Sequence[str], at: int) -> None:
 
 
 def _plain(error: Exception) -> str:
-    # Some of these carry a whole traceback, a quoted message or the whole config in their text.
+    """The message of an error, without quotes, tracebacks and listings of the config."""
     text = str(error).replace("\\n", "\n").replace("\\'", "'").strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
-    # What ml_collections lists after these words is the whole config.
+    # ml_collections lists all keys of the config after these words.
     lines = [line.split(" Other fields present")[0] for line in text.splitlines()] or [""]
     if any("Traceback" in line for line in lines):
         return lines[-1]

@@ -1,4 +1,4 @@
-"""Every config key, its default and what it means. A file of `configs/` changes what it needs."""
+"""All config keys, with their defaults and meanings. The files of `configs/` override some."""
 
 from __future__ import annotations
 
@@ -12,101 +12,104 @@ from din_jax.errors import DinError
 
 
 def default_config() -> ConfigDict:
-    """A new config with every key; `configs/*.py` start from it.
+    """Makes a config with all keys; `configs/*.py` start from it.
 
-    It is locked: to set a key that is not there raises.
+    It is locked: setting an unknown key raises an error.
     """
     c = ConfigDict()
-    c.seed = 0  # of the initial weights and the order of the samples
-    # How many devices train together, or "all"; a batch is split evenly among them.
+    c.seed = 0  # seed of the initial weights, the order of the samples and the dropout
+    # Number of devices that train together, or "all". A batch is split evenly among them.
     c.devices = config_dict.FieldReference(1, field_type=object)
-    # Where tables lie: "replicated" (whole on every device), "sharded" (a block of rows on each),
-    # or single ones: "item=sharded", or all but some: "sharded,category=replicated".
+    # Placement of tables on several devices: "replicated" (a copy on every device), "sharded" (a
+    # block of rows on each device), or per table: "item=sharded", "sharded,category=replicated".
     c.placement = "replicated"
 
-    c.processes = ConfigDict()  # of a run on several hosts (docs/scaling.md)
-    # HOST:PORT of process 0; "auto" where JAX finds the processes (Slurm, Open MPI, a TPU pod).
-    c.processes.coordinator = ""  # "" takes JAX_COORDINATOR_ADDRESS, or runs alone
-    c.processes.count = config_dict.placeholder(int)  # or JAX_NUM_PROCESSES
-    c.processes.index = config_dict.placeholder(int)  # of this process, from 0; or JAX_PROCESS_ID
-    c.processes.join_timeout_s = 300  # how long processes wait for each other at the start
-    c.processes.heartbeat_timeout_s = 30  # after which a process that is not heard of is given up
+    c.processes = ConfigDict()  # several processes, for instance on several hosts (docs/scaling.md)
+    # HOST:PORT of process 0. "auto": JAX detects the cluster (Slurm, Open MPI, TPU pod). "": the
+    # environment variable JAX_COORDINATOR_ADDRESS, or a single process if that is not set.
+    c.processes.coordinator = ""
+    c.processes.count = config_dict.placeholder(int)  # number of processes; or JAX_NUM_PROCESSES
+    c.processes.index = config_dict.placeholder(int)  # this process's, from 0; or JAX_PROCESS_ID
+    c.processes.join_timeout_s = 300  # seconds that processes wait for each other at the start
+    c.processes.heartbeat_timeout_s = 30  # seconds without a heartbeat until a process counts dead
 
     c.data = ConfigDict()
     c.data.store = ""  # folder of the store (required)
-    c.data.prepare = ""  # where the embedded data set is made, if `data.store` asks for it there
-    c.data.fit = "train"  # the split trained on: "train", or "train+validation" for the final fit
-    c.data.max_history = 0  # use the most recent behaviours of a history; 0: all of them
+    c.data.prepare = ""  # if it equals data.store, the embedded data set is made there if missing
+    c.data.fit = "train"  # split to train on: "train", or "train+validation" for the final fit
+    c.data.max_history = 0  # number of most recent behaviours of a history to use; 0: all
 
     c.model = ConfigDict()
-    c.model.name = "din"  # "lr", "base", "wide_deep", "pnn", "deepfm", "din", or that of `module`
-    # A model file of your own, FILE.py or an importable MODULE: what any other name stands for.
-    c.model.module = ""  # (docs/library.md)
-    c.model.preset = "paper"  # "paper", or "released_code" for the structure of the authors' code
-    c.model.activation = "dice"  # "dice", "prelu", "sigmoid" or "relu"
-    c.model.embedding_dim = 12  # D of every table
-    c.model.table_dims = ""  # D of single tables: "item=16,category=4"
-    c.model.embedding_stddev = 0.01  # of the initial embeddings, normal; row 0 begins at zero
-    c.model.hidden = (200, 80)  # widths of the hidden layers
-    c.model.pooling = "sum"  # "sum" or "mean": a history but DIN's, and any list
-    c.model.extra_fields = ()  # optional fields taken as inputs, "user_id" for instance
-    c.model.without = ()  # tables that no input reads, the goods' ids for instance: ("item",)
-    c.model.item_bias = ""  # an ad field: adds one scalar an id to the logit (not in the paper)
+    # "lr", "base", "wide_deep", "pnn", "deepfm" or "din"; any other name is the model of `module`.
+    c.model.name = "din"
+    c.model.module = ""  # your own model: a file FILE.py or an importable MODULE (docs/library.md)
+    c.model.preset = "paper"  # "paper", or "released_code": the network of the authors' repository
+    c.model.activation = "dice"  # of the MLP: "dice", "prelu", "sigmoid" or "relu"
+    c.model.embedding_dim = 12  # width D of every table
+    c.model.table_dims = ""  # width D of single tables: "item=16,category=4"
+    c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
+    c.model.hidden = (200, 80)  # widths of the MLP's hidden layers
+    c.model.pooling = "sum"  # "sum" or "mean", of multi-hot fields, and of histories except DIN's
+    c.model.extra_fields = ()  # optional fields to use as inputs, for instance ("user_id",)
+    c.model.without = ()  # tables to leave out, with their fields: ("item",) for the goods' ids
+    c.model.item_bias = ""  # ad field: adds one scalar per id to the logit (not in the paper)
     c.model.interest_product = False  # also concatenate interest ∘ ad (not in the paper)
     c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
     c.model.attention.hidden = (36,)  # widths of its hidden layers
-    c.model.attention.activation = ""  # of its hidden layers; "" is the model's
-    c.model.attention.difference = False  # also feed ad − behaviour
-    c.model.attention.outer = False  # feed the literal outer product in place of ad ∘ behaviour
-    # Behaviours computed at once, 0: all. Less memory for long histories (docs/performance.md).
+    c.model.attention.activation = ""  # of its hidden layers; "": model.activation
+    c.model.attention.difference = False  # whether ad − behaviour is also an input
+    c.model.attention.outer = False  # whether ad ⊗ behaviour replaces ad ∘ behaviour as an input
+    # Number of behaviours that it computes at a time; 0: all. A block needs less memory with long
+    # histories (docs/performance.md).
     c.model.attention.block = 0
     c.model.wide = ConfigDict()  # wide_deep's crosses
-    c.model.wide.buckets = 1_000_000  # of each; fewer where there are not as many pairs of ids
-    c.model.wide.ad_values = 6  # of a multi-hot ad field, a film's genres, the first so many
+    c.model.wide.buckets = 1_000_000  # maximum rows of a cross's table; more pairs are hashed
+    c.model.wide.ad_values = 6  # cross only the first 6 ids of a multi-hot ad field (genres)
     c.model.pnn = ConfigDict()
-    c.model.pnn.product = "inner"  # "inner", or "outer" of the groups' sum
+    c.model.pnn.product = "inner"  # "inner" products of all pairs, or "outer" product of the sum
     c.model.dice = ConfigDict()  # Eq. 9
-    c.model.dice.momentum = 0.99  # of the moving averages used in evaluation
-    c.model.dice.epsilon = 1e-8  # beside the standard deviation, as the paper sets it
-    c.model.dice.mean_init = 0.0  # the moving averages before the first step
+    c.model.dice.momentum = 0.99  # of the moving averages, which evaluation uses
+    c.model.dice.epsilon = 1e-8  # ε, added to the standard deviation; the paper's value
+    c.model.dice.mean_init = 0.0  # initial values of the moving averages
     c.model.dice.variance_init = 1.0
-    c.model.dice.alpha_init = 0.0  # slope of a unit's closed side; the paper leaves it open
+    c.model.dice.alpha_init = 0.0  # initial slope α; the paper does not give it
     c.model.prelu = ConfigDict()  # Eq. 8
-    c.model.prelu.alpha_init = 0.25  # He et al. 2015, who brought PReLU
+    c.model.prelu.alpha_init = 0.25  # initial slope α, from He et al. 2015, who introduced PReLU
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adam"  # "adam", "sgd", "adagrad" or "rowwise_adagrad" (see optim.py)
-    # Move only the table rows that a batch looks up, and their state ("lazy" Adam: see
-    # `din_jax.optim.row_sparse.row_sparse`). False: every row in every step, as Optax has it.
+    c.optimizer.name = "adam"  # "adam", "sgd", "adagrad" or "rowwise_adagrad"
+    # True: update only the table rows that a batch looks up, with their state ("lazy" Adam, see
+    # `din_jax.optim.row_sparse.row_sparse`). False: update every row in every step, like Optax.
     c.optimizer.lazy = True
-    c.optimizer.learning_rate = 0.001  # lr₀; the paper: Adam 0.001, SGD 1.0
-    c.optimizer.decay_rate = 0.9  # the paper: 0.9 with Adam, 0.1 with SGD
-    # Samples after which the rate has fallen by decay_rate (required: the paper does not say).
+    c.optimizer.learning_rate = 0.001  # initial learning rate lr₀; the paper: Adam 0.001, SGD 1.0
+    c.optimizer.decay_rate = 0.9  # factor per decay_samples; the paper: Adam 0.9, SGD 0.1
+    # Number of samples after which the learning rate is multiplied by decay_rate (required: the
+    # paper does not give it).
     c.optimizer.decay_samples = config_dict.placeholder(int)
-    c.optimizer.staircase = False  # fall at once every decay_samples, not smoothly
-    c.optimizer.end_value = 0.0  # the rate never falls below
-    c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: don't
+    c.optimizer.staircase = False  # decay in steps every decay_samples, instead of continuously
+    c.optimizer.end_value = 0.0  # lower bound of the learning rate
+    c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: no clipping
 
     c.regularizer = ConfigDict()
     c.regularizer.name = "none"  # "none", "mba" (Eq. 7), "difacto", "dropout" or "filter"
     c.regularizer.rate = 0.01  # λ of mba and difacto
     c.regularizer.dropout = 0.5  # probability that dropout drops a feature id
-    c.regularizer.behaviors_only = False  # drop only ids of behaviours
-    # Tables whose ids are filtered; () is the table of each sequence's first field: the goods.
+    c.regularizer.behaviors_only = False  # whether dropout drops only ids of behaviours
+    # Tables whose ids are filtered; (): the table of each sequence's first field (the goods).
     c.regularizer.filter_tables = ()
-    c.regularizer.keep = 0.033  # fraction of a table's ids that filter leaves, the most frequent
-    c.regularizer.rare = "leave"  # rare visited ids leave the history; "unknown": all are row 0
+    c.regularizer.keep = 0.033  # fraction of a table's ids, the most frequent, that filter keeps
+    # "leave": filter removes rare ids from histories; "unknown": all rare ids become row 0.
+    c.regularizer.rare = "leave"
 
     c.train = ConfigDict()
     c.train.batch_size = 256  # B, over all devices
     c.train.epochs = 3
-    c.train.evaluations_per_epoch = 1  # on validation; the best one's weights are saved
-    c.train.select = "user_weighted_auc"  # the validation metric that the best one is chosen by
+    c.train.evaluations_per_epoch = 1  # evaluations on validation; the best weights are saved
+    c.train.select = "user_weighted_auc"  # validation metric that selects them; or auc, log_loss
 
     c.eval = ConfigDict()
     c.eval.batch_size = 1024  # over all devices; rounded up to a multiple of their number
-    # At each evaluation also score train and test, for figures; nothing is chosen by them.
-    c.eval.curves = False
+    c.eval.curves = False  # also score train and test at each evaluation, for learning curves
     return c.lock()
 
 
@@ -125,8 +128,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "regularizer.rare": ("leave", "unknown"),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),
 }
-_MOST_BUCKETS = 2**31 - 2  # rows are numbered by 32 bits
-_AT_LEAST: dict[str, float] = {
+_MAX_BUCKETS = 2**31 - 2  # row indices are int32
+_MINIMUM: dict[str, float] = {
     "seed": 0,
     "data.max_history": 0,
     "model.embedding_dim": 1,
@@ -150,7 +153,7 @@ _AT_LEAST: dict[str, float] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises `DinError` at the first key whose value can't be used, naming what can."""
+    """Raises `DinError` for the first key with an invalid value; the message names valid ones."""
     for key, accepted in _CHOICES.items():
         value = _get(config, key)
         if key == "model.name" and config.model.module:
@@ -161,32 +164,32 @@ def check(config: ConfigDict) -> None:
                 + (" or ".join(map(repr, accepted)))
                 + _suggestion(value, accepted)
             )
-    wanted = config.devices
-    if wanted != "all" and (type(wanted) is not int or wanted < 1):
-        raise DinError(f"config.devices={wanted!r}: expected a whole number from 1 on, or 'all'")
+    devices = config.devices
+    if devices != "all" and (type(devices) is not int or devices < 1):
+        raise DinError(f"config.devices={devices!r}: expected a whole number from 1 on, or 'all'")
     if not config.data.store:
         raise DinError("config.data.store is required: the folder of a prepared store")
     if config.optimizer.decay_samples is None:
         raise DinError(
-            "config.optimizer.decay_samples is required: the learning rate falls by decay_rate "
-            "every so many samples, and the paper does not give the period"
+            "config.optimizer.decay_samples is required: the number of samples after which the "
+            "learning rate is multiplied by decay_rate; the paper does not give it"
         )
     if config.model.preset == "released_code" and config.model.name not in ("base", "din"):
         raise DinError(
-            f"config.model.name={config.model.name!r}: preset='released_code' has 'base' and "
-            "'din' alone"
+            f"config.model.name={config.model.name!r}: preset='released_code' has only 'base' and "
+            "'din'"
         )
-    for key, least in _AT_LEAST.items():
-        if not _get(config, key) >= least:
-            raise DinError(f"config.{key}={_get(config, key)!r}: expected at least {least}")
+    for key, minimum in _MINIMUM.items():
+        if not _get(config, key) >= minimum:
+            raise DinError(f"config.{key}={_get(config, key)!r}: expected at least {minimum}")
     for key in ("model.hidden", "model.attention.hidden"):
         widths = _get(config, key)
         if not widths or min(widths) < 1:
             raise DinError(f"config.{key}={tuple(widths)!r}: expected widths of at least 1")
-    if config.model.wide.buckets > _MOST_BUCKETS:
+    if config.model.wide.buckets > _MAX_BUCKETS:
         raise DinError(
             f"config.model.wide.buckets={config.model.wide.buckets!r}: expected at most "
-            f"{_MOST_BUCKETS:,}"
+            f"{_MAX_BUCKETS:,}"
         )
     if not 0 <= config.regularizer.dropout < 1:
         raise DinError(
@@ -199,7 +202,7 @@ def check(config: ConfigDict) -> None:
     means = config.model.pooling == "mean" or config.model.preset == "released_code"
     if config.regularizer.name == "filter" and config.regularizer.rare == "leave" and means:
         raise DinError(
-            "config.regularizer.rare='leave' takes ids out of the history, but a mean or a softmax "
+            "config.regularizer.rare='leave' removes ids from the history, but a mean or a softmax "
             "over it (config.model.pooling='mean', preset='released_code') would still count them; "
             "use config.regularizer.rare='unknown' or sum pooling"
         )
@@ -214,18 +217,18 @@ def check(config: ConfigDict) -> None:
 
 
 def table_dims(model: ConfigDict, tables: Iterable[str]) -> dict[str, int]:
-    """D of each table: `model.table_dims` where it names the table, else `model.embedding_dim`.
+    """The width D of each table: from `model.table_dims`, or else `model.embedding_dim`.
 
     Raises:
-      DinError: `table_dims` can't be read, or names what is not one of `tables`.
+      DinError: `table_dims` can't be parsed, or names a table that is not in `tables`.
     """
     dims = dict.fromkeys(tables, model.embedding_dim)
     for part in filter(None, model.table_dims.split(",")):
         name, _, width = (text.strip() for text in part.partition("="))
         if name not in dims or not width.isdecimal() or int(width) < 1:
             raise DinError(
-                f"config.model.table_dims has {part!r}: expected TABLE=WIDTH, with a table of the "
-                f"data set: {', '.join(dims)}"
+                f"config.model.table_dims has {part!r}: expected TABLE=WIDTH; the data set's "
+                f"tables are: {', '.join(dims)}"
             )
         dims[name] = int(width)
     return dims

@@ -1,23 +1,23 @@
-"""The exceptions that a user of the commands is meant to read."""
+"""Exceptions with messages for users."""
 
 
 class DinError(Exception):
-    """Bad input: a file, a row, a field or a config key that can't be used.
+    """Invalid input: a file, a row, a field or a config key that can't be used.
 
     The message names what was found, what was expected and how to mend it. The commands print it
-    alone, without a traceback; library callers may catch it.
+    without a traceback; library callers may catch it.
     """
 
 
 class Diverged(DinError):
-    """The loss is no longer a number: no weights that were saved since are worth anything."""
+    """The loss or a score is NaN or infinite: weights saved since then are useless."""
 
 
 class Interrupted(Exception):
-    """A signal asked to stop and the work is saved; the message says how to go on.
+    """A signal asked to stop, and the state has been saved; the message says how to continue.
 
     Attributes:
-      signum: the signal.
+      signum: the signal's number.
     """
 
     def __init__(self, message: str, signum: int):

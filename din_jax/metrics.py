@@ -1,45 +1,55 @@
-"""AUC, log loss, user-weighted AUC (Eq. 10), RelaImpr (Eq. 11), calibration.
+"""AUC, log loss, user-weighted AUC (Eq. 10), RelaImpr (Eq. 11) and calibration.
 
-All are exact and vectorised, in float64 NumPy; a tie between a positive and a negative is worth ½.
+All are computed exactly, in vectorised float64 NumPy. In an AUC a tie counts ½.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 Weighting = Literal["impressions", "positives", "users"]
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     """Area under the ROC curve: the fraction of (positive, negative) pairs in the right order.
 
     Args:
       labels: [N] 0 or 1.
-      scores: [N], in any scale.
+      scores: [N], on any scale.
 
     Returns:
-      A number in [0, 1]; NaN if all labels are the same.
+      A number in [0, 1]; NaN if all labels are equal.
     """
-    everyone = np.zeros(len(labels), np.int64)
-    return user_auc(everyone, labels, scores).weighted("impressions")
+    single_user = np.zeros(len(labels), np.int64)
+    return user_auc(single_user, labels, scores).weighted("impressions")
 
 
 class UserAUC(NamedTuple):
-    """The AUC of each user who has both a positive and a negative; the others are skipped."""
+    """The AUC of each user who has both classes; users with only one class are skipped.
 
-    users: np.ndarray  # [U] the users, ascending
-    auc: np.ndarray  # [U]
-    impressions: np.ndarray  # [U] samples of the user
-    positives: np.ndarray  # [U]
-    skipped: int  # users of one class only
+    Attributes:
+      users: [U] the users, ascending.
+      auc: [U] AUC within each user's samples.
+      impressions: [U] the number of samples.
+      positives: [U] the number of samples with label 1.
+      skipped: the number of users with only one class.
+    """
+
+    users: npt.NDArray[Any]
+    auc: npt.NDArray[Any]
+    impressions: npt.NDArray[Any]
+    positives: npt.NDArray[Any]
+    skipped: int
 
     def weighted(self, weighting: Weighting) -> float:
-        """The mean over users; Eq. 10 with "impressions". NaN if there is no user.
+        """The weighted mean over users; NaN if there is none.
 
-        "positives" weights a user by clicks, as Eq. 10's text ("#impression or click") allows;
-        "users" counts each user once.
+        Args:
+          weighting: "impressions" (Eq. 10); "positives", by clicks, as Eq. 10's text ("#impression
+            or click") allows; or "users", unweighted.
         """
         weight = {
             "impressions": self.impressions,
@@ -49,13 +59,15 @@ class UserAUC(NamedTuple):
         return float(np.average(self.auc, weights=weight)) if len(self.auc) else float("nan")
 
 
-def user_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> UserAUC:
-    """The AUC within each user's samples.
+def user_auc(
+    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
+) -> UserAUC:
+    """Computes the AUC within each user's samples.
 
     Args:
-      users: [N] whose sample it is; any integers.
+      users: [N] the user of each sample; any integers.
       labels: [N] 0 or 1.
-      scores: [N], in any scale.
+      scores: [N], on any scale.
 
     Raises:
       ValueError: the lengths differ, a label is neither 0 nor 1, or a score is NaN.
@@ -68,22 +80,21 @@ def user_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> UserA
     users, labels, scores = users[order], labels[order], scores[order]
     new_user = np.concatenate([[True], users[1:] != users[:-1]])
     new_tie = new_user | np.concatenate([[True], scores[1:] != scores[:-1]])
-    user_at = np.flatnonzero(new_user)
-    # Midrank within the user: tied samples share the mean of their places (from 1).
-    tie_at = np.flatnonzero(new_tie)
-    tie_of = np.cumsum(new_tie) - 1
-    tie_size = np.diff(np.append(tie_at, len(users)))
-    user_of = np.cumsum(new_user) - 1
-    midrank = tie_at[tie_of] - user_at[user_of] + (tie_size[tie_of] + 1) / 2
+    # The first sample of each user and of each group of ties, and the index of each sample's group.
+    user_start, tie_start = np.flatnonzero(new_user), np.flatnonzero(new_tie)
+    user_index, tie_index = np.cumsum(new_user) - 1, np.cumsum(new_tie) - 1
+    tie_size = np.diff(np.append(tie_start, len(users)))
+    # The midrank within the user, from 1: tied samples have the mean of their ranks.
+    midrank = tie_start[tie_index] - user_start[user_index] + (tie_size[tie_index] + 1) / 2
 
-    impressions = np.diff(np.append(user_at, len(users)))
-    positives = np.add.reduceat(labels, user_at)
+    impressions = np.diff(np.append(user_start, len(users)))
+    positives = np.add.reduceat(labels, user_start)
     negatives = impressions - positives
-    rank_sum = np.add.reduceat(midrank * labels, user_at)
+    rank_sum = np.add.reduceat(midrank * labels, user_start)
     both = (positives > 0) & (negatives > 0)
     p, n = positives[both].astype(np.float64), negatives[both].astype(np.float64)
     return UserAUC(
-        users=users[user_at][both],
+        users=users[user_start][both],
         auc=(rank_sum[both] - p * (p + 1) / 2) / (p * n),
         impressions=impressions[both],
         positives=positives[both],
@@ -91,15 +102,17 @@ def user_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> UserA
     )
 
 
-def user_weighted_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+def user_weighted_auc(
+    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
+) -> float:
     """User-weighted AUC (Eq. 10): the mean AUC of users, weighted by impressions.
 
-    Users whose labels are all the same are left out.
+    Users whose labels are all equal are skipped.
 
     Args: see `user_auc`.
 
     Returns:
-      A number in [0, 1]; NaN if no user is left.
+      A number in [0, 1]; NaN if all users are skipped.
 
     Raises:
       ValueError: see `user_auc`.
@@ -107,45 +120,47 @@ def user_weighted_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray)
     return user_auc(users, labels, scores).weighted("impressions")
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def log_loss(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
     """Mean negative log-likelihood, in nats; probabilities are clipped to [1e-15, 1 − 1e-15]."""
     p = np.clip(np.asarray(probabilities, np.float64), 1e-15, 1 - 1e-15)
     y = np.asarray(labels, np.float64)
     return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
 
 
-def calibration_ratio(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean prediction over mean label: 1 is calibrated, above 1 overestimates."""
-    clicks = float(np.mean(labels))
-    return float(np.mean(probabilities, dtype=np.float64)) / clicks if clicks else float("nan")
+def calibration_ratio(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
+    """Mean prediction over mean label: 1 is calibrated, more than 1 overestimates."""
+    mean_label = float(np.mean(labels))
+    if not mean_label:
+        return float("nan")
+    return float(np.mean(probabilities, dtype=np.float64)) / mean_label
 
 
 def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
+    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], bins: int = 10
 ) -> float:
-    """ECE: mean |mean prediction − mean label| over equally wide bins, weighted by samples."""
+    """ECE: the mean of |mean prediction − mean label| over bins of equal width, by samples."""
     p = np.asarray(probabilities, np.float64)
     y = np.asarray(labels, np.float64)
-    bin_of = np.minimum((p * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(bin_of, weights=p - y, minlength=bins)
+    bin_index = np.minimum((p * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(bin_index, weights=p - y, minlength=bins)
     return float(np.abs(gap).sum() / len(p))
 
 
 def rela_impr(measured: float, base: float) -> float:
-    """RelaImpr (Eq. 11), in per cent: how much farther from 0.5, the AUC of chance, than `base`.
+    """RelaImpr (Eq. 11): the relative increase of AUC − 0.5 over that of `base`, in per cent.
 
-    NaN if `base` is not above 0.5: there is nothing then that could be improved on.
+    0.5 is the AUC of chance. NaN if `base` is not above 0.5.
     """
     return ((measured - 0.5) / (base - 0.5) - 1) * 100 if base > 0.5 else float("nan")
 
 
 def all_metrics(
-    users: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+    users: npt.NDArray[Any], labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]
 ) -> dict[str, float]:
-    """Every metric of scored samples, under the names that the commands print.
+    """Computes all metrics, under the names that the commands print.
 
     Args:
-      users: [N] whose sample it is.
+      users: [N] the user of each sample.
       labels: [N] 0 or 1.
       probabilities: [N] predicted click probabilities.
     """
@@ -165,7 +180,7 @@ def all_metrics(
 
 
 class PairedDifference(NamedTuple):
-    """Mean difference of two models' AUC over the same users, with its 95 % interval."""
+    """The mean difference of two models' AUC over the same users, and its 95 % interval."""
 
     mean: float
     low: float
@@ -174,13 +189,13 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(ours: UserAUC, theirs: UserAUC) -> PairedDifference:
-    """User-weighted AUC of `ours` minus `theirs`, user by user.
+    """The difference of user-weighted AUC, `ours` minus `theirs`, paired over users.
 
     The interval is the normal approximation of a weighted mean over independent users, with Eq.
     10's weights: mean ± 1.96 · sqrt(Σ w²(d − mean)²) / Σ w.
 
     Raises:
-      ValueError: the two were not computed on the same users and impressions.
+      ValueError: the two have different users or impressions.
     """
     if not np.array_equal(ours.users, theirs.users) or not np.array_equal(
         ours.impressions, theirs.impressions
@@ -196,8 +211,9 @@ def paired_difference(ours: UserAUC, theirs: UserAUC) -> PairedDifference:
 
 
 def _checked(
-    users: np.ndarray, labels: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Converts the arguments of `user_auc` to arrays; raises ValueError if they are invalid."""
     users, scores = np.asarray(users), np.asarray(scores, np.float64)
     raw, labels = np.asarray(labels), np.asarray(labels).astype(np.int64)
     if not len(users) == len(labels) == len(scores):

@@ -81,4 +81,7 @@ def commands(*command_lines):
     done = command("-c", _FORK, json.dumps(lines))
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(lines), done.stderr
-    return [subprocess.CompletedProcess(line, *result) for line, result in zip(lines, results)]
+    return [
+        subprocess.CompletedProcess(line, *result)
+        for line, result in zip(lines, results, strict=True)
+    ]

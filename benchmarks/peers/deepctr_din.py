@@ -1,10 +1,11 @@
-"""How well DeepCTR's DIN ranks the samples that din_jax trains on, by din_jax's metrics.
+"""Trains DeepCTR's DIN on din_jax's samples, and scores it with din_jax's metrics.
 
     DIR/bin/python benchmarks/peers/deepctr_din.py --samples amazon.npz --epochs 3 --seed 0
 
-Run by the environment of `install.sh deepctr DIR`, on a file of `export_samples.py`. Everything
-that is not a flag is DeepCTR's default. Validation is scored after each epoch, and test once, with
-the weights of the epoch that was best on validation by user-weighted AUC. The last line is JSON.
+Runs in the environment of `install.sh deepctr DIR`, on a file of `export_samples.py`.
+Hyper-parameters without a flag have DeepCTR's defaults. Validation is scored after each epoch, and
+test once, with the weights of the epoch with the best user-weighted AUC on validation. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR's layers are not for Keras 3
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR does not support Keras 3
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -32,13 +33,13 @@ from samples import Samples, Split
 from din_jax.errors import DinError
 from din_jax.metrics import auc, log_loss, user_auc
 
-# The budget of `python -m din_jax.report table3 --protocol tuned`.
+# As many trials as `python -m din_jax.report table3 --protocol tuned` has per line.
 LEARNING_RATES = (0.0003, 0.001, 0.003)
 DROPOUTS = (0.0, 0.3)
 
 
 class Trained(NamedTuple):
-    """The weights after an epoch; after which, and their user-weighted AUC on validation."""
+    """The weights after an epoch, the epoch, and their user-weighted AUC on validation."""
 
     weights: list[np.ndarray]
     epoch: int
@@ -46,7 +47,7 @@ class Trained(NamedTuple):
 
 
 def build(samples: Samples, arguments: argparse.Namespace, rate: float, dropout: float) -> Any:
-    """The library's model, compiled. Its random seeds are its defaults plus `--seed`."""
+    """Compiles the library's model. Its random seeds are the defaults plus `--seed`."""
     tf.keras.backend.clear_session()
     tf.keras.utils.set_random_seed(arguments.seed)
     columns = samples.columns(
@@ -63,12 +64,12 @@ def build(samples: Samples, arguments: argparse.Namespace, rate: float, dropout:
 
 
 def probabilities(model: Any, split: Split) -> np.ndarray:
-    """[N] the model's predictions."""
+    """The model's predictions, [N]."""
     return model.predict(split.inputs, batch_size=4096, verbose=0).ravel()
 
 
 def epochs(model: Any, split: Split, arguments: argparse.Namespace, count: int) -> Iterator[int]:
-    """Trains, and yields 1, 2, … after each epoch."""
+    """Trains for `count` epochs, and yields 1, 2, … after each epoch."""
     label = split.label.astype(np.float32)
     for epoch in range(1, count + 1):
         begin = time.perf_counter()
@@ -78,13 +79,14 @@ def epochs(model: Any, split: Split, arguments: argparse.Namespace, count: int) 
         yield epoch
 
 
-def tried(
+def run_trial(
     samples: Samples, arguments: argparse.Namespace, rate: float, dropout: float
 ) -> tuple[Trained | None, dict[str, Any]]:
-    """Trains one setting. None if no epoch's scores were numbers.
+    """Trains with one setting.
 
     Returns:
-      The best epoch on validation, and the trial for the last line.
+      The best epoch on validation, or None if the first epoch diverged; and the trial's results for
+      the last line.
     """
     print(f"--- learning_rate {rate:g}, dropout {dropout:g}", flush=True)
     begin = time.perf_counter()
@@ -108,8 +110,8 @@ def tried(
     }
 
 
-def measured(samples: Samples, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains what the flags ask for, and scores test once.
+def measure(samples: Samples, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the trials that the flags ask for, and scores test once.
 
     Raises:
       DinError: every trial diverged.
@@ -122,10 +124,10 @@ def measured(samples: Samples, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     best, chosen, trials = None, settings[0], []
     for setting in settings:
-        found, trial = tried(samples, arguments, *setting)
+        trained, trial = run_trial(samples, arguments, *setting)
         trials.append(trial)
-        if found is not None and (best is None or found.validation > best.validation):
-            best, chosen = found, setting
+        if trained is not None and (best is None or trained.validation > best.validation):
+            best, chosen = trained, setting
     if best is None:
         raise DinError("every trial diverged; use a lower --lr")
     model = build(samples, arguments, *chosen)
@@ -160,30 +162,31 @@ def main() -> None:
     """Parses the flags and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", required=True, type=Path, help="file of export_samples.py")
-    parser.add_argument("--epochs", type=int, default=3, help="of a trial, at most (default: 3)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of a trial (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.001, help="Adam's (default: 0.001)")
     parser.add_argument("--dropout", type=float, default=0.0, help="dnn_dropout (default: 0)")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--dim", type=int, default=32, help="of every embedding (default: 32)")
-    parser.add_argument("--extra-fields", nargs="*", default=[], help="optional fields to read too")
+    parser.add_argument("--dim", type=int, default=32, help="embedding width (default: 32)")
+    parser.add_argument("--extra-fields", nargs="*", default=[], help="optional fields to use")
     parser.add_argument(
         "--search",
         action="store_true",
-        help="six trials on validation, in place of --lr and --dropout",
+        help="six trials on validation, instead of --lr and --dropout",
     )
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="train on train and validation for the chosen epochs, score the last weights",
+        help="train on train and validation for the chosen number of epochs, and score the last "
+        "weights",
     )
-    parser.add_argument("--limit", type=int, default=0, help="samples read of each split; 0: all")
+    parser.add_argument("--limit", type=int, default=0, help="samples of each split; 0: all")
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         sys.exit(f"error: --epochs {arguments.epochs}: expected at least 1")
     try:
         samples = Samples(arguments.samples, arguments.extra_fields, arguments.limit)
-        print(json.dumps(measured(samples, arguments)))
+        print(json.dumps(measure(samples, arguments)))
     except DinError as error:
         sys.exit(f"error: {error}")
 

@@ -1,16 +1,16 @@
-"""The samples of a store as padded arrays, for libraries that read those.
+"""Exports the samples of a store as padded arrays, for other libraries.
 
     python benchmarks/peers/export_samples.py --store data/amazon --max-history 100 \
         --out amazon.npz
 
-For a store with one sequence and no multi-hot field. Of each split S (train, validation, test),
-with N samples and histories padded at the end to L:
+The store must have one sequence and no multi-hot field. The arrays of each split S (train,
+validation, test), with N samples and histories that are padded at the end to length L, are:
 
     S/label          [N]     0 or 1
-    S/user           [N]     groups Eq. 10
-    S/fields/NAME    [N]     an id, of every field of the store
-    S/history/NAME   [N, L]  the most recent behaviours, oldest first, by the ad field's name
-    S/length         [N]     behaviours before the padding
+    S/user           [N]     the groups of Eq. 10
+    S/fields/NAME    [N]     ids of a field, for every field of the store
+    S/history/NAME   [N, L]  ids of the most recent behaviours, oldest first; NAME is the ad field
+    S/length         [N]     number of behaviours
 
 Ids are the store's rows plus one: 0 is padding, 1 is row 0, "unknown". `described` is JSON: the
 schema, the longest history L and the store's fingerprint.
@@ -31,18 +31,18 @@ from din_jax.data.packing import Packer
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
 
-_COMPARED = 1000  # samples of a split that are compared with the store one by one
+_COMPARED = 1000  # samples per split that are compared with the store
 
 
 def exported(store: Store, max_history: int) -> dict[str, np.ndarray]:
-    """The arrays of all splits.
+    """Makes the arrays of all splits.
 
     Args:
-      store: what to export.
-      max_history: the most recent behaviours kept of a history; 0 keeps all.
+      store: the store to export.
+      max_history: the number of most recent behaviours of a history to export; 0 exports all.
 
     Raises:
-      DinError: the store has a multi-hot field, or not one sequence.
+      DinError: the store has a multi-hot field, or not exactly one sequence.
     """
     _check(store)
     (sequence,) = store.schema.sequences
@@ -57,26 +57,26 @@ def exported(store: Store, max_history: int) -> dict[str, np.ndarray]:
     arrays = {"described": np.array(json.dumps(described))}
     for split in SPLITS:
         samples = store.split(split)
-        at = slice(samples.start, samples.stop)
-        arrays[f"{split}/label"] = store.column("samples/label")[at]
-        arrays[f"{split}/user"] = store.column("samples/user")[at]
+        rows = slice(samples.start, samples.stop)
+        arrays[f"{split}/label"] = store.column("samples/label")[rows]
+        arrays[f"{split}/user"] = store.column("samples/user")[rows]
         for field in store.schema.fields:
-            ids = store.column(f"fields/{field.name}")[at]
+            ids = store.column(f"fields/{field.name}")[rows]
             arrays[f"{split}/fields/{field.name}"] = ids.astype(np.int32) + 1
-        place = start[at, None] + np.arange(longest)
-        held = place < end[at, None]
-        place[~held] = 0
-        arrays[f"{split}/length"] = held.sum(axis=1, dtype=np.int32)
+        position = start[rows, None] + np.arange(longest)
+        mask = position < end[rows, None]
+        position[~mask] = 0
+        arrays[f"{split}/length"] = mask.sum(axis=1, dtype=np.int32)
         for behavior in sequence.fields:
             events = store.column(f"events/{sequence.name}/{behavior.name}")
-            ids = np.zeros(held.shape, np.int32)
-            ids[held] = events[place[held]].astype(np.int32) + 1
+            ids = np.zeros(mask.shape, np.int32)
+            ids[mask] = events[position[mask]].astype(np.int32) + 1
             arrays[f"{split}/history/{behavior.ad}"] = ids
     return arrays
 
 
 def compare(arrays: dict[str, np.ndarray], store: Store, max_history: int) -> None:
-    """Asserts, sample by sample, that some samples of each split are what the store has."""
+    """Asserts that some samples of each split, and those with long histories, equal the store's."""
     (sequence,) = store.schema.sequences
     for split in SPLITS:
         samples = store.split(split)
@@ -99,18 +99,18 @@ def compare(arrays: dict[str, np.ndarray], store: Store, max_history: int) -> No
 
 
 def write(store: Store, max_history: int, out: Path) -> str:
-    """Writes the file of a store, after comparing it with the store.
+    """Writes the file of a store, after comparing the arrays with the store.
 
     Returns:
-      What is in it, for a reader.
+      A summary of the file.
 
     Raises:
-      DinError: `out` exists, `max_history` is negative, or as `exported`.
+      DinError: `out` exists, `max_history` is negative, or see `exported`.
     """
     if max_history < 0:
         raise DinError(f"--max-history {max_history}: expected at least 0")
     if out.exists():
-        raise DinError(f"{out} exists already; delete it or choose another place")
+        raise DinError(f"{out} exists already; delete it or choose another path")
     arrays = exported(store, max_history)
     compare(arrays, store, max_history)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,10 +145,10 @@ def _check(store: Store) -> None:
 
 
 def main() -> None:
-    """Writes the file, compares it with the store, and says what is in it."""
+    """Writes the file and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--store", required=True, help="folder of a prepared store")
-    parser.add_argument("--max-history", type=int, default=100, help="0 keeps all (default: 100)")
+    parser.add_argument("--max-history", type=int, default=100, help="0: all (default: 100)")
     parser.add_argument("--out", required=True, type=Path, help="file to write, .npz")
     arguments = parser.parse_args()
     print(write(Store(arguments.store), arguments.max_history, arguments.out))

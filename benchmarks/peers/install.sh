@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes a peer's virtual environment: benchmarks/peers/install.sh PEER DIR (from the root of the
-# repository, with Python 3.11). The peer's dependencies and din_jax's would not go together; of
-# din_jax it gets only what needs NumPy: its metrics and its schema.
+# repository, with Python 3.11). The dependencies of the peer and of din_jax conflict, so din_jax is
+# installed without its own: only its metrics and schema, which need only NumPy, can be imported.
 set -eu
 
 usage() {
@@ -17,11 +17,11 @@ case $1 in
     *) usage ;;
 esac
 if [ -e "$2" ]; then
-    echo "$2 exists already; delete it or choose another place" >&2
+    echo "$2 exists already; delete it or choose another path" >&2
     exit 1
 fi
 
 "${PYTHON:-python3.11}" -m venv "$2"
-# shellcheck disable=SC2086  # several words
+# shellcheck disable=SC2086  # $packages is a list of words
 "$2/bin/pip" install $packages
 "$2/bin/pip" install --no-deps --editable "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-"""A file of `export_samples.py` as DeepCTR and DeepCTR-Torch take it: a dictionary of arrays."""
+"""Reads a file of `export_samples.py` as the inputs of DeepCTR and DeepCTR-Torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from din_jax.errors import DinError
 
 
 class Split(NamedTuple):
-    """Samples as the library reads them, and what they are scored by."""
+    """The samples of a split: the library's inputs, and the labels and users for the metrics."""
 
     inputs: dict[str, np.ndarray]
     label: np.ndarray
     user: np.ndarray
 
     def whole_batches(self, size: int) -> Split:
-        """The samples that fill whole batches: steps are to be alike.
+        """Drops the samples of the last batch if it is not full, so that all steps have one size.
 
         Raises:
-          DinError: there are not two.
+          DinError: there are fewer than two batches.
         """
         samples = len(self.label)
         if samples < 2 * size:
@@ -38,7 +38,7 @@ class Split(NamedTuple):
         return Split(inputs, self.label[:count], self.user[:count])
 
     def joined(self, other: Split) -> Split:
-        """This split's samples, then the other's."""
+        """Concatenates two splits."""
         inputs = {k: np.concatenate([v, other.inputs[k]]) for k, v in self.inputs.items()}
         return Split(
             inputs,
@@ -48,12 +48,12 @@ class Split(NamedTuple):
 
 
 class Samples:
-    """A file of `export_samples.py`. A split is read when it is first asked for.
+    """A file of `export_samples.py`. Splits are read on first access.
 
     Args:
-      path: of the file.
-      extra_fields: optional fields to read as well.
-      limit: how many samples of each split to read; 0 reads all.
+      path: the file.
+      extra_fields: names of optional fields to use as inputs.
+      limit: the number of samples of each split to read; 0 reads all.
 
     Raises:
       DinError: the file can't be read, or has no such fields.
@@ -71,23 +71,23 @@ class Samples:
         self.max_history = described["max_history"]
         self.fields = self.schema.inputs(extra_fields)
         behaviors = {behavior.ad for behavior in self.schema.sequences[0].fields}
-        # The libraries concatenate ad and history in the orders given: they must be the same.
+        # The libraries concatenate ad and history in these orders, which must agree.
         self.histories = [field.name for field in self.fields if field.name in behaviors]
         self._limit = limit or None
 
     def columns(
         self, dim: int, sparse: Callable[..., Any], history: Callable[..., Any], **options: Any
     ) -> list[Any]:
-        """What a library is told of its inputs; an ad's field and its history share a table.
+        """The library's feature columns. An ad field and its history share a table.
 
         Args:
-          dim: width of every embedding.
+          dim: the width of every embedding.
           sparse, history: the library's `SparseFeat` and `VarLenSparseFeat`.
-          options: more arguments of `sparse`.
+          options: additional arguments of `sparse`.
         """
 
         def feature(name: str, table: str) -> Any:
-            rows = self.schema.rows(table) + 1  # and padding
+            rows = self.schema.rows(table) + 1  # one for padding
             return sparse(name, rows, embedding_dim=dim, embedding_name=table, **options)
 
         tables = {field.name: field.table for field in self.fields}

@@ -1,12 +1,13 @@
-"""How fast din_jax trains and predicts beside the DIN of other libraries, on the same samples.
+"""Compares the speed of din_jax with the DIN of other libraries, on the same samples.
 
     python benchmarks/peers/speed.py --environments deepctr=.venv-deepctr fuxictr=.venv-fuxictr \
         --dims 16,64 --batches 32,1024,4096 --history 9 --repeats 3
 
-Run in din_jax's environment; a peer's is made by `install.sh PEER DIR`. Each run is a process of
-its own; the libraries take turns, so that what else the machine does falls on all alike. A run in
-which other processes took more than `--quiet` of a CPU is disturbed: it is left out of the median
-if there are others, and marked if there are none. The last line is JSON.
+Runs in din_jax's environment; make a peer's environment with `install.sh PEER DIR`. Each run is a
+separate process. The libraries run in turns, so that other load on the machine affects all of them
+equally. A run is disturbed if other processes used more than `--quiet` CPUs meanwhile: disturbed
+runs are excluded from the median, unless all runs are, in which case the figures are marked. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ RATES = {
     "step": "step_samples_per_s",
     "infer": "infer_samples_per_s",
 }
-_LONGEST_RUN_S = 3600
+_TIMEOUT_S = 3600  # of a run
 
-Figures = Mapping[str, float | None]  # of a library, by the keys of its JSON
+Figures = Mapping[str, float | None]  # a library's figures, by the keys of its JSON
 
 
 class Shape(NamedTuple):
-    """What is measured: mean history, width of embeddings, batch."""
+    """The shape of a measurement: mean history, embedding width and batch size."""
 
     history: int
     dim: int
@@ -62,46 +63,54 @@ class Shape(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of one library: its figures, or what it failed of."""
+    """One run of one library.
+
+    Attributes:
+      figures: the library's JSON, or None if the run failed.
+      failure: why it failed.
+      others: the number of CPUs that other processes used meanwhile.
+    """
 
     figures: dict[str, Any] | None
     failure: str
-    others: float  # CPUs that other processes used meanwhile
+    others: float
 
 
 def summary(runs: list[Run], quiet: float) -> tuple[dict[str, float | None], bool]:
     """The median of each figure, and whether all runs were disturbed.
 
     Args:
-      runs: of one library and shape, with figures.
-      quiet: the CPUs that others may use.
+      runs: successful runs of one library and shape.
+      quiet: the number of CPUs that other processes may use.
     """
-    calm = [run for run in runs if run.others <= quiet]
-    figures = [run.figures for run in calm or runs if run.figures]
-    found: dict[str, float | None] = {}
+    undisturbed = [run for run in runs if run.others <= quiet]
+    figures = [run.figures for run in undisturbed or runs if run.figures]
+    medians: dict[str, float | None] = {}
     for key in figures[0]:
         values = [f.get(key) for f in figures]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) == len(values):
-            found[key] = round(statistics.median(numbers), 4)
-    return found, not calm
+            medians[key] = round(statistics.median(numbers), 4)
+    return medians, not undisturbed
 
 
 def ratios(figures: Mapping[str, Figures], ours: str = "din_jax") -> dict[str, float | None]:
-    """Our rates over those of the fastest peer; None where one of the two is missing.
+    """Our rates over those of the fastest peer; None if either is missing.
 
     Args:
-      figures: of each library.
-      ours: which one is ours.
+      figures: {library: figures}.
+      ours: the name of our library.
     """
-    found: dict[str, float | None] = {}
+    by_name: dict[str, float | None] = {}
     for name, key in RATES.items():
-        own = figures.get(ours, {}).get(key)
-        peers = [
+        our_rate = figures.get(ours, {}).get(key)
+        peer_rates = [
             rate for peer, f in figures.items() if peer != ours and (rate := f.get(key)) is not None
         ]
-        found[name] = round(own / max(peers), 2) if own is not None and peers else None
-    return found
+        by_name[name] = (
+            round(our_rate / max(peer_rates), 2) if our_rate is not None and peer_rates else None
+        )
+    return by_name
 
 
 def table(
@@ -109,25 +118,25 @@ def table(
     figures: Mapping[Shape, Mapping[str, Figures]],
     disturbed: set[tuple[Shape, str]],
 ) -> str:
-    """Markdown: samples a second and peak memory; `*` marks what was only measured disturbed.
+    """Formats samples per second and peak memory as Markdown.
 
-    A ratio is marked if any of the shape's libraries is.
+    `*` marks figures of which all runs were disturbed, and ratios to which such figures belong.
     """
     lines = [
         f"| history | dim | batch | | {' | '.join(libraries)} | over the fastest peer |",
         "| --- " * (len(libraries) + 5) + "|",
     ]
     for shape, by_library in figures.items():
-        over = ratios(by_library)
-        doubtful = "*" if any((shape, library) in disturbed for library in by_library) else ""
+        shape_ratios = ratios(by_library)
+        ratio_mark = "*" if any((shape, library) in disturbed for library in by_library) else ""
         for name, key in {**RATES, "peak, MB": "peak_mb"}.items():
             row = [str(value) for value in shape] + [name]
             for library in libraries:
                 value = by_library.get(library, {}).get(key)
                 mark = "*" if (shape, library) in disturbed else ""
                 row.append("failed" if value is None else f"{value:,.0f}{mark}")
-            ratio = over.get(name)
-            row.append("" if ratio is None else f"{ratio:.2f}{doubtful}")
+            ratio = shape_ratios.get(name)
+            row.append("" if ratio is None else f"{ratio:.2f}{ratio_mark}")
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -142,66 +151,66 @@ def run(command: list[str]) -> Run:
     """Runs a command whose last line is JSON."""
 
     def own_seconds() -> float:
-        return sum(os.times()[:4])  # this process' and those of its children that have ended
+        return sum(os.times()[:4])  # of this process and its finished children
 
     begin, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_RUN_S
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return Run(None, f"took more than {_LONGEST_RUN_S} s", 0.0)
+        return Run(None, f"took more than {_TIMEOUT_S} s", 0.0)
     elapsed = time.perf_counter() - begin
     others = (busy_seconds() - busy - (own_seconds() - own)) / elapsed
     if done.returncode:
         return Run(None, _failure(done), others)
     try:
-        found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        figures = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        figures = None
+    if not isinstance(figures, dict):
         return Run(None, "its last line is not JSON", others)
-    return Run(found, "", others)
+    return Run(figures, "", others)
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"killed by {name}" + (", out of memory perhaps" if name == "SIGKILL" else "")
-    said = done.stderr.strip().splitlines()
-    return said[-1] if said else f"ended with status {done.returncode}, without a word"
+    errors = done.stderr.strip().splitlines()
+    return errors[-1] if errors else f"ended with status {done.returncode}, without a word"
 
 
 def environments(given: list[str]) -> dict[str, Path]:
-    """The Python of each peer that `--environments` names.
+    """The Python interpreter of each peer that `--environments` names.
 
     Raises:
-      DinError: there is no such peer or environment, or it lacks what the peer needs.
+      DinError: there is no such peer or environment, or the peer can't be imported in it.
     """
-    found = {}
-    for part in given:
-        peer, _, folder = part.partition("=")
+    pythons = {}
+    for setting in given:
+        peer, _, folder = setting.partition("=")
         if peer not in PEERS or not folder:
             raise DinError(
-                f"--environments {part}: expected PEER=DIR, with a peer of: {', '.join(PEERS)}"
+                f"--environments {setting}: expected PEER=DIR, with a peer of: {', '.join(PEERS)}"
             )
-        if peer in found:
+        if peer in pythons:
             raise DinError(f"--environments names {peer} twice")
         python = Path(folder).absolute() / "bin" / "python"
         hint = f"; make one with benchmarks/peers/install.sh {peer} DIR"
         if not python.exists():
-            raise DinError(f"--environments {part}: {folder} is no virtual environment{hint}")
-        tried = subprocess.run([python, PEERS[peer], "--help"], capture_output=True, text=True)
-        if tried.returncode:
-            raise DinError(f"--environments {part}: {_failure(tried)}{hint}")
-        found[peer] = python
-    return found
+            raise DinError(f"--environments {setting}: {folder} is no virtual environment{hint}")
+        trial = subprocess.run([python, PEERS[peer], "--help"], capture_output=True, text=True)
+        if trial.returncode:
+            raise DinError(f"--environments {setting}: {_failure(trial)}{hint}")
+        pythons[peer] = python
+    return pythons
 
 
 def prepared(data: Path, history: int, samples: int) -> tuple[Path, Path]:
-    """The store and the file of samples of a mean history; made if they are not there."""
-    other = f"-samples-{samples}" if samples != make_samples.SAMPLES else ""
-    store = data / f"history-{history}{other}"
+    """The store and the exported file for a mean history; makes them if they are missing."""
+    suffix = f"-samples-{samples}" if samples != make_samples.SAMPLES else ""
+    store = data / f"history-{history}{suffix}"
     file = store.with_suffix(".npz")
     if not store.exists():
         make_samples.make(store, history, samples)
@@ -211,18 +220,18 @@ def prepared(data: Path, history: int, samples: int) -> tuple[Path, Path]:
 
 
 def numbers(flag: str, text: str) -> list[int]:
-    """The numbers of a flag, "16,64".
+    """Parses the distinct numbers of a flag, "16,64".
 
     Raises:
-      DinError: it is something else.
+      DinError: the text is not a list of numbers from 1 on.
     """
     try:
-        found = [int(part) for part in text.split(",")]
+        parsed = [int(number) for number in text.split(",")]
     except ValueError:
-        found = [0]
-    if min(found) < 1:
+        parsed = [0]
+    if min(parsed) < 1:
         raise DinError(f"{flag} {text}: expected whole numbers from 1 on, such as 16,64")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(parsed))
 
 
 def main() -> None:
@@ -231,20 +240,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument(
-        "--environments", nargs="+", required=True, metavar="PEER=DIR", help="of the peers to run"
+        "--environments",
+        nargs="+",
+        required=True,
+        metavar="PEER=DIR",
+        help="virtual environments of the peers",
     )
-    flags.add_argument("--dims", default="16,64", help="of the embeddings of goods and categories")
+    flags.add_argument("--dims", default="16,64", help="widths of goods and of categories")
     flags.add_argument("--batches", default="32,1024,4096")
     flags.add_argument("--history", default="9", help="mean lengths of histories: 9,50,165")
     flags.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
     flags.add_argument("--activation", choices=("dice", "sigmoid"), default="dice")
     flags.add_argument("--repeats", type=int, default=3)
-    flags.add_argument("--seconds", type=float, default=8, help="that one measurement takes")
-    flags.add_argument("--samples", type=int, default=make_samples.SAMPLES, help="of training")
+    flags.add_argument("--seconds", type=float, default=8, help="per measurement")
     flags.add_argument(
-        "--quiet", type=float, default=0.25, help="CPUs that others may use (default: 0.25)"
+        "--samples", type=int, default=make_samples.SAMPLES, help="number of training samples"
     )
-    flags.add_argument("--data", type=Path, default=Path("data/speed"), help="where samples are")
+    flags.add_argument(
+        "--quiet",
+        type=float,
+        default=0.25,
+        help="CPUs that other processes may use (default: 0.25)",
+    )
+    flags.add_argument("--data", type=Path, default=Path("data/speed"), help="folder of samples")
     arguments = flags.parse_args()
     shapes = [
         Shape(*values)
@@ -272,12 +290,13 @@ def main() -> None:
         store, file = data[shape.history]
         if library == "din_jax":
             longest = make_samples.longest(shape.history)
-            start: list[Any] = [sys.executable, OURS, "--store", store, "--max-history", longest]
+            words: list[Any] = [sys.executable, OURS, "--store", store, "--max-history", longest]
         else:
-            start = [pythons[library], PEERS[library], "--samples", file]
-        same = ("optimizer", "activation", "seconds")
-        rest = [part for name in same for part in (f"--{name}", getattr(arguments, name))]
-        return [str(x) for x in [*start, "--dim", shape.dim, "--batch", shape.batch, *rest]]
+            words = [pythons[library], PEERS[library], "--samples", file]
+        words += ["--dim", shape.dim, "--batch", shape.batch]
+        for name in ("optimizer", "activation", "seconds"):
+            words += [f"--{name}", getattr(arguments, name)]
+        return [str(word) for word in words]
 
     figures: dict[Shape, dict[str, dict[str, float | None]]] = {}
     disturbed: set[tuple[Shape, str]] = set()
@@ -288,17 +307,17 @@ def main() -> None:
             for library in libraries:
                 if library in failed.get(str(shape), {}):
                     continue
-                found = run(command(library, shape))
-                if found.figures is None:
-                    failed.setdefault(str(shape), {})[library] = found.failure
+                done = run(command(library, shape))
+                if done.figures is None:
+                    failed.setdefault(str(shape), {})[library] = done.failure
                 else:
-                    runs[library].append(found)
-                print(f"{shape}, {library}: {_told(found, arguments.quiet)}", flush=True)
+                    runs[library].append(done)
+                print(f"{shape}, {library}: {_description(done, arguments.quiet)}", flush=True)
         figures[shape] = {}
         for library in libraries:
             if runs[library]:
-                figures[shape][library], noisy = summary(runs[library], arguments.quiet)
-                if noisy:
+                figures[shape][library], is_disturbed = summary(runs[library], arguments.quiet)
+                if is_disturbed:
                     disturbed.add((shape, library))
     if not any(figures.values()):
         raise DinError("every run failed, see above")
@@ -317,16 +336,18 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _told(found: Run, quiet: float) -> str:
-    if found.figures is None:
-        return f"failed: {found.failure}"
+def _description(done: Run, quiet: float) -> str:
+    if done.figures is None:
+        return f"failed: {done.failure}"
     rates = ", ".join(
-        f"{name} {found.figures[key]:,.0f}"
+        f"{name} {done.figures[key]:,.0f}"
         for name, key in RATES.items()
-        if found.figures.get(key) is not None
+        if done.figures.get(key) is not None
     )
-    noise = f"; disturbed, others used {found.others:.2f} CPUs" if found.others > quiet else ""
-    return f"{rates} samples/s{noise}"
+    note = (
+        f"; disturbed, other processes used {done.others:.2f} CPUs" if done.others > quiet else ""
+    )
+    return f"{rates} samples/s{note}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How fast DeepCTR's DIN trains and predicts, by Keras' `fit` and `predict`.
+"""Times DeepCTR's DIN in training and prediction, with Keras' `fit` and `predict`.
 
     DIR/bin/python benchmarks/peers/speed_deepctr.py --samples amazon.npz --dim 64 --batch 1024
 
-Run by the environment of `install.sh deepctr DIR`. The last line is JSON (see `timing.py`).
+Runs in the environment of `install.sh deepctr DIR`. The last line is JSON (see `timing.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR's layers are not for Keras 3
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # DeepCTR does not support Keras 3
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import deepctr.inputs
@@ -25,30 +25,31 @@ from deepctr.models import DIN
 from samples import Samples
 from timing import LEARNING_RATES, UNITS, main, parser, ready
 
-# Even a rate of 0 makes Keras square and sum the whole table, and its gradient dense, in each step.
+# Even with an L2 rate of 0 Keras squares and sums the full table in each step, and makes its
+# gradient dense.
 deepctr.inputs.l2 = deepctr.layers.core.l2 = lambda rate: None
 
 
 class Ticks(tf.keras.callbacks.Callback):
-    """Ticks as each batch begins."""
+    """Calls `tick` at the start of each batch."""
 
-    _supports_tf_logs = True  # or Keras would copy the metrics of every step
+    _supports_tf_logs = True  # otherwise Keras copies the metrics in every step
 
     def __init__(self, tick: Callable[[], None]):
         super().__init__()
         self._tick = tick
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """In `fit`."""
+        """Called by `fit`."""
         self._tick()
 
     def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """In `predict`."""
+        """Called by `predict`."""
         self._tick()
 
 
 class DeepCTR:
-    """The model, and the training samples in whole batches."""
+    """The model and the training samples, in full batches."""
 
     def __init__(self, arguments: argparse.Namespace):
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
@@ -73,7 +74,7 @@ class DeepCTR:
         )
 
     def fit(self, tick: Callable[[], None]) -> None:
-        """Trains by `fit` on the arrays, shuffled."""
+        """Trains with `fit` on the arrays, shuffled."""
         self._model.fit(
             self._inputs,
             self._label,
@@ -84,12 +85,12 @@ class DeepCTR:
         )
 
     def step(self) -> Callable[[], None]:
-        """The model's own train step, compiled, on tensors."""
+        """Compiles the model's `train_step`, and applies it to tensors."""
         batches = []
         for i in range(min(ready(self._batch), len(self._label) // self._batch)):
-            at = slice(i * self._batch, (i + 1) * self._batch)
-            inputs = {name: tf.constant(x[at]) for name, x in self._inputs.items()}
-            batches.append((inputs, tf.constant(self._label[at])))
+            rows = slice(i * self._batch, (i + 1) * self._batch)
+            inputs = {name: tf.constant(x[rows]) for name, x in self._inputs.items()}
+            batches.append((inputs, tf.constant(self._label[rows])))
         batch = itertools.cycle(batches)
         train = tf.function(self._model.train_step)
 
@@ -99,7 +100,7 @@ class DeepCTR:
         return step
 
     def predict(self, tick: Callable[[], None]) -> None:
-        """Predicts the training samples by `predict`, again and again."""
+        """Predicts the training samples with `predict`, repeatedly."""
         while True:
             self._model.predict(
                 self._inputs, batch_size=self._batch, verbose=0, callbacks=[Ticks(tick)]

@@ -1,8 +1,8 @@
-"""How fast DeepCTR-Torch's DIN trains and predicts, by its `fit` and `predict`.
+"""Times DeepCTR-Torch's DIN in training and prediction, with its `fit` and `predict`.
 
     DIR/bin/python benchmarks/peers/speed_deepctr_torch.py --samples amazon.npz --dim 64
 
-Run by the environment of `install.sh deepctr_torch DIR`. The last line is JSON (see `timing.py`).
+Runs in the environment of `install.sh deepctr_torch DIR`. The last line is JSON (see `timing.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from timing import LEARNING_RATES, UNITS, main, parser, ready
 
 
 class DeepCTRTorch:
-    """The model, and the training samples in whole batches."""
+    """The model and the training samples, in full batches."""
 
     def __init__(self, arguments: argparse.Namespace):
         torch.set_num_threads(arguments.threads)
@@ -39,7 +39,7 @@ class DeepCTRTorch:
             att_weight_normalization=False,
             l2_reg_embedding=0,
         )
-        if arguments.activation == "dice":  # which its MLP can't be built with
+        if arguments.activation == "dice":  # the library can't build an MLP with Dice
             self._model.dnn.activation_layers = torch.nn.ModuleList(Dice(units) for units in UNITS)
         optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[arguments.optimizer]
         self._model.compile(
@@ -48,7 +48,8 @@ class DeepCTRTorch:
         )
 
     def _ticked(self, tick: Callable[[], None], run: Callable[[], object]) -> None:
-        # The library's callbacks are called once an epoch, the module's hooks at every step.
+        """Calls `run`, which calls `tick` in every step."""
+        # A hook of the module: the library calls its callbacks only once per epoch.
         hook = self._model.register_forward_pre_hook(lambda *_: tick())
         try:
             run()
@@ -56,7 +57,7 @@ class DeepCTRTorch:
             hook.remove()
 
     def fit(self, tick: Callable[[], None]) -> None:
-        """Trains by `fit` on the arrays, shuffled."""
+        """Trains with `fit` on the arrays, shuffled."""
         self._ticked(
             tick,
             lambda: self._model.fit(
@@ -65,10 +66,10 @@ class DeepCTRTorch:
         )
 
     def step(self) -> Callable[[], None]:
-        """What `fit` does with a batch, on tensors."""
+        """Makes a train step like that of `fit`, on tensors."""
         count = min(ready(self._batch), len(self._label) // self._batch) * self._batch
-        parts = [self._inputs[name][:count] for name in self._model.feature_index]
-        inputs = np.concatenate([x.reshape(count, -1) for x in parts], axis=1).astype(np.float32)
+        columns = [self._inputs[name][:count] for name in self._model.feature_index]
+        inputs = np.concatenate([x.reshape(count, -1) for x in columns], axis=1).astype(np.float32)
         batch = itertools.cycle(
             list(
                 zip(
@@ -92,7 +93,7 @@ class DeepCTRTorch:
         return step
 
     def predict(self, tick: Callable[[], None]) -> None:
-        """Predicts the training samples by `predict`, again and again."""
+        """Predicts the training samples with `predict`, repeatedly."""
 
         def run() -> None:
             while True:

@@ -1,10 +1,11 @@
-"""How fast FuxiCTR's DIN (of its LongCTR models) trains and predicts, by its own loops and loader.
+"""Times FuxiCTR's DIN (of its LongCTR models) in training and prediction, with its own loader.
 
     DIR/bin/python benchmarks/peers/speed_fuxictr.py --samples amazon.npz --dim 64 --batch 1024
 
-Run by the environment of `install.sh fuxictr DIR`. The last line is JSON (see `timing.py`).
+Runs in the environment of `install.sh fuxictr DIR`. The last line is JSON (see `timing.py`).
 
-The library reads Parquet: samples, histories, and the goods' fields, which it looks up by the good.
+The library reads Parquet files: samples, histories, and a table of the goods' fields, which it
+joins.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from din_jax.errors import DinError
 
 
 def convert(path: Path, batch: int, folder: Path) -> None:
-    """Writes the training samples, in whole batches, as the library's files.
+    """Writes the training samples, in full batches, as the library's files.
 
     Raises:
-      DinError: the file can't be read, or its fields are not those of goods alone.
+      DinError: the file can't be read, or has fields other than those of goods.
     """
     samples = Samples(path, [], 0)
     train = samples.train.whole_batches(batch)
@@ -44,19 +45,21 @@ def convert(path: Path, batch: int, folder: Path) -> None:
     good, *others = samples.histories
     if {field.name for field in samples.fields} != {good, *others}:
         raise DinError(
-            f"{path}: FuxiCTR is timed on fields of goods alone; use benchmarks/make_samples.py"
+            f"{path}: FuxiCTR is timed with fields of goods only; use benchmarks/make_samples.py"
         )
-    place = np.arange(samples.max_history) < inputs["length"][:, None]
-    goods = np.concatenate([inputs[good], inputs[f"hist_{good}"][place]])
+    mask = np.arange(samples.max_history) < inputs["length"][:, None]
+    goods = np.concatenate([inputs[good], inputs[f"hist_{good}"][mask]])
     tables = {field.name: field.table for field in samples.fields}
     rows = {name: samples.schema.rows(tables[name]) + 1 for name in samples.histories}
     columns = {good: np.arange(rows[good])}
     for name in others:
-        values = np.concatenate([inputs[name], inputs[f"hist_{name}"][place]])
+        values = np.concatenate([inputs[name], inputs[f"hist_{name}"][mask]])
         columns[name] = np.zeros(rows[good], np.int64)
         columns[name][goods] = values
         if (columns[name][goods] != values).any():
-            raise DinError(f"{path}: a good has two values of {name!r}; FuxiCTR can't be timed")
+            raise DinError(
+                f"{path}: a good has two values of {name!r}; FuxiCTR needs one value per good"
+            )
     pd.DataFrame({"item_index": np.arange(rows[good]), **columns}).to_parquet(
         folder / "goods.parquet"
     )
@@ -98,7 +101,7 @@ def _converted(path: Path, batch: int, folder: Path) -> None:
 
 
 class Ticked:
-    """A loader that begins anew for ever, and ticks before each batch that it hands out."""
+    """A loader that repeats forever, and calls `tick` before each batch."""
 
     def __init__(self, loader: LongCTRDataLoader, tick: Callable[[], None]):
         self._loader, self._tick = loader, tick
@@ -111,21 +114,22 @@ class Ticked:
 
 
 class FuxiCTR:
-    """The model, and the files of the training samples in whole batches."""
+    """The model and the files of the training samples, in full batches."""
 
     def __init__(self, arguments: argparse.Namespace):
         torch.set_num_threads(arguments.threads)
         self._arguments = arguments
         self._folder = tempfile.TemporaryDirectory(prefix="speed_fuxictr-")
         folder = Path(self._folder.name)
-        # In another process: the padded arrays, which the library has no use for, are not to count.
+        # In another process: the library does not use the padded arrays, so that its peak memory
+        # must not include them.
         converter = multiprocessing.get_context("fork").Process(
             target=_converted, args=(arguments.samples, arguments.batch, folder)
         )
         converter.start()
         converter.join()
         if converter.exitcode:
-            sys.exit(1)  # it has said why
+            sys.exit(1)  # the child has printed the error
         self._max_history = json.loads((folder / "features.json").read_text())["max_history"]
         self._features = FeatureMap("samples", str(folder))
         self._features.load(str(folder / "features.json"), {"embedding_dim": arguments.dim})
@@ -144,7 +148,7 @@ class FuxiCTR:
             model_root=str(folder),
             verbose=0,
         )
-        # What `BaseModel.fit` sets before it calls `train_epoch`; no evaluation is ever due.
+        # `BaseModel.fit` sets these before it calls `train_epoch`. Evaluation is turned off.
         self._model._max_gradient_norm = 10.0
         self._model._total_steps = 0
         self._model._eval_steps = sys.maxsize
@@ -165,11 +169,11 @@ class FuxiCTR:
         )
 
     def fit(self, tick: Callable[[], None]) -> None:
-        """Trains by `train_epoch`, which `fit` calls, from the library's loader, shuffled."""
+        """Trains with `train_epoch`, which `fit` calls, on the library's shuffled loader."""
         self._model.train_epoch(Ticked(self._loader(self._arguments.workers, shuffle=True), tick))
 
     def step(self) -> Callable[[], None]:
-        """The model's own train step, on batches of the loader."""
+        """Applies the model's `train_step` to batches of the loader."""
         first = itertools.islice(self._loader(0, shuffle=True), ready(self._arguments.batch))
         batch = itertools.cycle(list(first))
         self._model.train()
@@ -181,7 +185,7 @@ class FuxiCTR:
         return step
 
     def predict(self, tick: Callable[[], None]) -> None:
-        """Predicts the training samples by `predict`, from the library's loader."""
+        """Predicts the training samples with `predict`, on the library's loader."""
         self._model.predict(Ticked(self._loader(self._arguments.workers, shuffle=False), tick))
 
 
@@ -191,7 +195,7 @@ if __name__ == "__main__":
         "--workers",
         type=int,
         default=min(4, len(os.sched_getaffinity(0))),
-        help="processes that make batches (default: 4, as in the library's config of DIN, or the "
-        "CPUs if these are fewer)",
+        help="processes of the loader (default: 4, as in the library's config of DIN, or the "
+        "number of CPUs if that is smaller)",
     )
     main(flags, ("fuxictr", "torch"), FuxiCTR)

@@ -1,12 +1,11 @@
-"""How long din_jax trains until it ranks as well as DeepCTR's DIN ever does, on the same samples.
+"""Time until din_jax reaches the best validation AUC of DeepCTR's DIN, on the same samples.
 
     python benchmarks/peers/time_to_auc.py --store data/amazon --deepctr .venv-deepctr
 
-Run in din_jax's environment; the peer's is made by `install.sh deepctr DIR`. Both train the network
-that DeepCTR has by default, with its learning rate. DeepCTR's target is the best user-weighted AUC
-that its validation reaches after an epoch. A time is that of the whole command, from its start to
-the evaluation: imports, compiling, reading and earlier evaluations are in it. The last line is
-JSON.
+Runs in din_jax's environment; make the peer's with `install.sh deepctr DIR`. Both train DeepCTR's
+default network, with its default learning rate. The target is the best user-weighted AUC on
+validation that DeepCTR has after an epoch. Times are from the start of the command to the
+evaluation, including imports, compiling, reading and earlier evaluations. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -46,15 +45,16 @@ _NETWORK = {
 
 
 def evaluations(command: list[str]) -> list[tuple[float, float]]:
-    """Runs a command that trains.
+    """Runs a training command.
 
     Returns:
-      For each evaluation on validation the seconds since the command's start, and its figure.
+      For each evaluation on validation the seconds since the command's start, and the
+      user-weighted AUC.
 
     Raises:
       DinError: the command failed, or printed no evaluation.
     """
-    found, lines = [], []
+    curve, lines = [], []
     begin = time.perf_counter()
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -63,51 +63,50 @@ def evaluations(command: list[str]) -> list[tuple[float, float]]:
         for line in process.stdout:
             lines.append(line)
             if match := _EVALUATION.search(line):
-                found.append((time.perf_counter() - begin, float(match[1])))
-    if process.returncode or not found:
+                curve.append((time.perf_counter() - begin, float(match[1])))
+    if process.returncode or not curve:
         raise DinError(
-            f"{command[1]} ended with status {process.returncode} after {len(found)} evaluations; "
+            f"{command[1]} ended with status {process.returncode} after {len(curve)} evaluations; "
             f"its last lines:\n{''.join(lines[-5:])}"
         )
-    return found
+    return curve
 
 
 def reached(curve: list[tuple[float, float]], target: float) -> float | None:
-    """Seconds until a curve is first at `target` or above; None if it never is."""
+    """The seconds after which a curve first reaches `target`; None if it never does."""
     return next((seconds for seconds, value in curve if value >= target), None)
 
 
 def figures(
-    peer: list[tuple[float, float]], ours: list[list[tuple[float, float]]], an_epoch: int
+    peer: list[tuple[float, float]], ours: list[list[tuple[float, float]]], per_epoch: int
 ) -> dict[str, object]:
-    """What is printed of the peer's curve, and of ours with `an_epoch` evaluations an epoch."""
+    """Summarizes the peer's curve, and our curves with `per_epoch` evaluations per epoch."""
     target = max(value for _, value in peer)
-    until = reached(peer, target)
-    assert until is not None
+    peer_seconds = reached(peer, target)
+    assert peer_seconds is not None
     times = [reached(curve, target) for curve in ours]
-    ends = [curve[an_epoch - 1 :: an_epoch] for curve in ours]
-    later = [float("inf") if seconds is None else seconds for seconds in times]
-    median = statistics.median(later)
+    epoch_ends = [curve[per_epoch - 1 :: per_epoch] for curve in ours]
+    median = statistics.median(float("inf") if time is None else time for time in times)
     return {
         "target": target,
-        "peer_seconds": round(until, 1),
+        "peer_seconds": round(peer_seconds, 1),
         "seconds": [None if seconds is None else round(seconds, 1) for seconds in times],
-        "ratio": round(until / median, 2),  # 0 if most never reach it
+        "ratio": round(peer_seconds / median, 2),  # 0 if most seeds never reach the target
         "peer_after_epochs": [value for _, value in peer],
-        "after_epochs": [[value for _, value in curve] for curve in ends],
+        "after_epochs": [[value for _, value in curve] for curve in epoch_ends],
     }
 
 
 def main() -> None:
-    """Trains the peer once and din_jax with several seeds, one after the other."""
+    """Trains the peer once and din_jax with several seeds, one after another."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", required=True, help="of din_jax, of `prepare amazon` for one")
-    parser.add_argument("--deepctr", required=True, type=Path, help="its environment")
+    parser.add_argument("--store", required=True, help="a store, for instance of `prepare amazon`")
+    parser.add_argument("--deepctr", required=True, type=Path, help="DeepCTR's environment")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="of din_jax")
-    parser.add_argument("--evaluations", type=int, default=4, help="of din_jax, an epoch")
+    parser.add_argument("--evaluations", type=int, default=4, help="of din_jax, per epoch")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--max-history", type=int, default=100)

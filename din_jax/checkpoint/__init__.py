@@ -1,1 +1,1 @@
-"""Checkpoints of a run."""
+"""Checkpoints of a run: saving, restoring and compatibility checks."""

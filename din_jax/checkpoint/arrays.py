@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint: read in parts, and their checksums."""
+"""Reads the arrays of a checkpoint in chunks, and computes checksums."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import tensorstore
 
 from din_jax.distributed.devices import Placement, is_sharded
 from din_jax.distributed.processes import summed_over_processes
 from din_jax.step.state import TrainState
 
-PART_BYTES = 1 << 22  # of a large array, written and read together
+PART_BYTES = 1 << 22  # size of the chunks in which a large array is written and read
 
 
 def read_array(folder: Path, placement: Placement, path: tuple[Any, ...], like: Any) -> jax.Array:
-    """An array that Orbax wrote, read into its place on this process' devices."""
+    """Reads an array that Orbax wrote onto the devices.
+
+    Args:
+      folder: the checkpoint's folder.
+      placement: the devices, which may differ from those that wrote it.
+      path: the array's key path in the state.
+      like: its unsharded shape, dtype and sharding.
+
+    Raises:
+      ValueError: the stored shape differs.
+    """
     stored = tensorstore.open(
         {
             "driver": "zarr",
@@ -35,18 +46,19 @@ def read_array(folder: Path, placement: Placement, path: tuple[Any, ...], like: 
         open=True,
         read=True,
     ).result()
-    blocks = len(stored.shape) - len(like.shape)  # 1: it was sharded, and has a device axis
+    was_sharded = len(stored.shape) > len(like.shape)  # it has a leading device axis
     expected = tuple(like.shape)
-    if blocks:
+    if was_sharded:
         expected = (stored.shape[0], -(-expected[0] // stored.shape[0]), *expected[1:])
     if tuple(stored.shape) != expected:
         raise ValueError(
             f"{jax.tree_util.keystr(path)} has the shape {tuple(stored.shape)}, expected {expected}"
         )
 
-    def rows(begin: int, end: int) -> np.ndarray:
-        if not blocks:
-            return stored[begin:end].read().result()
+    def read_rows(begin: int, end: int) -> npt.NDArray[Any]:
+        if not was_sharded:
+            rows: npt.NDArray[Any] = stored[begin:end].read().result()
+            return rows
         size = stored.shape[1]
         parts = [
             stored[m, max(begin - m * size, 0) : min(end - m * size, size)].read().result()
@@ -60,20 +72,20 @@ def read_array(folder: Path, placement: Placement, path: tuple[Any, ...], like: 
         size = placement.block(like.shape[0])
         return placement.assemble(
             (placement.count, size, *like.shape[1:]),
-            lambda m: _filled(
-                rows, m * size, size, like, placement.devices[m], with_device_axis=True
+            lambda m: _read_to_device(
+                read_rows, m * size, size, like, placement.devices[m], with_device_axis=True
             ),
             sharded=True,
         )
     device = placement.devices[placement.local[0]]
-    first = _filled(rows, 0, like.shape[0], like, device)
+    replica = _read_to_device(read_rows, 0, like.shape[0], like, device)
     if placement.axis is None:
-        return first
-    return placement.assemble(like.shape, lambda _: first, sharded=False)
+        return replica
+    return placement.assemble(like.shape, lambda _: replica, sharded=False)
 
 
-def _filled(
-    read: Callable[[int, int], np.ndarray],
+def _read_to_device(
+    read_rows: Callable[[int, int], npt.NDArray[Any]],
     begin: int,
     count: int,
     like: Any,
@@ -81,57 +93,58 @@ def _filled(
     *,
     with_device_axis: bool = False,
 ) -> jax.Array:
-    """`count` rows from `begin` on, on a device, read a part at a time; zeros past the last row."""
+    """Reads `count` rows from row `begin` onto a device, in chunks; zeros past the last row."""
     end = min(begin + count, like.shape[0])
     row_bytes = math.prod(like.shape[1:]) * like.dtype.itemsize
-    some = max(1, PART_BYTES // max(row_bytes, 1))
+    chunk_rows = max(1, PART_BYTES // max(row_bytes, 1))
     lead = (1,) * with_device_axis
-    if count == end - begin <= some:
-        part = read(begin, end)
-        return jax.device_put(part.reshape(lead + part.shape), device)
+    if count == end - begin <= chunk_rows:
+        chunk = read_rows(begin, end)
+        return jax.device_put(chunk.reshape(lead + chunk.shape), device)
     values = jnp.zeros((*lead, count, *like.shape[1:]), like.dtype, device=device)
-    for at in range(begin, end, some):
-        part = read(at, min(at + some, end))
-        part = part.reshape(lead + part.shape)
-        values = jax.block_until_ready(_write(values, part, at - begin, len(lead)))
+    for start in range(begin, end, chunk_rows):
+        chunk = read_rows(start, min(start + chunk_rows, end))
+        chunk = chunk.reshape(lead + chunk.shape)
+        values = jax.block_until_ready(_write(values, chunk, start - begin, len(lead)))
     return values
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _write(values: jax.Array, part: jax.Array, at: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(values, part, at, axis)
+def _write(values: jax.Array, chunk: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(values, chunk, start, axis)
 
 
 def checksums(state: TrainState) -> dict[str, str]:
-    """Of each array, the same however it lies: Σ (2i + 1)·b_i modulo 2⁶⁴.
+    """The checksum of each array, independent of its sharding: Σ (2i + 1)·b_i modulo 2⁶⁴.
 
-    b_i are the bits of its i-th element, [K, …] in C order. Zeros, the padding of a sharded table,
-    add nothing, and no single bit can change without changing the sum.
+    b_i are the bits of the i-th element of [K, …] in C order. Zeros, the padding of a sharded
+    table, do not change the sum; flipping any single bit does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     sums = np.array([_checksum(leaf) for _, leaf in leaves], np.uint64)
-    apart = np.array([is_sharded(leaf) for _, leaf in leaves])
-    if apart.any():
-        sums[apart] = summed_over_processes(sums[apart])
+    sharded = np.array([is_sharded(leaf) for _, leaf in leaves])
+    if sharded.any():
+        sums[sharded] = summed_over_processes(sums[sharded])
     return {name: f"{total:016x}" for name, total in zip(names, sums.tolist(), strict=True)}
 
 
 def _checksum(leaf: jax.Array) -> int:
-    """The part of a checksum that lies on this process' devices."""
+    """The checksum of an array, or the sum over this process's blocks if it is sharded."""
     shards = leaf.addressable_shards
     if not is_sharded(leaf):
         return _weighted_bits(np.asarray(shards[0].data), 0)
     size = math.prod(leaf.shape[1:])
-    parts = (_weighted_bits(np.asarray(s.data), s.index[0].start * size) for s in shards)
-    return sum(parts) % 2**64
+    sums = (_weighted_bits(np.asarray(s.data), s.index[0].start * size) for s in shards)
+    return sum(sums) % 2**64
 
 
-def _weighted_bits(values: np.ndarray, begin: int) -> int:
+def _weighted_bits(values: npt.NDArray[Any], begin: int) -> int:
+    """Σ (2i + 1)·b_i modulo 2⁶⁴, where the first element has the index i = `begin`."""
     bits = values.reshape(-1).view(f"u{values.dtype.itemsize}")  # a view: no copy of a table
     total = 0
-    for at in range(0, len(bits), 1 << 20):
-        part = bits[at : at + (1 << 20)].astype(np.uint64)
-        weights = np.arange(begin + at, begin + at + len(part), dtype=np.uint64) * 2 + 1
-        total += int(np.dot(part, weights))
+    for start in range(0, len(bits), 1 << 20):
+        chunk = bits[start : start + (1 << 20)].astype(np.uint64)
+        weights = np.arange(begin + start, begin + start + len(chunk), dtype=np.uint64) * 2 + 1
+        total += int(np.dot(chunk, weights))
     return total % 2**64

@@ -1,15 +1,15 @@
-"""The best and the last state of a run, on disk through Orbax, with checks.
+"""Saves and restores the best and the last state of a run, through Orbax, with checks.
 
-A checkpoint carries what it needs to be trusted: the config, the schema, the fingerprint of the
-batches it was trained on, the versions of the libraries, and a checksum of every array, since a
-damaged array is restored without a word otherwise.
+Beside the state a checkpoint stores what is needed to verify it: the config, the schema, the
+fingerprint of the training batches, the library versions, and a checksum of every array, because
+Orbax restores a damaged array without an error.
 
-Neither saving nor restoring holds a second copy of a large table: Orbax is told not to compress
-(embeddings hardly shrink, and what it compresses it holds in memory), and arrays are read a part at
-a time, each device's rows for itself.
+Neither saving nor restoring makes a second copy of a large table: Orbax's compression is off
+(embeddings hardly compress, and Orbax holds what it compresses in memory), and arrays are read in
+chunks, each device reading only its own rows.
 
-On disk a sharded table is as it is in memory, M blocks of ⌈K/M⌉ rows; a replicated one is [K, D].
-Either is restored on any number of devices, and a checksum does not depend on it.
+On disk a sharded table has its shape in memory, M blocks of ⌈K/M⌉ rows; a replicated table is
+[K, D]. Both can be restored on any number of devices, and have the same checksum.
 """
 
 from __future__ import annotations
@@ -30,29 +30,25 @@ from din_jax.step.state import TrainState
 Kind = Literal["best", "last"]
 KINDS: tuple[Kind, ...] = ("last", "best")
 _META_KEYS = {"config": dict, "schema": dict, "batches": dict, "checksums": dict, "best": object}
-_CHECKSUM = "sum of (2i + 1) * bits modulo 2^64"  # see `checksums`; another sum, another name
-
-
-# Of a replicated array the first device's copy is saved. Orbax would take a part from each device,
-# and a GPU's copies may differ in the last bits: the parts would be no copy, nor have its checksum.
+_CHECKSUM = "sum of (2i + 1) * bits modulo 2^64"  # name of the algorithm, see `checksums`
+# Saves the first device's copy of a replicated array. By default Orbax saves a part from each
+# device, but the copies on GPUs may differ in the last bits: the checksum would not match.
 _ONE_COPY = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
-
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Checkpoints:
-    """The checkpoints of one run, WORKDIR/checkpoints/best and …/last; each has one.
+    """The checkpoints of one run, one in WORKDIR/checkpoints/best and one in …/last.
 
-    A new checkpoint is complete on disk before the old one is deleted.
-
-    Several processes save and restore together, in a folder that all of them see.
+    A new checkpoint is complete on disk before the old one is deleted. With several processes all
+    must call each method, with the same shared folder.
 
     Args:
-      workdir: the run's folder; made on the first save.
-      placement: the devices of the states, by default the first alone.
+      workdir: the run's folder, created on the first save.
+      placement: the devices of the states, by default the first.
     """
 
     def __init__(self, workdir: str | Path, placement: Placement | None = None):
@@ -78,26 +74,28 @@ class Checkpoints:
         if not (self.folder / kind).is_dir():
             return None
         with self._manager(kind, create=False) as manager:
-            return manager.latest_step()
+            step: int | None = manager.latest_step()
+        return step
 
     def save(self, kind: Kind, state: TrainState, meta: dict[str, Any]) -> None:
-        """Saves a state with `meta` (any JSON object) beside it; its scratch is left out."""
+        """Saves a state, without its scratch, and `meta`, a JSON object with `describe`'s keys."""
         step = int(state.step)
         state = self.placement.of_all_processes(state.replace(scratch={}))
         with self._manager(kind, create=True) as manager:
             if manager.latest_step() == step:
                 return
             meta = {**meta, "step": step, "checksum": _CHECKSUM, "checksums": checksums(state)}
-            parts = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PART_BYTES), state)
+            save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PART_BYTES), state)
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state, save_args=parts), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(state, save_args=save_args),
+                    meta=ocp.args.JsonSave(meta),
                 ),
             )
 
     def meta(self, kind: Kind) -> dict[str, Any]:
-        """What was saved beside the state.
+        """Reads the checkpoint's metadata: `meta` as passed to `save`, step and checksums.
 
         Raises:
           DinError: there is no such checkpoint, or it can't be read.
@@ -110,25 +108,26 @@ class Checkpoints:
             for name, expected in _META_KEYS.items()
         ):
             raise DinError(
-                f"{self.folder / kind}: its description lacks keys that this din_jax writes; "
-                "it was made by something else, or is damaged"
+                f"{self.folder / kind}: its metadata lacks keys that this din_jax writes, or they "
+                f"have another type (expected {', '.join(_META_KEYS)}); it was not written by "
+                "din_jax, or is damaged"
             )
         return meta
 
     def restore(self, kind: Kind, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and what was saved beside it.
+        """Restores a state and its metadata, with a scratch of zeros.
 
         Args:
-          kind: which.
+          kind: "best" or "last".
           shapes: the shapes and shardings to restore; see `din_jax.step.state.state_shapes`.
 
         Raises:
-          DinError: there is no such checkpoint, it can't be read, its shapes differ, or an array
-            is not what was saved.
+          DinError: there is no such checkpoint, it can't be read, its shapes differ, or the
+            checksum of an array does.
         """
         restored = self._restored(kind, shapes.replace(scratch={}))
         state, meta = restored["state"], self._checked(kind, restored["meta"])
-        scheme = meta.get("checksum", _CHECKSUM)  # not named in those made before it was
+        scheme = meta.get("checksum", _CHECKSUM)  # the oldest checkpoints do not name it
         if scheme != _CHECKSUM:
             raise DinError(
                 f"{self.folder / kind}: the checkpoint was made by another version of din_jax, "
@@ -142,8 +141,8 @@ class Checkpoints:
                     "from the saved one); restore the folder from a copy or train again"
                 )
         scratch = {
-            name: self.placement.zeros(of.shape[0], of.dtype, sharded=is_sharded(of))
-            for name, of in shapes.scratch.items()
+            name: self.placement.zeros(shape.shape[0], shape.dtype, sharded=is_sharded(shape))
+            for name, shape in shapes.scratch.items()
         }
         return state.replace(scratch=scratch), meta
 
@@ -151,9 +150,9 @@ class Checkpoints:
         step = self.latest(kind)
         if step is None:
             workdir = self.folder.parent
-            found = f"{workdir} has no {kind} checkpoint" if workdir.is_dir() else f"no {workdir}"
+            problem = f"{workdir} has no {kind} checkpoint" if workdir.is_dir() else f"no {workdir}"
             raise DinError(
-                f"{found}; train first with `python train.py --config … --workdir {workdir}`"
+                f"{problem}; train first with `python train.py --config … --workdir {workdir}`"
             )
         with self._manager(kind, create=False) as manager:
             try:
@@ -167,7 +166,7 @@ class Checkpoints:
                     functools.partial(read_array, folder, self.placement), shapes
                 )
                 return {"state": state, "meta": restored["meta"]}
-            except Exception as error:  # Orbax lets those of several libraries through
+            except Exception as error:  # Orbax raises the exceptions of several libraries
                 raise DinError(
                     f"{self.folder / kind}: the checkpoint of step {step} can't be read or does "
                     f"not fit ({type(error).__name__}: {' '.join(str(error).split())[:200]})"

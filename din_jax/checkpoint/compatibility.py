@@ -1,4 +1,4 @@
-"""What is saved beside a state, and whether a run may continue from it."""
+"""The metadata of a checkpoint, and checks whether a run can continue from it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from din_jax.data.store import Store
 from din_jax.errors import DinError
 
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-# Keys that may differ when a run goes on: they change neither the model nor the steps taken.
+# Prefixes of keys that may change when a run continues: they change neither the model nor steps.
 _MAY_CHANGE = (
     "train.epochs",
     "eval.batch_size",
@@ -30,16 +28,15 @@ _MAY_CHANGE = (
     "model.attention.block",
     "processes.",
 )
-
-
-# Keys that checkpoints of older versions lack, with the value that these versions stand for.
+# Keys that checkpoints of older versions lack, with the value that reproduces these versions.
 _ADDED_KEYS = {"model.module": ""}
-# Keys that name files. A checkpoint has their absolute paths too, to be read from anywhere.
+# Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
+# any working directory.
 _PATH_KEYS = ("data.store", "model.module")
 
 
 def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:
-    """What is saved beside every state of a run, as a JSON object."""
+    """The metadata that is saved with every state of a run, a JSON object."""
     flat = _flat(as_json(config))
     return {
         "config": as_json(config),
@@ -54,10 +51,10 @@ def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[st
 
 
 def completed(config: ConfigDict, workdir: str | Path) -> ConfigDict:
-    """A checkpoint's config, with the keys that were added to din_jax since it was written.
+    """Adds to a checkpoint's config the keys that din_jax has introduced since it was written.
 
     Raises:
-      DinError: it lacks other keys.
+      DinError: the config lacks other keys.
     """
     present = _flat(as_json(config)).keys()
     missing = sorted(_flat(as_json(default_config())).keys() - present - _ADDED_KEYS.keys())
@@ -74,11 +71,11 @@ def completed(config: ConfigDict, workdir: str | Path) -> ConfigDict:
 
 
 def find_paths(config: ConfigDict, meta: dict[str, Any]) -> None:
-    """Makes those paths of a config absolute that are not there, seen from the working directory.
+    """Replaces paths that do not exist in the working directory by their absolute paths.
 
     Args:
-      config: of the checkpoint; changed in place.
-      meta: what was saved beside its state.
+      config: the checkpoint's config, modified in place.
+      meta: the checkpoint's metadata.
     """
     flat = _flat(as_json(config))
     for key, absolute in meta.get("paths", {}).items():
@@ -89,7 +86,7 @@ def find_paths(config: ConfigDict, meta: dict[str, Any]) -> None:
 def check_same_run(
     meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
 ) -> None:
-    """Raises `DinError` if a run in `workdir` can't go on with this config or this store."""
+    """Raises `DinError` if the run in `workdir` can't continue with this config or this store."""
     before = _flat(as_json(completed(ConfigDict(meta["config"]), workdir)))
     after = _flat(as_json(config))
     changed = [
@@ -101,27 +98,30 @@ def check_same_run(
         raise DinError(
             f"{workdir} holds a run with another config:\n  "
             + "\n  ".join(changed)
-            + "\ngive the same flags to go on, or another --workdir to begin anew"
+            + "\nuse the same flags to continue it, or another --workdir to start a new run"
         )
     check_same_data(meta, store, workdir)
 
 
 def check_same_batches(meta: dict[str, Any], source: BatchSource, workdir: str | Path) -> None:
-    """Raises `DinError` if a run's batches were length-balanced otherwise: it can't go on."""
+    """Raises `DinError` if the run's batches were length-balanced over another number of batches.
+
+    Such a run can't continue: its order of samples differs.
+    """
     saved = meta["batches"]
-    # "dealt" is the key's name in checkpoints of version 0.1.0; before that there was none.
+    # Checkpoints of version 0.1.0 call the key "dealt"; older ones have no such key.
     before = saved.get("balanced_batches", saved.get("dealt", 1))
     after = source.fingerprint["balanced_batches"]
     if before != after:
         raise DinError(
-            f"{workdir}: the run was begun by another version of din_jax, which balanced lengths "
+            f"{workdir}: the run was started by another version of din_jax, which balanced lengths "
             f"over {before} batches; this one balances over {after}, and would train on some "
-            "samples twice: go on with that version, or give another --workdir to begin anew"
+            "samples twice: continue with that version, or use another --workdir to start a new run"
         )
 
 
 def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> None:
-    """Raises `DinError` if a checkpoint was trained on another store: its ids mean other things."""
+    """Raises `DinError` if a checkpoint was trained on another store: its ids differ in meaning."""
     before, schema = Schema.from_json(meta["schema"]), store.schema
     if meta["batches"].get("store") == store.fingerprint:
         return
@@ -130,29 +130,30 @@ def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> 
             f"{workdir}: the checkpoint was trained on another store than {store.path} (the same "
             "schema, other content); give the store that it was trained on"
         )
-    parts = []
+    differences = []
     for kind in ("tables", "fields", "sequences"):
-        a, b = _names_of(getattr(before, kind)), _names_of(getattr(schema, kind))
-        ours, theirs = ([n for n in a if n not in b], [n for n in b if n not in a])
-        if ours or theirs:
-            parts.append(
-                f"{kind}: {', '.join(ours) or 'nothing'} in the checkpoint, "
-                f"{', '.join(theirs) or 'nothing'} in the store"
+        old, new = _names_of(getattr(before, kind)), _names_of(getattr(schema, kind))
+        only_old, only_new = ([n for n in old if n not in new], [n for n in new if n not in old])
+        if only_old or only_new:
+            differences.append(
+                f"{kind}: {', '.join(only_old) or 'nothing'} in the checkpoint, "
+                f"{', '.join(only_new) or 'nothing'} in the store"
             )
     raise DinError(
         f"{workdir}: the checkpoint is of another schema than the store:\n  "
-        + "\n  ".join(parts or ["the same names, in another order or with other attributes"])
+        + "\n  ".join(differences or ["the same names, in another order or with other attributes"])
         + "\ngive the store that it was trained on"
     )
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as a JSON object (tuples become lists)."""
-    return json.loads(config.to_json())
+    """Converts a config to a JSON object (tuples become lists)."""
+    converted: dict[str, Any] = json.loads(config.to_json())
+    return converted
 
 
 def as_texts(config: ConfigDict) -> dict[str, str]:
-    """A config's keys and values, without those that say where something is."""
+    """A config's keys and values as text, without those that may differ between processes."""
     local = ("processes.", "data.store", "data.prepare", "model.module")
     return {
         f"config.{key}": repr(value)
@@ -166,6 +167,7 @@ def _names_of(parts: Any) -> list[str]:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dicts to {"outer.inner": value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""From a store on disk to packed batches."""
+"""Reads a store on disk as packed batches."""

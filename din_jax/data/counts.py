@@ -1,10 +1,10 @@
-"""n_j of Eq. 4: in how many training samples an id occurs, exactly.
+"""Computes n_j of Eq. 4: the exact number of training samples in which an id occurs.
 
-A sample counts once for an id, however many of its lookups hold it. Histories are windows of the
-stored events, and they need not be built: a window that holds id j is counted at the last
-occurrence of j in it, and the windows whose last one is at event p are those that end in
-[p + 1, min(p + L, next occurrence of j, end of the user's events)], a difference of two entries of
-a prefix sum. L is `max_history`.
+A sample counts once for an id, even if several of its lookups have it. Histories are windows of the
+stored events, and are counted without being built: a window that contains id j is counted at its
+last occurrence of j. The windows whose last occurrence of j is event p are those that end in
+[p + 1, min(p + L, next occurrence of j, end of the user's events)]: their number is a difference of
+two entries of a prefix sum. L is `max_history`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.packing import Packer, ranges
 from din_jax.data.schema import BehaviorField, Field
 from din_jax.data.store import Store
 
-_VERSION = 1  # of the way of counting: a cache of another version is not used
-_SAMPLES_AT_ONCE = 1 << 16  # of a table whose samples have to be looked at one by one
+_VERSION = 1  # version of the counting algorithm; a cache of another version is ignored
+_SAMPLES_AT_ONCE = 1 << 16  # samples in memory at a time in `_brute_force_counts`
 
 
 def sample_counts(
@@ -34,16 +35,16 @@ def sample_counts(
     *,
     max_history: int = 0,
     extra_fields: Iterable[str] = (),
-    frequent: Mapping[str, np.ndarray] | None = None,
+    frequent: Mapping[str, npt.NDArray[Any]] | None = None,
     unknown: bool = False,
-) -> dict[str, np.ndarray]:
-    """n_j of every table that a model reads: {table: int64[K]}.
+) -> dict[str, npt.NDArray[Any]]:
+    """Computes n_j of every table that a model reads: {table: int64[K]}.
 
     Args:
-      store, split: the samples trained on.
-      max_history: use the most recent behaviours of a history; 0: all of them.
-      extra_fields: optional fields taken as inputs.
-      frequent, unknown: of the frequency filter, see `din_jax.optim.regularizer.filter_ids`.
+      store, split: the training samples.
+      max_history: the number of most recent behaviours of a history to use; 0 uses all.
+      extra_fields: names of optional fields that are inputs.
+      frequent, unknown: the frequency filter, see `din_jax.optim.regularizer.filter_ids`.
     """
     fields = store.schema.inputs(extra_fields)
     packer = Packer(store, max_history)
@@ -62,27 +63,27 @@ def sample_counts(
         if one_hot and len(behaviors) == 1:
             windows = _Windows.of(packer, *behaviors[0], samples, ids)
         if windows is not None:
-            found = windows.counts() + windows.counts_outside(ads, samples)
+            n = windows.counts() + windows.counts_outside(ads, samples)
         else:
-            found = _one_by_one(packer, ads, behaviors, samples, ids)
-        counts[table.name] = found[: table.rows]
+            n = _brute_force_counts(packer, ads, behaviors, samples, ids)
+        counts[table.name] = n[: table.rows]
     return counts
 
 
 def cached_counts(
     store: Store, split: str, *, max_history: int = 0, extra_fields: Iterable[str] = ()
-) -> dict[str, np.ndarray]:
-    """`sample_counts`, cached in the store's folder.
+) -> dict[str, npt.NDArray[Any]]:
+    """`sample_counts`, cached in the store's folder if it is writable.
 
-    A store that can't be written to is counted each time.
+    Args: see `sample_counts`.
     """
     extra_fields = sorted(extra_fields)
-    what = [_VERSION, store.fingerprint, split, max_history, extra_fields]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    key = [_VERSION, store.fingerprint, split, max_history, extra_fields]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = store.path / "counts" / digest
     with contextlib.suppress(OSError):
         saved = path.read_bytes()
-        # Otherwise it is damaged, and made again.
+        # A file with another checksum is damaged, and overwritten below.
         if len(saved) > 4 and saved[:4] == zlib.crc32(saved[4:]).to_bytes(4):
             with np.load(io.BytesIO(saved[4:])) as arrays:
                 return dict(arrays)
@@ -103,16 +104,17 @@ def cached_counts(
 
 
 class _Ids:
-    """Ids as they are looked up: filtered. Those that are not looked up become K.
+    """Applies the frequency filter to ids. An id that is not looked up becomes K.
 
     Attributes:
       rows: K + 1.
     """
 
-    def __init__(self, rows: int, frequent: np.ndarray | None, unknown: bool):
+    def __init__(self, rows: int, frequent: npt.NDArray[Any] | None, unknown: bool):
         self.rows, self.frequent, self.unknown = rows + 1, frequent, unknown
 
-    def of_ad(self, ids: np.ndarray) -> np.ndarray:
+    def of_ad(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The filtered ids of an ad, user or context field."""
         ids = ids.astype(np.int64)
         return (
             ids
@@ -120,7 +122,8 @@ class _Ids:
             else np.where(self.frequent[ids], ids, 0)
         )
 
-    def visited(self, ids: np.ndarray) -> np.ndarray:
+    def visited(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The filtered ids of a behaviour field."""
         if self.frequent is None or self.unknown:
             return self.of_ad(ids)
         ids = ids.astype(np.int64)
@@ -128,14 +131,19 @@ class _Ids:
 
 
 class _Windows:
-    """The histories of the samples in one behaviour field of one id each."""
+    """The samples' histories as windows of one behaviour field, which has one id per event."""
 
     def __init__(
-        self, packer: Packer, ids: np.ndarray, start: np.ndarray, end: np.ndarray, looked_up: _Ids
+        self,
+        packer: Packer,
+        ids: npt.NDArray[Any],
+        start: npt.NDArray[Any],
+        end: npt.NDArray[Any],
+        looked_up: _Ids,
     ):
         self.packer, self.ids, self.start, self.end = packer, ids, start, end
         self.looked_up, self.rows = looked_up, looked_up.rows
-        # Occurrences in order of (id, event): the one after another is the next of the same id.
+        # Events ordered by (id, event): an id's next occurrence is the next entry.
         self.order = np.argsort(ids, kind="stable")
         self.sorted_ids = ids[self.order]
 
@@ -143,7 +151,7 @@ class _Windows:
     def of(
         packer: Packer, name: str, behavior: BehaviorField, samples: range, looked_up: _Ids
     ) -> _Windows | None:
-        """None if histories overlap in another way than those of one user do."""
+        """Makes the windows; None if windows overlap that start at different events."""
         store = packer.store
         start = store.column(f"sequences/{name}.start")[samples.start : samples.stop]
         end = store.column(f"sequences/{name}.end")[samples.start : samples.stop]
@@ -151,108 +159,118 @@ class _Windows:
         windows = _Windows(packer, ids, start.astype(np.int64), end.astype(np.int64), looked_up)
         return windows if windows.apart() else None
 
-    def _last_ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct starts of non-empty windows, ascending, and the last end of each."""
-        some = self.end > self.start
-        starts, which = np.unique(self.start[some], return_inverse=True)
+    def _last_ends(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The distinct starts of non-empty windows, ascending, and the last end for each start."""
+        non_empty = self.end > self.start
+        starts, inverse = np.unique(self.start[non_empty], return_inverse=True)
         last = np.zeros(len(starts), np.int64)
-        np.maximum.at(last, which, self.end[some])
+        np.maximum.at(last, inverse, self.end[non_empty])
         return starts, last
 
     def apart(self) -> bool:
-        """Whether windows that start at different events have no event in common."""
+        """Whether windows that start at different events are disjoint."""
         starts, last = self._last_ends()
         return bool((last[:-1] <= starts[1:]).all())
 
-    def counts(self) -> np.ndarray:
-        """[K] windows that hold each id."""
+    def counts(self) -> npt.NDArray[Any]:
+        """[K] the number of windows that contain each id."""
         events = len(self.ids)
-        ending = np.concatenate([[0], np.cumsum(np.bincount(self.end, minlength=events + 1))])
-        # Empty windows end where they start: they hold nothing.
+        # ends_before[e]: the number of windows that end before event e, without empty ones.
+        ends_before = np.concatenate([[0], np.cumsum(np.bincount(self.end, minlength=events + 1))])
         empty = np.bincount(self.end[self.end == self.start], minlength=events + 1)
-        ending[1:] -= np.cumsum(empty)
+        ends_before[1:] -= np.cumsum(empty)
 
         starts, last = self._last_ends()
         p = np.arange(events)
         block = np.searchsorted(starts, p, side="right") - 1
         stop = np.where(block >= 0, last[block], 0) if len(starts) else np.zeros(events, np.int64)
-        following = np.full(events, events, np.int64)
-        same = self.sorted_ids[1:] == self.sorted_ids[:-1]
-        following[self.order[:-1][same]] = self.order[1:][same]
-        stop = np.minimum(stop, following)
+        next_occurrence = np.full(events, events, np.int64)
+        same_id = self.sorted_ids[1:] == self.sorted_ids[:-1]
+        next_occurrence[self.order[:-1][same_id]] = self.order[1:][same_id]
+        stop = np.minimum(stop, next_occurrence)
         if self.packer.max_history:
             stop = np.minimum(stop, p + self.packer.max_history)
-        # Windows that end in [p + 1, stop]; ending[e] is how many end before e.
-        found = np.where(stop > p, ending[np.maximum(stop, p) + 1] - ending[p + 1], 0)
-        return np.bincount(self.ids, weights=found, minlength=self.rows).astype(np.int64)
+        # The number of windows that end in [p + 1, stop].
+        windows = np.where(stop > p, ends_before[np.maximum(stop, p) + 1] - ends_before[p + 1], 0)
+        return np.bincount(self.ids, weights=windows, minlength=self.rows).astype(np.int64)
 
-    def holds(self, ids: np.ndarray) -> np.ndarray:
-        """[samples] whether each sample's window holds the id given for it."""
+    def contains(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """bool [samples]: whether sample i's window contains `ids[i]`."""
         start = self.start
         if self.packer.max_history:
             start = np.maximum(start, self.end - self.packer.max_history)
-        # The last occurrence of the id before the window's end, by bisection in (id, event) order.
+        # Finds the id's last occurrence before the window's end, by bisection in (id, event) order.
         span = len(self.ids) + 1
         keys = self.sorted_ids * span + self.order
-        at = np.searchsorted(keys, ids * span + self.end) - 1
-        found = np.maximum(at, 0)
+        position = np.searchsorted(keys, ids * span + self.end) - 1
+        occurrence = np.maximum(position, 0)
         if not len(keys):
             return np.zeros(len(ids), bool)
-        return (at >= 0) & (self.sorted_ids[found] == ids) & (self.order[found] >= start)
+        contained: npt.NDArray[np.bool_] = (
+            (position >= 0)
+            & (self.sorted_ids[occurrence] == ids)
+            & (self.order[occurrence] >= start)
+        )
+        return contained
 
-    def counts_outside(self, fields: list[Field], samples: range) -> np.ndarray:
-        """[K] samples that hold an id in one of `fields` and not in their window."""
+    def counts_outside(self, fields: list[Field], samples: range) -> npt.NDArray[Any]:
+        """[K] the number of samples with an id in one of `fields` but not in their window."""
         counts = np.zeros(self.rows, np.int64)
-        before: list[np.ndarray] = []
+        counted: list[npt.NDArray[Any]] = []
         for field in fields:
             column = self.packer.store.column(f"fields/{field.name}")
             ids = self.looked_up.of_ad(column[samples.start : samples.stop])
-            new = ~self.holds(ids)
-            for other in before:
+            new = ~self.contains(ids)
+            for other in counted:
                 new &= ids != other
-            before.append(ids)
+            counted.append(ids)
             counts += np.bincount(ids[new], minlength=self.rows)
         return counts
 
 
-def _one_by_one(
+def _brute_force_counts(
     packer: Packer,
     fields: list[Field],
     behaviors: list[tuple[str, BehaviorField]],
     samples: range,
     looked_up: _Ids,
-) -> np.ndarray:
-    """[K] for any lookups: every (sample, id) pair is made, a part of the samples at a time."""
+) -> npt.NDArray[Any]:
+    """[K] counts for any lookups, from all (sample, id) pairs, a chunk of samples at a time."""
     store, rows = packer.store, looked_up.rows
     counts = np.zeros(rows, np.int64)
     for begin in range(samples.start, samples.stop, _SAMPLES_AT_ONCE):
-        part = np.arange(begin, min(begin + _SAMPLES_AT_ONCE, samples.stop))
-        pairs: list[np.ndarray] = []
+        chunk = np.arange(begin, min(begin + _SAMPLES_AT_ONCE, samples.stop))
+        pairs: list[npt.NDArray[Any]] = []
 
-        def add(sample: np.ndarray, ids: np.ndarray, pairs: list[np.ndarray] = pairs) -> None:
+        def add(
+            sample: npt.NDArray[Any], ids: npt.NDArray[Any], pairs: list[npt.NDArray[Any]] = pairs
+        ) -> None:
             pairs.append(sample.astype(np.int64) * rows + ids)
 
-        def values(name: str, owner: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            """The ids of a multi-hot column at some places, and the owner of each."""
+        def values(
+            name: str, owner: npt.NDArray[Any], positions: npt.NDArray[Any]
+        ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+            """The ids of a multi-hot column at `positions`, and the owner of each id."""
             offsets = store.column(f"{name}.offsets")
-            inner, of = ranges(offsets[at].astype(np.int64), offsets[at + 1].astype(np.int64))
-            return owner[of], store.column(name)[inner]
+            start, end = (offsets[i].astype(np.int64) for i in (positions, positions + 1))
+            value_positions, segment = ranges(start, end)
+            return owner[segment], store.column(name)[value_positions]
 
-        here = np.arange(len(part))
+        local = np.arange(len(chunk))
         for field in fields:
             name = f"fields/{field.name}"
             if field.multi_hot:
-                owner, ids = values(name, here, part)
+                owner, ids = values(name, local, chunk)
             else:
-                owner, ids = here, store.column(name)[part]
+                owner, ids = local, store.column(name)[chunk]
             add(owner, looked_up.of_ad(ids))
         for sequence, behavior in behaviors:
             name = f"events/{sequence}/{behavior.name}"
-            at, owner = ranges(*packer.history(sequence, part))
+            events, owner = ranges(*packer.history(sequence, chunk))
             if behavior.multi_hot:
-                owner, ids = values(name, owner, at)
+                owner, ids = values(name, owner, events)
             else:
-                ids = store.column(name)[at]
+                ids = store.column(name)[events]
             add(owner, looked_up.visited(ids))
         distinct = np.unique(np.concatenate(pairs))
         counts += np.bincount(distinct % rows, minlength=rows)

@@ -1,34 +1,37 @@
-"""Length-balanced batches: neighbouring batches exchange samples, so that they are equally long."""
+"""Length balancing: neighbouring batches exchange samples, so that their lengths nearly agree."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
-_ONE_BY_ONE = 8  # rounds of single samples, of the longest ones; later rounds go several at a time
+_SINGLE_ROUNDS = 8  # rounds, with the longest samples, that are assigned one at a time
 
 
-def balance_lengths(lengths: np.ndarray, batches: int) -> np.ndarray:
-    """Assigns the samples of each group to its batches, so that total lengths are nearly equal.
+def balance_lengths(lengths: npt.NDArray[Any], batches: int) -> npt.NDArray[Any]:
+    """Assigns the samples of each group to its batches so that total lengths are nearly equal.
 
-    Greedy, in rounds of one sample a batch, the longest samples first: in each round the batch with
-    the smallest total gets the longest sample.
+    A greedy algorithm, in rounds that give each batch one sample, the longest samples first: in
+    each round the batch with the smallest total length gets the longest sample.
 
     Args:
-      lengths: [G, batches · B] of the samples of G groups.
-      batches: of each group.
+      lengths: [G, batches · B] the lengths of the samples of G groups.
+      batches: the number of batches in each group.
 
     Returns:
-      [G, batches · B]: positions in the group: the first batch's, ascending, then the second's, and
-      so on.
+      [G, batches · B] positions in the group: those of the first batch, ascending, then those of
+      the second, and so on.
     """
     groups, count = lengths.shape
     size = count // batches
     positions = np.argsort(-lengths, axis=1, kind="stable").reshape(groups, size, batches)
-    positions[:, 0].sort(axis=1)  # else the longest of all would always be in the first batch
+    positions[:, 0].sort(axis=1)  # otherwise the longest sample would always be in the first batch
     ranked = np.take_along_axis(lengths, positions.reshape(groups, count), axis=1)
-    # Each row of `positions` is a round. Rounds of short samples are assigned several at a time:
-    # fewer calls, and the totals are as even.
-    single = min(size, _ONE_BY_ONE)
+    # Each row of `positions` is a round. Several rounds of short samples are assigned together: it
+    # takes fewer NumPy calls, and balances as well.
+    single = min(size, _SINGLE_ROUNDS)
     begins = [*range(single), *range(single, size, max(1, -(-(size - single) // 4)))]
     added = np.add.reduceat(ranked.reshape(positions.shape), begins, axis=1)
     totals, receivers = np.zeros((groups, batches), np.int64), np.empty(added.shape, np.int64)

@@ -1,4 +1,4 @@
-"""Packed batches: samples sliced out of a store, end to end, with no padding between them."""
+"""Packs samples of a store into batches, concatenated without padding between them."""
 
 from __future__ import annotations
 
@@ -6,46 +6,67 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.store import Store
 
-Array: TypeAlias = Any  # NumPy's on the host, JAX's inside a step
+Array: TypeAlias = Any  # a NumPy array on the host, a JAX array inside a step
 
 
 class Packed(NamedTuple):
-    """Ids of S segments end to end; padding carries segment id S."""
+    """The concatenated ids of S segments, then padding.
 
-    values: Array  # int32[N]
-    segment_ids: Array  # int32[N], ascending
+    Attributes:
+      values: int32[N].
+      segment_ids: int32[N], ascending; S for padding.
+    """
+
+    values: Array
+    segment_ids: Array
 
 
 class Behaviors(NamedTuple):
-    """One behaviour sequence of the whole batch, end to end; padding carries segment id B."""
+    """One behaviour sequence of a batch, concatenated over its samples, then padding.
 
-    fields: dict[str, Array | Packed]  # int32[T]; multi-hot: segments are positions in T
-    segment_ids: Array  # int32[T], ascending: which sample
+    Attributes:
+      fields: {name: int32[T]}; a multi-hot field is `Packed`, and its segments are behaviours.
+      segment_ids: int32[T], ascending: the sample of each behaviour; B for padding.
+    """
+
+    fields: dict[str, Array | Packed]
+    segment_ids: Array
 
 
 class Batch(NamedTuple):
-    """B samples. `weight` is 1 for a sample, and 0 for padding that fills the last batch up.
+    """A batch of B samples, of which the last may be padding.
 
-    A sample of weight 0 has no behaviours. A batch for several devices has a device axis before
-    all others, and B / M samples on each, packed by themselves.
+    A batch for several devices has a leading device axis on all arrays, and B / M samples on each
+    device, packed separately.
+
+    Attributes:
+      label: float32[B], 0 or 1.
+      weight: float32[B], 1 for a sample, 0 for padding, which has no behaviours.
+      user: int32[B], the groups of Eq. 10; no model reads it.
+      fields: {name: int32[B]}; a multi-hot field is `Packed`, and its segments are samples.
+      sequences: {name: behaviour sequence}.
     """
 
-    label: Array  # float32[B]
-    weight: Array  # float32[B]
-    user: Array  # int32[B], groups Eq. 10; no model reads it
-    fields: dict[str, Array | Packed]  # int32[B]; multi-hot: segments are samples
+    label: Array
+    weight: Array
+    user: Array
+    fields: dict[str, Array | Packed]
     sequences: dict[str, Behaviors]
 
 
 class Packer:
-    """Slices samples out of a store into packed batches.
+    """Packs samples of a store into batches.
 
     Args:
-      store: where the samples are.
-      max_history: use the most recent behaviours of each history; 0: all of them.
+      store: the data set.
+      max_history: the number of most recent behaviours of a history to use; 0 uses all.
+
+    Attributes:
+      axes: names of the packed axes, see `Buckets`.
     """
 
     def __init__(self, store: Store, max_history: int = 0):
@@ -61,16 +82,18 @@ class Packer:
             *(f"{s}.{f}" for s, f in self._nested),
         )
 
-    def history(self, name: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 (start, end) of the samples' histories in the events of a sequence."""
+    def history(
+        self, name: str, samples: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The samples' histories as ranges of a sequence's events: int64 (start [N], end [N])."""
         start = self.store.column(f"sequences/{name}.start")[samples].astype(np.int64)
         end = self.store.column(f"sequences/{name}.end")[samples].astype(np.int64)
         if self.max_history:
             start = np.maximum(start, end - self.max_history)
         return start, end
 
-    def lengths(self, samples: np.ndarray) -> np.ndarray:
-        """[N, axes] how much of each packed axis each sample takes."""
+    def lengths(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[N, axes] the length of each sample along each packed axis."""
         columns = []
         for name in self._multi_hot:
             offsets = self.store.column(f"fields/{name}.offsets")
@@ -84,44 +107,50 @@ class Packer:
         return np.stack(columns, axis=1) if columns else np.empty((len(samples), 0), np.int64)
 
     def pack(
-        self, groups: Sequence[np.ndarray], batch_size: int, capacities: Sequence[Mapping[str, int]]
+        self,
+        groups: Sequence[npt.NDArray[Any]],
+        batch_size: int,
+        capacities: Sequence[Mapping[str, int]],
     ) -> list[Batch]:
-        """A batch for each group of samples, at most `batch_size`, filled up with weight 0.
+        """Packs each group of samples into a batch.
 
-        All are read together: for small batches the calls that read cost more than the data.
+        All groups are read together: for small batches the overhead of a NumPy call exceeds the
+        cost of the data.
 
         Args:
-          groups: samples in the store.
+          groups: the samples of each batch, at most `batch_size`; the rest of the batch is padding.
           batch_size: B.
-          capacities: padded lengths of each packed axis, for each group; see `Buckets`.
+          capacities: for each batch, the capacity of each packed axis; see `Buckets`.
         """
         store, schema = self.store, self.store.schema
         samples = np.concatenate(groups)
         sizes = np.array([len(group) for group in groups])
-        whole = np.full(len(groups), batch_size)
-        one_each = _Axis(samples, samples + 1, sizes, whole, whole)
+        batch_sizes = np.full(len(groups), batch_size)
+        sample_axis = _Axis(samples, samples + 1, sizes, batch_sizes, batch_sizes)
 
-        def capacity(axis: str) -> np.ndarray:
-            return np.array([of_axis[axis] for of_axis in capacities])
+        def capacity(axis: str) -> npt.NDArray[Any]:
+            return np.array([batch_capacities[axis] for batch_capacities in capacities])
 
-        def multi_hot(name: str, of: _Axis, axis: str) -> list[Packed]:
+        def multi_hot(name: str, outer: _Axis, axis: str) -> list[Packed]:
             offsets = store.column(f"{name}.offsets")
-            start, end = (offsets[at].astype(np.int64) for at in (of.at, of.at + 1))
-            inner = _Axis(start, end, of.lengths, capacity(axis), of.capacity)
+            start, end = (
+                offsets[i].astype(np.int64) for i in (outer.positions, outer.positions + 1)
+            )
+            inner = _Axis(start, end, outer.lengths, capacity(axis), outer.capacity)
             return list(map(Packed, inner.take(store.column(name)), inner.segment_ids))
 
         fields: dict[str, Sequence[Array | Packed]] = {}
         for field in schema.fields:
             name = f"fields/{field.name}"
             fields[field.name] = (
-                multi_hot(name, one_each, field.name)
+                multi_hot(name, sample_axis, field.name)
                 if field.multi_hot
-                else one_each.take(store.column(name))
+                else sample_axis.take(store.column(name))
             )
         sequences: dict[str, list[Behaviors]] = {}
         for sequence in schema.sequences:
             start, end = self.history(sequence.name, samples)
-            history = _Axis(start, end, sizes, capacity(sequence.name), whole)
+            history = _Axis(start, end, sizes, capacity(sequence.name), batch_sizes)
             values: dict[str, Sequence[Array | Packed]] = {}
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
@@ -131,76 +160,84 @@ class Packer:
                     else history.take(store.column(name))
                 )
             sequences[sequence.name] = [
-                Behaviors({name: of_field[g] for name, of_field in values.items()}, segment_ids)
+                Behaviors({name: by_batch[g] for name, by_batch in values.items()}, segment_ids)
                 for g, segment_ids in enumerate(history.segment_ids)
             ]
-        label = one_each.take(store.column("samples/label"), np.float32)
-        user = one_each.take(store.column("samples/user"))
+        label = sample_axis.take(store.column("samples/label"), np.float32)
+        user = sample_axis.take(store.column("samples/user"))
         return [
             Batch(
                 label=label[g],
                 weight=(np.arange(batch_size) < sizes[g]).astype(np.float32),
                 user=user[g],
-                fields={name: of_groups[g] for name, of_groups in fields.items()},
-                sequences={name: of_groups[g] for name, of_groups in sequences.items()},
+                fields={name: by_batch[g] for name, by_batch in fields.items()},
+                sequences={name: by_batch[g] for name, by_batch in sequences.items()},
             )
             for g in range(len(groups))
         ]
 
 
 class _Axis:
-    """A packed axis of G batches: the values of their segments end to end, then padding.
+    """A packed axis of G batches: the concatenated values of their segments, then padding.
 
     Args:
-      start, end: [S] the range of each segment's values, batch by batch.
-      sizes: [G] number of segments of each batch.
-      capacity: [G] of each batch.
-      segments: [G] segment id of padding.
+      start, end: [S] the range of each segment's values in a column, batch after batch.
+      sizes: [G] the number of segments of each batch.
+      capacity: [G] the padded length of each batch.
+      segments: [G] the segment id of each batch's padding.
 
     Attributes:
-      at: [N] the values' positions, start[i] … end[i] − 1 of all segments.
-      lengths: [G] number of values of each batch.
-      capacity: as given.
+      positions: [N] the positions of all segments' values in a column, start[i] … end[i] − 1.
+      lengths: [G] the number of values of each batch.
+      capacity: see above.
       segment_ids: int32[capacity] of each batch.
     """
 
     def __init__(
         self,
-        start: np.ndarray,
-        end: np.ndarray,
-        sizes: np.ndarray,
-        capacity: np.ndarray,
-        segments: np.ndarray,
+        start: npt.NDArray[Any],
+        end: npt.NDArray[Any],
+        sizes: npt.NDArray[Any],
+        capacity: npt.NDArray[Any],
+        segments: npt.NDArray[Any],
     ):
         length = end - start
         stops = np.concatenate([[0], np.cumsum(length)])
-        self.at = np.arange(stops[-1]) + np.repeat(start - stops[:-1], length)
+        self.positions = np.arange(stops[-1]) + np.repeat(start - stops[:-1], length)
         self.capacity = capacity
-        self._cuts = stops[np.concatenate([[0], np.cumsum(sizes)])]
-        self.lengths = np.diff(self._cuts)
-        number = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-        self.segment_ids = self._padded(np.repeat(number, length), segments, np.int32)
+        self._bounds = stops[np.concatenate([[0], np.cumsum(sizes)])]
+        self.lengths = np.diff(self._bounds)
+        segment = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+        self.segment_ids = self._padded(np.repeat(segment, length), segments, np.int32)
 
-    def take(self, values: np.ndarray, dtype: Any = np.int32) -> list[np.ndarray]:
-        """[capacity] of each batch: the values, then zeros."""
-        return self._padded(values[self.at], np.zeros_like(self.capacity), dtype)
+    def take(self, values: npt.NDArray[Any], dtype: Any = np.int32) -> list[npt.NDArray[Any]]:
+        """Gathers the values of each batch, padded with zeros to its capacity."""
+        return self._padded(values[self.positions], np.zeros_like(self.capacity), dtype)
 
-    def _padded(self, flat: np.ndarray, fill: np.ndarray, dtype: Any) -> list[np.ndarray]:
-        out = np.repeat(fill.astype(dtype), self.capacity)
-        parts, begin = [], 0
-        for capacity, *real in zip(
-            self.capacity.tolist(), self._cuts[:-1].tolist(), self._cuts[1:].tolist(), strict=True
+    def _padded(
+        self, flat: npt.NDArray[Any], fill: npt.NDArray[Any], dtype: Any
+    ) -> list[npt.NDArray[Any]]:
+        """Splits the values of all batches, [N], and pads each with its element of `fill`."""
+        padded = np.repeat(fill.astype(dtype), self.capacity)
+        arrays, begin = [], 0
+        for capacity, *bounds in zip(
+            self.capacity.tolist(),
+            self._bounds[:-1].tolist(),
+            self._bounds[1:].tolist(),
+            strict=True,
         ):
-            part = out[begin : begin + capacity]
-            values = flat[slice(*real)]
-            part[: len(values)] = values
-            parts.append(part)
+            array = padded[begin : begin + capacity]
+            values = flat[slice(*bounds)]
+            array[: len(values)] = values
+            arrays.append(array)
             begin += capacity
-        return parts
+        return arrays
 
 
-def ranges(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions start[i] … end[i] − 1 of all ranges, end to end, and which i each is of."""
+def ranges(
+    start: npt.NDArray[Any], end: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Concatenates the ranges start[i] … end[i] − 1; also returns the i of each element."""
     length = end - start
     segment = np.repeat(np.arange(len(start), dtype=np.int32), length)
     shift = start - (np.cumsum(length) - length)

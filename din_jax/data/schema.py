@@ -1,8 +1,8 @@
-"""What a sample is: tables, fields, behaviour sequences (Table 1 of the paper); JSON in and out.
+"""The schema of a data set: its tables, fields and behaviour sequences (Table 1 of the paper).
 
-The paper groups a sample's features into user profile, user behaviour, ad and context. Here the
-profile, ad and context features are `Field`s, one-hot or multi-hot, and user behaviour is one or
-several `Sequence`s, whose aligned fields (goods, shop, category) share tables with the ad's.
+The paper groups a sample's features into user profile, user behaviour, ad and context. Here
+profile, ad and context features are `Field`s, one-hot or multi-hot. User behaviour is one or
+several `Sequence`s, whose aligned fields (goods, shop, category) share tables with the ad's fields.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GROUPS: tuple[Group, ...] = ("user", "ad", "context")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An embedding table: `rows` is K, row 0 ("unknown") included."""
+    """An embedding table with K = `rows` rows, of which row 0 is "unknown"."""
 
     name: str
     rows: int
@@ -27,10 +27,10 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A feature of a sample outside its behaviours.
+    """A feature of a sample that is not a behaviour.
 
-    One id a sample, or with `multi_hot` any number of them. An `optional` field is an input of a
-    model only where the config names it (`model.extra_fields`): the user's id, for instance.
+    It has one id per sample, or any number of ids if `multi_hot`. An `optional` field, such as the
+    user's id, is an input of a model only if the config names it (`model.extra_fields`).
     """
 
     name: str
@@ -42,9 +42,9 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class BehaviorField:
-    """One aligned field of a behaviour sequence, and the `ad` field that it is compared with.
+    """A field of a behaviour sequence, and the `ad` field that it is compared with.
 
-    One id a behaviour, or with `multi_hot` any number of them (a film's genres).
+    It has one id per behaviour, or any number of ids if `multi_hot` (a film's genres).
     """
 
     name: str
@@ -55,7 +55,7 @@ class BehaviorField:
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """A user's behaviours in time order; all its fields have one entry a behaviour."""
+    """A user's behaviours in time order. All fields have one entry per behaviour."""
 
     name: str
     fields: tuple[BehaviorField, ...]
@@ -66,8 +66,8 @@ class Schema:
     """The tables, fields and behaviour sequences of a data set.
 
     Raises:
-      DinError: a name is used twice or can't be a file's name, a table is missing or empty, or a
-        behaviour field is compared with what isn't an ad field of the same table.
+      DinError: a name is used twice or is no identifier, a table is missing or empty, or a
+        behaviour field is compared with something other than an ad field of the same table.
     """
 
     tables: tuple[Table, ...]
@@ -75,9 +75,9 @@ class Schema:
     sequences: tuple[Sequence, ...]
 
     def __post_init__(self) -> None:
-        _distinct("table", (t.name for t in self.tables))
+        _check_names("table", (t.name for t in self.tables))
         inputs = [f.name for f in self.fields] + [s.name for s in self.sequences]
-        _distinct("field or sequence", inputs)
+        _check_names("field or sequence", inputs)
         for table in self.tables:
             if table.rows < 1:
                 raise DinError(
@@ -96,25 +96,25 @@ class Schema:
         for sequence in self.sequences:
             if not sequence.fields:
                 raise DinError(f"schema: sequence {sequence.name!r} has no fields")
-            _distinct(f"field of sequence {sequence.name!r}", (f.name for f in sequence.fields))
+            _check_names(f"field of sequence {sequence.name!r}", (f.name for f in sequence.fields))
             for behavior in sequence.fields:
-                who = f"field {behavior.name!r} of sequence {sequence.name!r}"
+                field_name = f"field {behavior.name!r} of sequence {sequence.name!r}"
                 if behavior.table not in names:
-                    raise DinError(_no_table(who, behavior.table, names))
+                    raise DinError(_no_table(field_name, behavior.table, names))
                 ad = ads.get(behavior.ad)
                 if ad is None or ad.table != behavior.table or ad.optional:
                     raise DinError(
-                        f"schema: {who} is compared with {behavior.ad!r}, which is not an ad field "
-                        f"of table {behavior.table!r} that is always an input; ad fields: "
+                        f"schema: {field_name} is compared with {behavior.ad!r}, which is not an "
+                        f"ad field of table {behavior.table!r} that is always an input; ad fields: "
                         + (", ".join(f"{f.name} ({f.table})" for f in ads.values()) or "none")
                     )
 
     def rows(self, table: str) -> int:
-        """K of a table, row 0 included."""
+        """K, the number of rows of a table, including row 0."""
         return next(t.rows for t in self.tables if t.name == table)
 
     def inputs(self, extra_fields: Iterable[str] = ()) -> tuple[Field, ...]:
-        """The fields that a model reads: all but the optional ones that `extra_fields` leaves out.
+        """The fields that a model reads: those not optional, and those in `extra_fields`.
 
         Raises:
           DinError: `extra_fields` names something that is not an optional field.
@@ -130,24 +130,24 @@ class Schema:
         return tuple(f for f in self.fields if not f.optional or f.name in extra)
 
     def without(self, tables: Iterable[str]) -> Schema:
-        """The schema without these tables and all that reads them.
+        """The schema without these tables and the fields that use them.
 
         Raises:
           DinError: there is no such table.
         """
-        left_out = set(tables)
-        for name in left_out - {t.name for t in self.tables}:
+        removed = set(tables)
+        for name in removed - {t.name for t in self.tables}:
             raise DinError(
                 f"model.without names {name!r}; the data set's tables are: "
                 + ", ".join(t.name for t in self.tables)
             )
         sequences = (
-            dataclasses.replace(s, fields=tuple(f for f in s.fields if f.table not in left_out))
+            dataclasses.replace(s, fields=tuple(f for f in s.fields if f.table not in removed))
             for s in self.sequences
         )
         return Schema(
-            tuple(t for t in self.tables if t.name not in left_out),
-            tuple(f for f in self.fields if f.table not in left_out),
+            tuple(t for t in self.tables if t.name not in removed),
+            tuple(f for f in self.fields if f.table not in removed),
             tuple(s for s in sequences if s.fields),
         )
 
@@ -155,7 +155,7 @@ class Schema:
         """The one-hot ad field of this name.
 
         Raises:
-          DinError: there is none.
+          DinError: there is no such field.
         """
         ads = {f.name: f for f in self.fields if f.group == "ad" and not f.multi_hot}
         if name not in ads:
@@ -163,7 +163,7 @@ class Schema:
         return ads[name]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value that `from_json` turns back into an equal schema."""
+        """Converts the schema to a JSON object, which `from_json` reads."""
         return dataclasses.asdict(self)
 
     @staticmethod
@@ -186,18 +186,19 @@ class Schema:
             raise DinError(f"schema: missing or unknown key: {error}") from error
 
 
-def _distinct(what: str, names: Iterable[str]) -> None:
+def _check_names(kind: str, names: Iterable[str]) -> None:
+    """Raises DinError unless all names are distinct identifiers."""
     seen: set[str] = set()
     for name in names:
         if not name.isidentifier():
             raise DinError(
-                f"schema: {what} {name!r}: a name has only letters, digits and _, "
-                "and starts with no digit"
+                f"schema: {kind} {name!r}: a name has only letters, digits and _, "
+                "and does not start with a digit"
             )
         if name in seen:
-            raise DinError(f"schema: {what} {name!r} is defined twice")
+            raise DinError(f"schema: {kind} {name!r} is defined twice")
         seen.add(name)
 
 
-def _no_table(who: str, table: str, names: set[str]) -> str:
-    return f"schema: {who} names table {table!r}; the tables are: {', '.join(sorted(names))}"
+def _no_table(field: str, table: str, names: set[str]) -> str:
+    return f"schema: {field} names table {table!r}; the tables are: {', '.join(sorted(names))}"

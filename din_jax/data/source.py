@@ -1,12 +1,14 @@
-"""Random access to the packed batches of a run."""
+"""A random-access source of packed batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.buckets import Buckets
 from din_jax.data.length_balance import balance_lengths
@@ -14,51 +16,56 @@ from din_jax.data.packing import Batch, Packer
 from din_jax.data.store import Store
 from din_jax.errors import DinError
 
-_TRIAL_GROUPS = 512  # of batches of one call, drawn to fit the buckets
-_CHUNK_SAMPLES = 2048  # of small batches, packed together
-_SCANNED_SAMPLES = 1 << 20  # whose lengths are in memory at once while the longest are looked for
+_TRIAL_GROUPS = 512  # random groups of batches whose lengths `Buckets.fit` is given
+_CHUNK_SAMPLES = 2048  # samples per chunk of small batches
+_SCANNED_SAMPLES = 1 << 20  # samples whose lengths are in memory while searching the longest
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """How a global batch is split among devices: B / M samples for each, in their order.
+    """The split of a global batch into local batches of B / M consecutive samples per device.
 
-    The packed axes of all devices have the same capacities. They come from offsets, which every
-    process reads for the global batch; behaviours are read only for the devices in `local`.
+    The packed axes of all local batches have equal capacities. These depend on offsets, which every
+    process reads for the global batch. Behaviours are read only for the devices in `local`.
+
+    Attributes:
+      count: M, the number of devices.
+      local: the indices of this process's devices.
     """
 
-    count: int = 1  # M
-    local: range = range(1)  # this process' devices, of range(M)
+    count: int = 1
+    local: range = range(1)
 
 
 class BatchSource:
-    """Random access to the packed batches of a run, for Grain.
+    """A random-access source of a run's packed batches, for Grain.
 
-    Batch i of a shuffled source is batch i mod `batches_per_epoch` of epoch i div
-    `batches_per_epoch`; every epoch has a permutation of its own, made of seed and epoch. An epoch
-    has each sample once: its last batch may hold fewer, filled up with weight 0.
+    Batch i is batch i mod `batches_per_epoch` of epoch i div `batches_per_epoch`. Each epoch has
+    its own permutation, seeded by (seed, epoch), and has each sample once. Its last batch may have
+    fewer than B samples, and is padded with samples of weight 0.
 
-    Small batches are made in chunks of several: the NumPy calls for a single one would cost more
-    than the work. For the same reason several steps may be taken in one call. The batches of such a
-    call need the same padded lengths, so they are length-balanced: neighbouring batches exchange
-    samples until their behaviours are about as many, which keeps padding small. The assignment is
-    the same on any number of devices.
+    Small batches are packed in chunks, because the overhead of NumPy's calls for a single batch
+    would exceed the work. For the same reason one call may take several steps. The batches of a
+    call must have equal padded lengths, so they are length-balanced: neighbouring batches exchange
+    samples until they have nearly equal numbers of behaviours, which keeps padding small. The
+    balancing does not depend on the number of devices.
 
     Args:
-      store, split: what to read.
+      store, split: the samples.
       batch_size: B.
       max_history: see `Packer`.
-      seed: of the order.
+      seed: the seed of the permutations.
       shuffle: if False, batches follow the store's order, apart from length balancing.
-      epochs: how many.
-      shards: of several devices; a batch then has the axis of those in `shards.local`.
-      steps_per_call: so many neighbouring batches are length-balanced and, on one device, padded
-        to the same lengths. Groups begin anew with each epoch.
+      epochs: the number of epochs.
+      shards: the split among devices. With several devices a batch has a leading axis of the
+        devices in `shards.local`.
+      steps_per_call: the size of the groups of neighbouring batches that are length-balanced and,
+        on one device, padded to equal lengths. Groups do not cross epochs.
 
     Attributes:
-      steps_per_call: how many neighbouring batches have the same shapes; 1 on several devices.
-      batches_per_chunk, chunks: of those that are packed together.
-      fingerprint: all that the order and the content of the batches depend on.
+      steps_per_call: the number of neighbouring batches with equal shapes; 1 on several devices.
+      batches_per_chunk, chunks: the size and the number of chunks.
+      fingerprint: everything that the batches' order and content depend on.
       buckets: the capacities that batches are padded to.
 
     Raises:
@@ -102,7 +109,7 @@ class BatchSource:
             "balanced_batches": steps_per_call,
         }
         self._balanced_batches = steps_per_call
-        # The M shards of several batches would need more padding.
+        # Equal lengths of the M shards of several batches would need more padding.
         self.steps_per_call = steps_per_call if shards.count == 1 else 1
         self.batches_per_chunk = steps_per_call * max(
             1, _CHUNK_SAMPLES // (steps_per_call * batch_size)
@@ -110,7 +117,7 @@ class BatchSource:
         self.chunks = epochs * -(-self.batches_per_epoch // self.batches_per_chunk)
         self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of)
         self._last_chunk = functools.lru_cache(maxsize=1)(self.chunk)
-        # Enough for chunks read ahead: `samples_of` must not balance them again.
+        # Large enough for the prefetched chunks, so that `samples_of` does not balance them again.
         self._chunk_samples = functools.lru_cache(maxsize=8)(self._samples_of_chunk)
         self.buckets = self._fit_buckets()
 
@@ -122,40 +129,40 @@ class BatchSource:
         return self._last_chunk(chunk)[position]
 
     def chunk_of(self, index: int) -> tuple[int, int]:
-        """The chunk of batch `index`, and the batch's position in it."""
+        """The chunk that contains batch `index`, and the batch's position in it."""
         epoch, position = divmod(index, self.batches_per_epoch)
         chunk, position = divmod(position, self.batches_per_chunk)
         return epoch * (self.chunks // self.epochs) + chunk, position
 
     def chunk(self, index: int) -> list[Batch]:
-        """Chunk `index`: at most `batches_per_chunk` neighbouring batches of an epoch."""
+        """Packs chunk `index`: up to `batches_per_chunk` neighbouring batches of an epoch."""
         samples, lengths = self._chunk_samples(index)
         size, local_size = self.batch_size, self.batch_size // self.shards.count
         groups, capacities = [], []
         for begin in range(0, len(samples), size):
-            of_batch = samples[begin : begin + size]
+            batch_samples = samples[begin : begin + size]
             if begin % (self.steps_per_call * size) == 0:
-                of_call = lengths[begin : begin + self.steps_per_call * size]
-                capacity = self.buckets.smallest(_longest_shard(of_call, local_size))
+                call_lengths = lengths[begin : begin + self.steps_per_call * size]
+                capacity = self.buckets.smallest(_longest_shard(call_lengths, local_size))
             for m in self.shards.local:
-                groups.append(of_batch[m * local_size : (m + 1) * local_size])
+                groups.append(batch_samples[m * local_size : (m + 1) * local_size])
                 capacities.append(capacity)
         packed = self.packer.pack(groups, local_size, capacities)
         if self.shards.count == 1:
             return packed
         local = len(self.shards.local)
         return [
-            jax.tree.map(lambda *parts: np.stack(parts), *packed[i : i + local])
+            jax.tree.map(lambda *leaves: np.stack(leaves), *packed[i : i + local])
             for i in range(0, len(packed), local)
         ]
 
-    def samples_of(self, index: int) -> np.ndarray:
-        """int64: which of the store's samples batch `index` has, on all devices."""
+    def samples_of(self, index: int) -> npt.NDArray[Any]:
+        """int64: the store's samples in batch `index`, over all devices."""
         chunk, position = self.chunk_of(int(index))
         return self._chunk_samples(chunk)[0][position * self.batch_size :][: self.batch_size]
 
-    def _samples_of_chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of a chunk, one batch's after the other's, and their lengths."""
+    def _samples_of_chunk(self, chunk: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The samples of a chunk, batch after batch, and their lengths [N, axes]."""
         epoch, chunk = divmod(chunk, self.chunks // self.epochs)
         size = self.batches_per_chunk * self.batch_size
         begin, end = chunk * size, min((chunk + 1) * size, len(self.samples))
@@ -168,18 +175,19 @@ class BatchSource:
         order = self._balanced_order(lengths)
         return samples[order], lengths[order]
 
-    def _balanced_order(self, lengths: np.ndarray) -> np.ndarray:
-        """The order of samples that makes their batches length-balanced.
+    def _balanced_order(self, lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The order of the samples in which their batches are length-balanced.
 
-        Whole groups of batches are balanced, then the full batches that are left at the end; a last
-        batch that is not full stays as it is.
+        Balances each full group of batches, then the remaining full batches. A last batch that is
+        not full is unchanged.
         """
         order, totals, size = np.arange(len(lengths)), lengths.sum(axis=1), self.batch_size
-        whole = len(order) // (self._balanced_batches * size) * self._balanced_batches * size
-        left = (len(order) - whole) // size
+        full_groups_end = len(order) // (self._balanced_batches * size)
+        full_groups_end *= self._balanced_batches * size
+        remaining = (len(order) - full_groups_end) // size
         for begin, end, batches in (
-            (0, whole, self._balanced_batches),
-            (whole, whole + left * size, left),
+            (0, full_groups_end, self._balanced_batches),
+            (full_groups_end, full_groups_end + remaining * size, remaining),
         ):
             if batches > 1 and begin < end:
                 groups = totals[begin:end].reshape(-1, batches * size)
@@ -188,57 +196,64 @@ class BatchSource:
         return order
 
     def next_group(self, index: int) -> int:
-        """The first batch after `index` whose shapes may differ from its own."""
+        """The index of the first batch of the next group, whose shapes may differ."""
         epoch, position = divmod(index, self.batches_per_epoch)
-        after = (position // self.steps_per_call + 1) * self.steps_per_call
-        return epoch * self.batches_per_epoch + min(self.batches_per_epoch, after)
+        group_end = (position // self.steps_per_call + 1) * self.steps_per_call
+        return epoch * self.batches_per_epoch + min(self.batches_per_epoch, group_end)
 
     def real_samples(self, index: int) -> int:
-        """How many samples batch `index` has on all devices, without those of weight 0."""
+        """The number of samples in batch `index` over all devices, without padding."""
         begin = int(index) % self.batches_per_epoch * self.batch_size
         return min(self.batch_size, len(self.samples) - begin)
 
-    def _permutation_of(self, epoch: int) -> np.ndarray:
+    def _permutation_of(self, epoch: int) -> npt.NDArray[Any]:
         count = len(self.samples)
         order = np.arange(count, dtype=np.uint32 if count < 1 << 32 else np.uint64)
         np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order
 
     def _fit_buckets(self) -> Buckets:
-        """Buckets for the lengths that batches have; of several devices the fullest shard counts.
+        """Fits the buckets to the batches' lengths; on several devices, to their longest shards.
 
-        Shuffled batches are like any others drawn at random, and the longest possible one has the
-        longest histories. Unshuffled ones are known, and all are looked at.
+        If the batches are shuffled, random batches have their distribution of lengths, and the
+        longest possible batch has the samples with the longest histories. Otherwise the lengths of
+        all batches are used.
         """
         size, local_size = self.batch_size, self.batch_size // self.shards.count
         group = self.steps_per_call * size
         if not self.shuffle:
-            lengths_of_calls = []
+            call_lengths = []
             for chunk in range(self.chunks // self.epochs):
                 _, lengths = self._samples_of_chunk(chunk)
-                lengths_of_calls += [
+                call_lengths += [
                     _longest_shard(lengths[i : i + group], local_size)
                     for i in range(0, len(lengths), group)
                 ]
-            known = np.stack(lengths_of_calls)
-            return Buckets.fit(self.packer.axes, known, known.max(axis=0).tolist())
+            all_lengths = np.stack(call_lengths)
+            return Buckets.fit(self.packer.axes, all_lengths, all_lengths.max(axis=0).tolist())
         longest = np.empty((0, len(self.packer.axes)), np.int64)
         for start in range(self.samples.start, self.samples.stop, _SCANNED_SAMPLES):
             stop = min(start + _SCANNED_SAMPLES, self.samples.stop)
             lengths = self.packer.lengths(np.arange(start, stop))
             longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-local_size:]
         count = min(self._balanced_batches * size, len(self.samples))
-        drawn = np.random.default_rng(0).integers(
+        random_groups = np.random.default_rng(0).integers(
             self.samples.start, self.samples.stop, size=(_TRIAL_GROUPS, count)
         )
         trials = []
-        for lengths in map(self.packer.lengths, drawn):
+        for lengths in map(self.packer.lengths, random_groups):
             balanced = lengths[self._balanced_order(lengths)]
             trials.append(_longest_shard(balanced[:group], local_size))
         return Buckets.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())
 
 
-def _longest_shard(lengths: np.ndarray, local_size: int) -> np.ndarray:
-    """[axes]: the most that a shard of `local_size` samples holds, of lengths [samples, axes]."""
+def _longest_shard(lengths: npt.NDArray[Any], local_size: int) -> npt.NDArray[Any]:
+    """[axes] the greatest total length of a shard of `local_size` samples.
+
+    Args:
+      lengths: [samples, axes].
+      local_size: B / M.
+    """
     begins = np.arange(0, len(lengths), local_size)
-    return np.add.reduceat(lengths, begins, axis=0).max(axis=0)
+    longest: npt.NDArray[Any] = np.add.reduceat(lengths, begins, axis=0).max(axis=0)
+    return longest

@@ -1,18 +1,18 @@
 """A prepared data set on disk: memory-mapped columns, vocabularies with counts, a fingerprint.
 
     STORE/
-      schema.json                       schema, splits, lengths, origin, fingerprint
-      samples/label.npy, user.npy       one entry a sample
-      fields/NAME.npy                   one id a sample; a multi-hot field's values, end to end,
-      fields/NAME.offsets.npy           and where each sample's values begin
-      sequences/NAME.start.npy, .end.npy   the sample's history is events[start:end]
-      events/NAME/FIELD.npy             every behaviour, once: users one after the other, in time
-      events/NAME/FIELD.offsets.npy     (multi-hot only) where each behaviour's values begin
-      vocab/TABLE.parquet               row, id, count
-      counts/…                          n_j, cached by runs that need it (`din_jax.data.counts`)
+      schema.json                          schema, splits, lengths, origin, fingerprint
+      samples/label.npy, user.npy          one entry per sample
+      fields/NAME.npy                      one id per sample; or a multi-hot field's values,
+      fields/NAME.offsets.npy              concatenated, and the offset of each sample's values
+      sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
+      events/NAME/FIELD.npy                each behaviour once, user after user, in time order
+      events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
+      vocab/TABLE.parquet                  row, id, count
+      counts/…                             n_j, cached by runs that need it (`din_jax.data.counts`)
 
-A history is stored once: samples point into it, so that nothing is padded or repeated. The samples
-of a split lie together, train first, then validation, then test.
+Each behaviour is stored once: samples refer to ranges of events, so that nothing is padded or
+repeated. Samples are ordered by split: train, validation, test.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.schema import Schema, Sequence
 from din_jax.errors import DinError
 
-# Imported where vocabularies are read or written: training needs none, and Polars takes 0.3 s and
-# 20 MB.
+# Polars is imported only where vocabularies are read: training does not need it, and its import
+# takes 0.3 s and 20 MB.
 if TYPE_CHECKING:
     import polars as pl
 
@@ -41,36 +42,36 @@ SPLITS = ("train", "validation", "test")
 
 
 class Vocabulary(NamedTuple):
-    """Row r of a table stands for raw id `ids[r]`, seen `counts[r]` times in training.
+    """The raw ids of a table's rows: row r is `ids[r]`, which training has `counts[r]` times.
 
     `ids[0]` is None: row 0 is "unknown".
     """
 
     ids: pl.Series
-    counts: np.ndarray
+    counts: npt.NDArray[Any]
 
 
 class Store:
-    """A store opened for reading. Columns are memory-mapped: opening reads next to nothing.
+    """Opens a store for reading. Columns are memory-mapped and read on access.
 
     Attributes:
-      path, schema: where it is and what a sample is.
-      fingerprint: hexadecimal digest of all that training reads, taken when it was written.
-      origin: how it was made.
+      path, schema: the store's folder and its schema.
+      fingerprint: hexadecimal digest of all that training reads, computed when it was written.
+      origin: how the store was made.
 
     Raises:
-      DinError: `path` is no store, is of another version, or a column is missing or cut short.
+      DinError: `path` is no store, has another version, or a column is missing or truncated.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        described = read_description(self.path)
+        description = read_description(self.path)
         try:
-            self.schema = Schema.from_json(described["schema"])
-            self.fingerprint: str = described["fingerprint"]
-            self.origin: dict[str, Any] = described["origin"]
-            self._splits = {name: described["splits"][name] for name in SPLITS}
-            lengths = {name: described["lengths"][name] for name in column_names(self.schema)}
+            self.schema = Schema.from_json(description["schema"])
+            self.fingerprint: str = description["fingerprint"]
+            self.origin: dict[str, Any] = description["origin"]
+            self._splits = {name: description["splits"][name] for name in SPLITS}
+            lengths = {name: description["lengths"][name] for name in column_names(self.schema)}
         except (KeyError, TypeError) as error:
             raise DinError(
                 f"{self.path}/schema.json lacks {error}: it is damaged; prepare the store again"
@@ -78,10 +79,10 @@ class Store:
         self._columns = {name: self._map(name, n) for name, n in lengths.items()}
 
     def __len__(self) -> int:
-        """Samples of all splits together."""
+        """The number of samples in all splits."""
         return len(self._columns["samples/label"])
 
-    def _map(self, name: str, length: int) -> np.ndarray:
+    def _map(self, name: str, length: int) -> npt.NDArray[Any]:
         path = self.path / f"{name}.npy"
         try:
             column = np.load(path, mmap_mode="r") if length else np.load(path)
@@ -96,22 +97,22 @@ class Store:
             )
         return np.asarray(column)  # a plain view: indexing np.memmap itself is slow
 
-    def column(self, name: str) -> np.ndarray:
-        """A column by its path in the store without ".npy", read-only."""
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A read-only column, by its path in the store without ".npy"."""
         return self._columns[name]
 
-    def with_columns(self, columns: Mapping[str, np.ndarray]) -> Store:
-        """A copy of the store, in memory, in which some columns are replaced: for experiments.
+    def with_columns(self, columns: Mapping[str, npt.NDArray[Any]]) -> Store:
+        """A copy of the store with some columns replaced in memory, for experiments.
 
         Args:
-          columns: by name, each as long as the one that it replaces.
+          columns: {name: column}, each with the length of the column that it replaces.
         """
         other = copy.copy(self)
         other._columns = {**self._columns, **columns}
         return other
 
     def split(self, name: str) -> range:
-        """The samples of a split, or of several joined by "+" ("train+validation").
+        """The samples of a split, or of consecutive splits joined by "+" ("train+validation").
 
         Raises:
           DinError: there is no such split.
@@ -120,12 +121,16 @@ class Store:
         if any(part not in self._splits for part in parts):
             raise DinError(f"no split {name!r}; {self.path} has: {', '.join(self._splits)}")
         bounds = [self._splits[part] for part in parts]
-        if any(a[1] != b[0] for a, b in itertools.pairwise(bounds)):
+        if any(first[1] != second[0] for first, second in itertools.pairwise(bounds)):
             raise DinError(f"split {name!r}: join splits in their order: {'+'.join(self._splits)}")
         return range(bounds[0][0], bounds[-1][1])
 
     def vocabulary(self, table: str) -> Vocabulary:
-        """The raw ids of a table's rows and their counts in training."""
+        """Reads the raw ids of a table's rows and their counts in training.
+
+        Raises:
+          DinError: the file is missing or damaged.
+        """
         import polars as pl
 
         path = self.path / "vocab" / f"{table}.parquet"
@@ -137,7 +142,7 @@ class Store:
 
 
 def column_names(schema: Schema) -> Iterator[str]:
-    """The names of all columns that a store of this schema has."""
+    """Yields the names of all columns of a store with this schema."""
     yield from ("samples/label", "samples/user")
     for field in schema.fields:
         name = f"fields/{field.name}"
@@ -155,10 +160,10 @@ def sequence_named(schema: Schema, name: str) -> Sequence:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The content of a store's `schema.json`.
+    """Reads a store's `schema.json`.
 
     Raises:
-      DinError: it is missing, damaged, or of another version.
+      DinError: it is missing or damaged, or has another version.
     """
     file = path / "schema.json"
     if not path.exists():
@@ -166,14 +171,14 @@ def read_description(path: Path) -> dict[str, Any]:
             f"no store at {path}; make one with `python -m din_jax.prepare NAME --out {path}`"
         )
     try:
-        described = json.loads(file.read_text())
-        if described["format"] != FORMAT or not isinstance(described["version"], int):
+        description: dict[str, Any] = json.loads(file.read_text())
+        if description["format"] != FORMAT or not isinstance(description["version"], int):
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinError(f"{path} is not a din_jax store: {file} can't be read ({error})") from error
-    if described["version"] != VERSION:
+    if description["version"] != VERSION:
         raise DinError(
-            f"{path} is a store of version {described['version']}, this din_jax reads version "
+            f"{path} is a store of version {description['version']}, this din_jax reads version "
             f"{VERSION}; prepare it again with `python -m din_jax.prepare`"
         )
-    return described
+    return description

@@ -1,4 +1,4 @@
-"""Writes a store: columns that grow, checked when they are complete."""
+"""Writes a store: appends to its columns, and checks them at the end."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.schema import Schema, Sequence
 from din_jax.data.store import FORMAT, SPLITS, VERSION, column_names, sequence_named
 from din_jax.errors import DinError
 
-# Imported where vocabularies are read or written: training needs none, and Polars takes 0.3 s and
-# 20 MB.
+# Polars is imported only where vocabularies are written: training does not need it, and its import
+# takes 0.3 s and 20 MB.
 if TYPE_CHECKING:
     import polars as pl
 
-_CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` looks at together
+_CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` reads at a time
 
 
-def smallest_unsigned(maximum: int) -> np.dtype:
+def smallest_unsigned(maximum: int) -> np.dtype[Any]:
     """The smallest unsigned integer type that holds `maximum`."""
     return np.min_scalar_type(int(maximum))
 
 
 class StoreWriter:
-    """Writes a store beside its final place and moves it there when it is whole.
+    """Writes a store to a temporary folder, which is renamed to its path when it is complete.
 
-    Use it as a context manager: `append` to columns as often as there is data (nothing is held in
-    memory), add the `vocabulary` of each table, and call `finish` at the end. If the block is left
-    by an exception, or the process is killed, nothing stands under the final name.
+    Use it as a context manager: `append` to the columns any number of times (nothing is buffered in
+    memory), add the `vocabulary` of each table, and call `finish` at the end. After an exception in
+    the block, or if the process is killed, there is nothing at the store's path.
 
     Raises:
-      DinError: `path` exists already, or `finish` finds columns missing, of unequal length, or with
-        values that can't be: see `docs/store.md`.
+      DinError: `path` exists already, or `finish` finds columns that are missing, of unequal
+        lengths, or with invalid values: see `docs/store.md`.
     """
 
     def __init__(self, path: str | os.PathLike[str], schema: Schema):
@@ -61,7 +62,7 @@ class StoreWriter:
             column.file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def append(self, name: str, values: np.ndarray) -> None:
+    def append(self, name: str, values: npt.NDArray[Any]) -> None:
         """Appends to the column `name` ("samples/label", "events/history/item", …).
 
         The first call fixes the column's type.
@@ -70,11 +71,11 @@ class StoreWriter:
             self._columns[name] = _Column(self._partial / f"{name}.npy", values.dtype)
         self._columns[name].append(values)
 
-    def vocabulary(self, table: str, ids: pl.Series, counts: np.ndarray) -> None:
-        """Sets the raw ids of rows 1, 2, … of a table, and how often training saw each.
+    def vocabulary(self, table: str, ids: pl.Series, counts: npt.NDArray[Any]) -> None:
+        """Sets the raw ids of rows 1, 2, … of a table, and their counts in training.
 
         Raises:
-          DinError: the table has another number of rows, or an id stands twice.
+          DinError: the table has another number of rows, or an id occurs twice.
         """
         import polars as pl
 
@@ -84,10 +85,10 @@ class StoreWriter:
         if len(ids) != rows - 1 or len(counts) != rows - 1:
             raise DinError(
                 f"vocabulary of table {table!r}: {len(ids)} ids and {len(counts)} counts; "
-                f"the schema says {rows - 1} beside row 0"
+                f"the schema has {rows - 1} rows besides row 0"
             )
         if ids.n_unique() != len(ids):
-            raise DinError(f"vocabulary of table {table!r}: an id stands twice")
+            raise DinError(f"vocabulary of table {table!r}: an id occurs twice")
         path = self._partial / "vocab" / f"{table}.parquet"
         path.parent.mkdir(exist_ok=True)
         frame = pl.DataFrame(
@@ -102,37 +103,40 @@ class StoreWriter:
         self._digests[f"vocab/{table}"] = digest.hexdigest()
 
     def finish(self, splits: Mapping[str, tuple[int, int]], origin: Mapping[str, Any]) -> None:
-        """Checks the columns, writes `schema.json` and moves the store to its final place.
+        """Checks the columns, writes `schema.json` and renames the folder to the store's path.
 
         Args:
           splits: the samples [start, stop) of "train", "validation" and "test".
-          origin: how the store was made, for readers; any JSON value.
+          origin: how the store was made, for its readers; any JSON object.
         """
         for column in self._columns.values():
             column.close()
         lengths = {name: column.length for name, column in sorted(self._columns.items())}
-        self._check(lengths, splits)
+        self._check_lengths(lengths, splits)
         self._check_values()
         self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
-        described: dict[str, Any] = {
+        description: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "schema": self.schema.to_json(),
             "splits": {name: list(splits[name]) for name in SPLITS},
             "lengths": lengths,
         }
-        whole = json.dumps([described, sorted(self._digests.items())], sort_keys=True)
-        described["fingerprint"] = hashlib.sha256(whole.encode()).hexdigest()
-        described["origin"] = dict(origin)
-        (self._partial / "schema.json").write_text(json.dumps(described, indent=2) + "\n")
+        content = json.dumps([description, sorted(self._digests.items())], sort_keys=True)
+        description["fingerprint"] = hashlib.sha256(content.encode()).hexdigest()
+        description["origin"] = dict(origin)
+        (self._partial / "schema.json").write_text(json.dumps(description, indent=2) + "\n")
         try:
             os.rename(self._partial, self.path)
         except OSError as error:
             raise DinError(
-                f"{self.path} appeared meanwhile; delete it and prepare again"
+                f"{self.path} was created by another program meanwhile; delete it and prepare again"
             ) from error
 
-    def _check(self, lengths: dict[str, int], splits: Mapping[str, tuple[int, int]]) -> None:
+    def _check_lengths(
+        self, lengths: dict[str, int], splits: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Checks that all columns and vocabularies exist, and the columns' lengths."""
         expected = set(column_names(self.schema))
         if set(lengths) != expected:
             raise DinError(
@@ -153,19 +157,21 @@ class StoreWriter:
                 f"store: the splits {dict(splits)} do not follow one another from 0 to {samples}"
             )
         for name in lengths:
-            group, _, rest = name.partition("/")
+            folder, _, column = name.partition("/")
             offsets = f"{name}.offsets"
-            if group == "events":
-                want = self._events(sequence_named(self.schema, rest.partition("/")[0]))
+            if folder == "events":
+                length = self._events(sequence_named(self.schema, column.partition("/")[0]))
             else:
-                want = samples
+                length = samples
             if name.endswith(".offsets"):
-                want += 1
-            if offsets not in lengths and lengths[name] != want:
-                raise DinError(f"store: column {name} has {lengths[name]} entries, expected {want}")
+                length += 1
+            if offsets not in lengths and lengths[name] != length:
+                raise DinError(
+                    f"store: column {name} has {lengths[name]} entries, expected {length}"
+                )
 
     def _check_values(self) -> None:
-        """Reads what may not be trained on: an id past its table, a history past the events."""
+        """Checks the range of all values: labels, users, ids, offsets and histories."""
         self._check_range("samples/label", 0, 1)
         self._check_range("samples/user", 0, np.iinfo(np.int32).max)
         for field in self.schema.fields:
@@ -182,18 +188,18 @@ class StoreWriter:
             start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
             self._check_range(start, 0, events)
             self._check_range(end, 0, events)
-            at = 0
-            for begins, ends in zip(self._written(start), self._written(end), strict=True):
-                if (begins > ends).any():
-                    row = int(np.argmax(begins > ends))
+            first = 0  # the first sample of a chunk
+            for starts, ends in zip(self._chunks(start), self._chunks(end), strict=True):
+                if (starts > ends).any():
+                    i = int(np.argmax(starts > ends))
                     raise DinError(
-                        f"store: {start}[{at + row}] is {begins[row]}, "
-                        f"after {end}[{at + row}], {ends[row]}"
+                        f"store: {start}[{first + i}] is {starts[i]}, "
+                        f"after {end}[{first + i}], {ends[i]}"
                     )
-                at += len(begins)
+                first += len(starts)
 
     def _events(self, sequence: Sequence) -> int:
-        """Behaviours of a sequence, by its first field."""
+        """The number of events of a sequence, according to its first field."""
         first = sequence.fields[0]
         name = f"events/{sequence.name}/{first.name}"
         if first.multi_hot:
@@ -213,55 +219,55 @@ class StoreWriter:
     def _check_offsets(self, name: str) -> None:
         values = self._columns[name].length
         self._check_range(f"{name}.offsets", 0, values)
-        rises, first, last = True, None, 0
-        for part in self._written(f"{name}.offsets"):
-            first = part[0] if first is None else first
-            rises = rises and part[0] >= last and bool((part[1:] >= part[:-1]).all())
-            last = part[-1]
-        if first != 0 or last != values or not rises:
+        ascending, first, last = True, None, 0
+        for chunk in self._chunks(f"{name}.offsets"):
+            first = chunk[0] if first is None else first
+            ascending = ascending and chunk[0] >= last and bool((chunk[1:] >= chunk[:-1]).all())
+            last = chunk[-1]
+        if first != 0 or last != values or not ascending:
             raise DinError(f"store: {name}.offsets must rise from 0 to {values}")
 
-    def _written(self, name: str) -> Iterator[np.ndarray]:
-        """A closed column in parts, read and not mapped: mapped pages would stay in memory."""
+    def _chunks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """Reads a closed column in chunks; the pages of a memory map would stay in memory."""
         column = self._columns[name]
         with (self._partial / f"{name}.npy").open("rb") as file:
             file.seek(column.header_bytes)
-            for at in range(0, column.length, _CHECKED_AT_ONCE):
-                yield np.fromfile(file, column.dtype, min(_CHECKED_AT_ONCE, column.length - at))
+            for start in range(0, column.length, _CHECKED_AT_ONCE):
+                yield np.fromfile(file, column.dtype, min(_CHECKED_AT_ONCE, column.length - start))
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raises `DinError` if no store can be made at `path`: before any work for it is done."""
+    """Raises `DinError` if no store can be created at `path`; call it before expensive work."""
     path = Path(path)
     if path.exists():
-        raise DinError(f"{path} exists already; delete it or choose another place")
+        raise DinError(f"{path} exists already; delete it or choose another path")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     try:
-        tempfile.TemporaryDirectory(prefix=".", dir=parent).cleanup()  # permissions don't tell all
+        # Tried, because a file's permissions alone do not tell.
+        tempfile.TemporaryDirectory(prefix=".", dir=parent).cleanup()
     except OSError as error:
         raise DinError(
-            f"{path} can't be made: {parent} is no folder that may be written to; choose another "
-            "place"
+            f"{path} can't be made: {parent} is not a writable folder; choose another path"
         ) from error
 
 
 class _Column:
-    """One .npy file that grows: its header is written again, with the length, at the end."""
+    """A .npy file that is appended to; `close` rewrites its header with the final length."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
+    def __init__(self, path: Path, dtype: np.dtype[Any]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.dtype = dtype
         self.length = 0
-        self.low, self.high = 0, 0  # of the values, once there are any
+        self.low, self.high = 0, 0  # the least and the greatest value, if there are values
         self.digest = hashlib.sha256()
         self.file = path.open("wb")
-        self._header()
+        self._write_header()
         self.header_bytes = self.file.tell()
 
-    def _header(self) -> None:
-        # NumPy leaves room in the header for the first axis to grow.
+    def _write_header(self) -> None:
+        # NumPy pads the header so that the first axis can grow.
         np.lib.format.write_array_header_1_0(
             self.file,
             {
@@ -271,7 +277,7 @@ class _Column:
             },
         )
 
-    def append(self, values: np.ndarray) -> None:
+    def append(self, values: npt.NDArray[Any]) -> None:
         stored = values.astype(self.dtype)
         if values.ndim != 1 or not np.array_equal(stored, values):
             raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
@@ -286,8 +292,8 @@ class _Column:
 
     def close(self) -> None:
         self.file.seek(0)
-        self._header()
+        self._write_header()
         self.file.flush()
-        with contextlib.suppress(OSError):  # not every file system can
+        with contextlib.suppress(OSError):  # not every file system supports it
             os.fsync(self.file.fileno())
         self.file.close()

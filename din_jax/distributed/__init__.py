@@ -1,1 +1,1 @@
-"""Devices and processes: what runs where."""
+"""Devices, processes, and the placement of arrays on them."""

@@ -1,10 +1,10 @@
-"""What makes steps fast on a CPU: memory that is kept, and how XLA compiles (docs/performance.md).
+"""Makes steps fast on a CPU: memory allocation and XLA's compiler options (docs/performance.md).
 
-XLA's CPU back end allocates a step's temporary buffers anew in every step. Beyond 32 MB glibc takes
-each from the system and gives it back when it is freed, so that every page is mapped and cleared
-again in every step: up to half the time of a step. Beyond 64 MB it does so whatever the thresholds
-are, but in the main thread, whose heap alone can grow. Hence a step runs in the thread that calls
-it, once what it needs is there; see `ready`.
+XLA's CPU backend allocates a step's temporary buffers in every step. glibc maps each buffer of more
+than 32 MB from the system and unmaps it when it is freed, so that every page is mapped and cleared
+again in every step: up to half the time of a step. In threads other than the main thread, whose
+heap alone can grow, glibc does so for buffers of more than 64 MB whatever the thresholds are.
+Therefore a step must run in the thread that calls it; see `ready`.
 """
 
 from __future__ import annotations
@@ -19,82 +19,84 @@ from typing import Any
 import jax
 import numpy as np
 
-# Names and numbers of glibc's malloc.h.
+# Parameters of `mallopt`, as numbered in glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE = 1 << 29  # a larger block is a table, not a buffer of a step: it goes back when it is freed
-_ALL = 2**31 - 1  # bytes that are free in a heap and kept there
-_SMALL = 128 << 10  # glibc's own bound for both
-_keeps = False  # whether freed memory is kept
+# Values of these parameters, in bytes.
+_MMAP_BYTES = 1 << 29  # a larger block is a table, not a step's buffer: unmap it when it is freed
+_TRIM_BYTES = 2**31 - 1  # free bytes that stay in a heap
+_DEFAULT_BYTES = 128 << 10  # glibc's default for both
+_keeps_memory = False  # whether freed memory stays in the process
 
 
 def keep_freed_memory() -> bool:
-    """Keeps up to 2 GiB of freed memory in the process, and has JAX run a step where it is called.
+    """Keeps up to 2 GiB of freed memory in the process; runs steps in the thread that calls them.
 
-    Call it before JAX has looked for devices, or steps still run in threads of JAX.
+    Call it before JAX initializes its backend. Otherwise steps still run in JAX's threads.
 
     Returns:
-      Whether the C library took it: false where it is not glibc.
+      Whether the C library accepted the setting: false if it is not glibc.
     """
-    global _keeps
+    global _keeps_memory
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    _keeps = _thresholds(_LARGE, _ALL)
-    return _keeps
+    _keeps_memory = _set_thresholds(_MMAP_BYTES, _TRIM_BYTES)
+    return _keeps_memory
 
 
 def ready(leaves: Sequence[Any]) -> list[Any]:
-    """The leaves of a step's arguments, NumPy's on the device, when all of them are there.
+    """Puts NumPy leaves of a step's arguments on the device and waits until all leaves are ready.
 
-    JAX runs a step in the thread that calls it only if it need not wait.
+    JAX runs a step in the thread that calls it only if the arguments are ready.
     """
-    found = list(leaves)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
-    for i, leaf in zip(places, jax.device_put([leaves[i] for i in places]), strict=True):
-        found[i] = leaf
-    return jax.block_until_ready(found)
+    on_device = list(leaves)
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    for i, leaf in zip(positions, jax.device_put([leaves[i] for i in positions]), strict=True):
+        on_device[i] = leaf
+    return jax.block_until_ready(on_device)
 
 
 def in_own_thread(call: Callable[[], Any]) -> Any:
-    """What `call` returns, from a thread that ends with it: of glibc's, each has a heap of its own.
+    """Runs `call` in a new thread, which glibc gives a heap of its own, and returns its result.
 
-    Compiling leaves tens of thousands of free blocks between others. Where a step's buffers are
-    allocated among them it is a tenth to a third slower. Freed memory goes back to the system
-    meanwhile: compiling a step takes some 150 MB, more than the steps of a small one.
+    Compiling fragments the heap with tens of thousands of free blocks. A step whose buffers are
+    allocated among them is a tenth to a third slower. While `call` runs, freed memory goes back to
+    the system: compiling a step takes some 150 MB, more than a small step needs itself.
     """
-    if _keeps:
-        _thresholds(_SMALL, _SMALL)
+    if _keeps_memory:
+        _set_thresholds(_DEFAULT_BYTES, _DEFAULT_BYTES)
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return jax.block_until_ready(pool.submit(call).result())
     finally:
         if _libc() is not None:
             _libc().malloc_trim(0)
-        if _keeps:
-            _thresholds(_LARGE, _ALL)
+        if _keeps_memory:
+            _set_thresholds(_MMAP_BYTES, _TRIM_BYTES)
 
 
 @functools.cache
 def _libc() -> Any:
-    """The C library if it is glibc, else None."""
+    """Returns the C library if it is glibc, else None."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
-def _thresholds(large: int, free: int) -> bool:
-    """From how many bytes on a block is the system's, and how many free ones a heap keeps."""
+def _set_thresholds(mmap_bytes: int, trim_bytes: int) -> bool:
+    """Sets the size from which blocks are mapped, and the free bytes that a heap keeps."""
     libc = _libc()
     return libc is not None and bool(
-        libc.mallopt(_M_MMAP_THRESHOLD, large) and libc.mallopt(_M_TRIM_THRESHOLD, free)
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes) and libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
     )
 
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
-    """What XLA is told when it compiles a step for CPUs; nothing if its version has no such option.
+    """XLA's compiler options for a step on CPUs; empty if this XLA does not know them.
 
-    No products of YNNPACK's: each is done in one thread, and sums over a batch are slow.
+    They turn off YNNPACK's matrix products, each of which runs in one thread; its sums over a batch
+    are slow.
     """
     options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:

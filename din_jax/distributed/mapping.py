@@ -1,4 +1,4 @@
-"""Maps a function of one device's shard over all devices of a placement, and compiles it."""
+"""Maps a function over the devices of a placement, and compiles it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from din_jax.distributed import cpu
 from din_jax.distributed.devices import AXIS, Placement
 
-# Axes for `over_devices`: of arrays with a leading device axis, and of those equal on all devices.
+# Axes for `over_devices`: of arrays with a leading device axis, and of replicated arrays.
 PER_DEVICE, REPLICATED = 0, None
 
 
@@ -24,22 +24,22 @@ def over_devices(
     *,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """Compiles a function of one device's local batch for all devices of a placement.
+    """Compiles a function of one device's arguments for all devices of a placement.
 
-    One device needs no axis: that is `jax.jit`. Several are `jax.pmap`.
+    Uses `jax.jit` on one device, which has no mapped axis, and `jax.pmap` on several.
 
     Args:
       local: the function; its collectives name the placement's axis.
       placement: the devices.
       in_axes: `PER_DEVICE` or `REPLICATED` for each argument, or trees of these.
-      out_axes: the same for each array that `local` returns. A `REPLICATED` result must be equal on
-        all devices: `jax.pmap` does not check it.
-      donate: positions of the arguments whose buffers the results reuse.
+      out_axes: `PER_DEVICE` or `REPLICATED` for each array that `local` returns. A `REPLICATED`
+        result must be equal on all devices: `jax.pmap` does not check it.
+      donate: indices of the arguments whose buffers are donated to the results.
     """
     if placement.axis is None:
         on_cpu = placement.devices[0].platform == "cpu"
         return (_JittedForCPU if on_cpu else jax.jit)(local, donate_argnums=donate)
-    # Results go out flat: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
+    # Return a flat tuple: with several processes `jax.pmap` (JAX 0.10) can't return a dict.
     flat_axes, structure = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
     mapped = jax.pmap(
         lambda *arguments: tuple(jax.tree.leaves(local(*arguments))),
@@ -53,11 +53,11 @@ def over_devices(
 
 
 class _JittedForCPU:
-    """A `jax.jit` with compiler options for CPUs. Traced inside another `jax.jit` it has none.
+    """A `jax.jit` with compiler options for CPUs, which are dropped inside another `jax.jit`.
 
-    It compiles in a thread of its own, so that the heap of the calling thread is not fragmented
-    (`din_jax.distributed.cpu`). A thread-local setting of JAX, such as `with jax.debug_nans(True)`,
-    does not reach the first call.
+    It compiles in a separate thread, so that the calling thread's heap is not fragmented
+    (`din_jax.distributed.cpu`). Thread-local settings of JAX, such as `with jax.debug_nans(True)`,
+    do not apply to the first call.
     """
 
     def __init__(self, function: Callable[..., Any], *, donate_argnums: tuple[int, ...]):
@@ -80,7 +80,7 @@ class _JittedForCPU:
 
 
 class _Mapped:
-    """A `jax.pmap` that returns a pytree. `lower` is that of `jax.jit`."""
+    """A `jax.pmap` that returns a pytree. `lower` works as that of `jax.jit`."""
 
     def __init__(self, mapped: Any, structure: Any):
         self._mapped, self._structure = mapped, structure

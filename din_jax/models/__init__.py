@@ -1,1 +1,1 @@
-"""The models, one a file; `registry` has them by name."""
+"""The models, one per file; `registry` builds them by name."""

@@ -1,7 +1,7 @@
 """Embedding&MLP, the paper's base model (section 4.2).
 
-Each one-hot or multi-hot field becomes a vector, each behaviour sequence becomes one vector by
-pooling; all are concatenated and fed to an MLP with a 2-unit output layer.
+Each one-hot or multi-hot field becomes a vector, and each behaviour sequence becomes one vector by
+pooling. All vectors are concatenated and fed to an MLP with a 2-unit output layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["BaseModel", "Head", "lookups", "module", "tables"]
 
 
 class Head(nn.Module):
-    """Concatenation and MLP: from the features and one interest vector a sequence to logits."""
+    """Concatenates the features and one interest vector per sequence, and applies the MLP."""
 
     options: Options
 
@@ -46,11 +46,14 @@ class Head(nn.Module):
         train: bool,
         products: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, 2] of "no click" and "click"; `products` [B, P] also enter the MLP."""
-        parts = [*features.profile, *interests.values(), *features.ad, *features.context]
+        """Computes the logits [B, 2] of "no click" and "click".
+
+        `products` [B, P], if given, are additional inputs of the MLP.
+        """
+        vectors = [*features.profile, *interests.values(), *features.ad, *features.context]
         if self.options.interest_product:
-            parts += [interests[name] * s.ad for name, s in features.sequences.items()]
-        x = jnp.concatenate(parts, axis=1)
+            vectors += [interests[name] * s.ad for name, s in features.sequences.items()]
+        x = jnp.concatenate(vectors, axis=1)
         mlp = MLP(self.options.hidden, 2, self.options.activation, name="mlp")
         logits = mlp(x, batch.weight > 0, train=train, products=products)
         if self.options.item_bias:
@@ -60,7 +63,7 @@ class Head(nn.Module):
 
 
 class BaseModel(nn.Module):
-    """Embedding&MLP: a history is pooled the same whatever the ad."""
+    """Embedding&MLP: the pooling of a history does not depend on the ad."""
 
     options: Options
 
@@ -68,7 +71,7 @@ class BaseModel(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        """Returns logits [B, 2] and {"interest": {sequence: [B, E]}}."""
         features, interests = embed_and_pool(tables, lookups, batch, self.options)
         head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
@@ -76,5 +79,5 @@ class BaseModel(nn.Module):
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> BaseModel:
-    """The module that `config.model` describes."""
+    """Makes the module that `config.model` describes."""
     return BaseModel(options(schema, config, axis_name))

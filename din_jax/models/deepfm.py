@@ -1,7 +1,7 @@
-"""DeepFM (Guo et al., IJCAI 2017): base and a factorisation machine on the same embeddings.
+"""DeepFM (Guo et al., IJCAI 2017): base and a factorisation machine with shared embeddings.
 
-The logit of a click is base's plus the machine's, w · x + Σ_{i<j} ⟨v_i, v_j⟩ (DeepFM's Eq. 2), in
-which v_i is the one vector of a group: a list of ids is pooled first.
+The logit of a click is the sum of base's and the machine's, w · x + Σ_{i<j} ⟨v_i, v_j⟩ (DeepFM's
+Eq. 2), where v_i is the vector of a group: several ids are pooled first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """The tables of base, and those of the weights w, which are not decayed."""
+    """The tables of base, and tables of the weights w, which are not decayed."""
     weights = lr.tables(schema, config)
     return features.tables(schema, config) | {
         name: spec._replace(decayed=False) for name, spec in weights.items()
@@ -29,18 +29,18 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """What base looks up, and the weights w."""
+    """The lookups of base, and of the weights w."""
     return features.lookups(batch, schema, config) | lr.lookups(batch, schema, config)
 
 
 def pairwise(vectors: list[jax.Array]) -> jax.Array:
-    """Σ_{i<j} ⟨v_i, v_j⟩, [B], of F groups' vectors [B, D], in F steps and not F².
+    """Σ_{i<j} ⟨v_i, v_j⟩, [B], of F groups' vectors [B, D], at a cost linear in F.
 
-    It is half of what is left of ‖Σ v_i‖² without Σ ‖v_i‖² (Rendle 2010, Lemma 3.1).
+    It is (‖Σ v_i‖² − Σ ‖v_i‖²) / 2 (Rendle 2010, Lemma 3.1).
     """
     total = sum(vectors[1:], vectors[0])
-    alone = sum(jnp.square(v) for v in vectors)
-    return (jnp.square(total) - alone).sum(axis=1) / 2
+    squares = sum(jnp.square(v) for v in vectors)
+    return (jnp.square(total) - squares).sum(axis=1) / 2
 
 
 class DeepFM(nn.Module):
@@ -52,7 +52,7 @@ class DeepFM(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        """Returns logits [B, 2] and {"interest": {sequence: [B, E]}}."""
         features, interests = embed_and_pool(tables, lookups, batch, self.options)
         head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
@@ -64,10 +64,10 @@ class DeepFM(nn.Module):
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> DeepFM:
-    """The module that `config.model` describes.
+    """Makes the module that `config.model` describes.
 
     Raises:
-      DinError: the tables have not all one width.
+      DinError: the tables' widths differ.
     """
     one_width(schema, config)
     return DeepFM(options(schema, config, axis_name))

@@ -1,7 +1,7 @@
 """The Deep Interest Network (section 4.3): the base model with a local activation unit.
 
-Eq. 3: the interest in an ad is the sum of the behaviours' vectors, each weighted by the unit's raw
-output. There is no softmax: the weights' sum tells how strong the interest is.
+Eq. 3: the interest in an ad is the sum of the behaviours' vectors, weighted by the unit's raw
+outputs. There is no softmax, so that the sum of the weights expresses the strength of the interest.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ __all__ = ["DIN", "lookups", "module", "tables"]
 
 
 class DIN(nn.Module):
-    """DIN: a history is pooled with weights that the ad decides.
+    """DIN: a history is pooled with weights that depend on the ad.
 
     Attributes:
-      options: see `Options`; the history is a weighted sum whatever `mean`.
+      options: see `Options`; `mean` does not apply to the history, which is a weighted sum.
       attention_hidden: widths of the activation unit's hidden layers.
-      attention_activation: what follows each of them.
-      difference, outer: inputs of the unit, see `ActivationUnit`.
-      block: behaviours that the unit computes at once; 0 is all.
+      attention_activation: makes the module after each of them.
+      difference, outer, block: see `ActivationUnit`.
     """
 
     options: Options
@@ -45,9 +44,9 @@ class DIN(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], and in the second place, both by sequence,
+        """Returns logits [B, 2] and a dict.
 
-        `activation_weights` [T] and `interest` [B, E].
+        The dict is {"activation_weights": {sequence: [T]}, "interest": {sequence: [B, E]}}.
         """
         o = self.options
         features = embed(tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean)
@@ -75,7 +74,7 @@ class DIN(nn.Module):
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
-    """The module that `config.model` describes."""
+    """Makes the module that `config.model` describes."""
     unit = config.attention
     return DIN(
         options(schema, config, axis_name),

@@ -1,4 +1,4 @@
-"""From a batch to the vectors of its features: the parts that the deep models share."""
+"""Lookups and embedded features of a batch, which the deep models share."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from din_jax.nn.activations import ActivationFactory, activation_factory
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.nn.pooling import segment_mean, segment_pool
 
-# Table of one scalar an id of the ad field `config.item_bias`; no schema's table has such a name.
+# The table with one scalar per id of the ad field `config.item_bias`. It is no identifier, and
+# therefore not the name of a table of the schema.
 ITEM_BIAS = "item-bias"
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """The tables that the model reads: {name: (K, D, initializer)}.
+    """The specifications of the tables that the model uses.
 
     Args:
-      schema: the data set's.
+      schema: the data set's schema.
       config: `config.model`.
     """
     initializer = nn.initializers.normal(config.embedding_stddev)
-    used = {f.table for f in schema.inputs(config.extra_fields)} | {
+    names = {f.table for f in schema.inputs(config.extra_fields)} | {
         behavior.table for sequence in schema.sequences for behavior in sequence.fields
     }
     dims = table_dims(config, [table.name for table in schema.tables])
-    specs = {name: TableSpec(schema.rows(name), dims[name], initializer) for name in sorted(used)}
+    specs = {name: TableSpec(schema.rows(name), dims[name], initializer) for name in sorted(names)}
     if config.item_bias:
         rows = schema.rows(schema.ad_field(config.item_bias).table)
         specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros, decayed=False)
@@ -42,63 +43,71 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """What the model looks up for a batch: {table: {name: (ids, mask)}}."""
-    found = input_lookups(batch, schema, config.extra_fields)
+    """The lookups of a batch: {table: {name: `Lookup`}}."""
+    by_table = input_lookups(batch, schema, config.extra_fields)
     if config.item_bias:
         name = schema.ad_field(config.item_bias).name
         bias = _lookup_of(batch.fields[name], batch.weight > 0, len(batch.label))
-        found[ITEM_BIAS] = {ITEM_BIAS: bias}
-    return found
+        by_table[ITEM_BIAS] = {ITEM_BIAS: bias}
+    return by_table
 
 
 def input_lookups(
     batch: Batch, schema: Schema, extra_fields: Iterable[str]
 ) -> dict[str, dict[str, Lookup]]:
-    """The ids of every input, by the data set's tables.
+    """The lookups of all inputs in the data set's tables: {table: {name: `Lookup`}}.
 
-    A field's lookup has the field's name, a behaviour field's is "SEQUENCE.FIELD".
+    The lookup of a field has the field's name, that of a behaviour field is "SEQUENCE.FIELD".
     """
     samples = len(batch.label)
     real = batch.weight > 0
-    found: dict[str, dict[str, Lookup]] = {}
+    by_table: dict[str, dict[str, Lookup]] = {}
     for field in schema.inputs(extra_fields):
         ids = batch.fields[field.name]
-        found.setdefault(field.table, {})[field.name] = _lookup_of(ids, real, samples)
+        by_table.setdefault(field.table, {})[field.name] = _lookup_of(ids, real, samples)
     for sequence in schema.sequences:
         behaviors = batch.sequences[sequence.name]
         mask = behaviors.segment_ids < samples
         for behavior in sequence.fields:
             name = f"{sequence.name}.{behavior.name}"
-            found.setdefault(behavior.table, {})[name] = _lookup_of(
+            by_table.setdefault(behavior.table, {})[name] = _lookup_of(
                 behaviors.fields[behavior.name], mask, len(mask)
             )
-    return found
+    return by_table
 
 
 def is_behavior(name: str) -> bool:
-    """Whether a lookup of this name is of a behaviour field."""
+    """Whether the lookup with this name is of a behaviour field."""
     return "." in name
 
 
 def _lookup_of(ids: Any, mask: jax.Array, segments: int) -> Lookup:
+    """The lookup of one-hot ids with this mask, or of multi-hot ids over `segments` segments."""
     if isinstance(ids, Packed):
         return Lookup(ids.values, ids.segment_ids < segments)
     return Lookup(ids, mask)
 
 
 class Sequence(NamedTuple):
-    """The vectors of one behaviour sequence, and of the ad that it is compared with."""
+    """The vectors of one behaviour sequence, and of the ad that it is compared with.
 
-    behaviors: jax.Array  # e_j, [T, E]
-    ad: jax.Array  # v_A, [B, E]
-    segment_ids: jax.Array  # [T]
-    mask: jax.Array  # [T]
+    Attributes:
+      behaviors: e_j, [T, E].
+      ad: v_A, [B, E].
+      segment_ids: int32[T], the sample of each behaviour; B for padding.
+      mask: bool[T], False for padding.
+    """
+
+    behaviors: jax.Array
+    ad: jax.Array
+    segment_ids: jax.Array
+    mask: jax.Array
 
 
 class Features(NamedTuple):
-    """Vectors of the groups of Table 1."""
+    """The vectors of the feature groups of Table 1: [B, D] for each field, and the sequences."""
 
-    profile: list[jax.Array]  # [B, D] each
+    profile: list[jax.Array]
     sequences: dict[str, Sequence]
     ad: list[jax.Array]
     context: list[jax.Array]
@@ -106,15 +115,16 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What `config.model` tells all deep models.
+    """The options in `config.model` that all deep models have.
 
     Attributes:
-      schema: the data set's.
-      hidden, activation: of the MLP.
-      mean: pool multi-hot fields, and the history but DIN's, by mean instead of sum.
-      interest_product: also concatenate interest ∘ ad, for each sequence (not in the paper).
-      item_bias: add one scalar an id to the logit of a click (not in the paper).
-      extra_fields: optional fields taken as inputs.
+      schema: the data set's schema.
+      hidden, activation: the MLP's hidden widths and activation.
+      mean: whether multi-hot fields, and histories except DIN's, are pooled by mean, not sum.
+      interest_product: whether interest ∘ ad of each sequence is also concatenated (not in the
+        paper).
+      item_bias: whether one scalar per id is added to the logit of a click (not in the paper).
+      extra_fields: names of the optional fields that are inputs.
     """
 
     schema: Schema
@@ -127,7 +137,7 @@ class Options:
 
 
 def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
-    """The options of a data set and `config.model`."""
+    """Makes the options from a data set's schema and `config.model`."""
     return Options(
         schema=schema,
         hidden=tuple(config.hidden),
@@ -148,13 +158,13 @@ def embed(
     extra_fields: tuple[str, ...],
     mean: bool,
 ) -> Features:
-    """Looks up and pools every feature of a batch; multi-hot ones by `mean` or sum."""
+    """Looks up the vectors of a batch's features, and pools multi-hot fields by mean or sum."""
     samples = len(batch.label)
     pool = segment_mean if mean else segment_pool
 
     def vectors(table: str, name: str, ids: Any, segments: int) -> jax.Array:
-        found = lookup(tables[table], lookups[table][name])
-        return pool(found, ids.segment_ids, segments) if isinstance(ids, Packed) else found
+        by_id = lookup(tables[table], lookups[table][name])
+        return pool(by_id, ids.segment_ids, segments) if isinstance(ids, Packed) else by_id
 
     by_name: dict[str, jax.Array] = {}
     groups: dict[str, list[jax.Array]] = {"user": [], "ad": [], "context": []}
@@ -181,7 +191,7 @@ def embed(
 def embed_and_pool(
     tables: Tables, lookups: Lookups, batch: Batch, options: Options
 ) -> tuple[Features, dict[str, jax.Array]]:
-    """The features, and a vector [B, E] a sequence: its behaviours' sum or mean for any ad."""
+    """Embeds the features, and pools each sequence to [B, E] by sum or mean, as in base."""
     features = embed(
         tables,
         lookups,
@@ -200,30 +210,30 @@ def embed_and_pool(
 def group_vectors(
     features: Features, interests: dict[str, jax.Array], schema: Schema
 ) -> list[jax.Array]:
-    """One vector [B, D] a group of Table 1, in the order of concatenation.
+    """One vector [B, D] per feature group, in the order of concatenation.
 
-    A sequence of several aligned fields (goods, shop, category) is as many groups. All tables have
-    one width: see `one_width`.
+    Each field of a sequence (goods, shop, category) is a group. All tables must have one width: see
+    `one_width`.
     """
-    visited = [
-        part
+    behaviors = [
+        vector
         for sequence in schema.sequences
-        for part in jnp.split(interests[sequence.name], len(sequence.fields), axis=1)
+        for vector in jnp.split(interests[sequence.name], len(sequence.fields), axis=1)
     ]
-    return [*features.profile, *visited, *features.ad, *features.context]
+    return [*features.profile, *behaviors, *features.ad, *features.context]
 
 
 def one_width(schema: Schema, config: Any) -> None:
-    """Raises `DinError` unless all tables that the model reads have one width.
+    """Raises `DinError` unless all tables of the model have the same width.
 
     Args:
-      schema: the data set's.
+      schema: the data set's schema.
       config: `config.model`.
     """
     dims = {name: spec.dim for name, spec in tables(schema, config).items() if name != ITEM_BIAS}
     if len(set(dims.values())) > 1:
-        found = ", ".join(f"{name}={dim}" for name, dim in dims.items())
+        widths = ", ".join(f"{name}={dim}" for name, dim in dims.items())
         raise DinError(
             f"config.model.name={config.name!r} multiplies the groups' vectors with each other, so "
-            f"all tables need one width; found {found}. Leave config.model.table_dims empty"
+            f"all tables need one width; found {widths}. Leave config.model.table_dims empty"
         )

@@ -1,8 +1,8 @@
-"""Logistic regression (section 6.3's weak baseline; McMahan et al., KDD 2013): one weight an id.
+"""Logistic regression (section 6.3's weak baseline; McMahan et al., KDD 2013): one weight per id.
 
-Each input has weights of its own, as it has a one-hot code of its own in Table 1: that a good was
-visited says another thing than that it is the ad. The weights of a list are summed, as its
-embeddings are elsewhere (or averaged, with `pooling` "mean").
+Each input has separate weights, as it has a separate one-hot encoding in Table 1: a good has one
+weight if it was visited and another if it is the ad. The weights of several ids, or of a history,
+are summed (or averaged, with `pooling` "mean"), like embeddings in the other models.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from din_jax.nn.pooling import segment_mean, segment_pool
 
 
 def weight_table(name: str) -> str:
-    """The table of an input's weights; `name` is its lookup's, "FIELD" or "SEQUENCE.FIELD"."""
+    """The name of the table with an input's weights.
+
+    Args:
+      name: the input's lookup, "FIELD" or "SEQUENCE.FIELD".
+    """
     return name.replace(".", "-") + "-weight"
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """One table of scalars an input, zero at first."""
+    """One table of scalars per input, initialized with zeros."""
     inputs = {field.name: field.table for field in schema.inputs(config.extra_fields)}
     for sequence in schema.sequences:
         inputs |= {f"{sequence.name}.{b.name}": b.table for b in sequence.fields}
@@ -38,12 +42,12 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """The ids of every input, each in its own table."""
-    of_inputs = input_lookups(batch, schema, config.extra_fields)
+    """The lookups of all inputs, each in its own table."""
+    by_table = input_lookups(batch, schema, config.extra_fields)
     return {
-        weight_table(name): {name: at}
-        for of_table in of_inputs.values()
-        for name, at in of_table.items()
+        weight_table(name): {name: input_lookup}
+        for table_lookups in by_table.values()
+        for name, input_lookup in table_lookups.items()
     }
 
 
@@ -56,13 +60,13 @@ def linear(
     extra_fields: tuple[str, ...],
     mean: bool,
 ) -> jax.Array:
-    """w · x, [B]: the sum of all inputs' weights; those of a list by `mean` or sum."""
+    """w · x, [B]: the sum of all inputs' weights, which are pooled within an input."""
     samples = len(batch.label)
     pool = segment_mean if mean else segment_pool
 
     def weights(name: str, ids: Any, segments: int) -> jax.Array:
-        found = lookup(tables[weight_table(name)], lookups[weight_table(name)][name])
-        return pool(found, ids.segment_ids, segments) if isinstance(ids, Packed) else found
+        by_id = lookup(tables[weight_table(name)], lookups[weight_table(name)][name])
+        return pool(by_id, ids.segment_ids, segments) if isinstance(ids, Packed) else by_id
 
     total = jnp.zeros((samples, 1))
     for field in schema.inputs(extra_fields):
@@ -70,8 +74,8 @@ def linear(
     for sequence in schema.sequences:
         values, segment_ids = batch.sequences[sequence.name]
         for b in sequence.fields:
-            visited = weights(f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
-            total += pool(visited, segment_ids, samples)
+            by_behavior = weights(f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
+            total += pool(by_behavior, segment_ids, samples)
     return total[:, 0]
 
 
@@ -79,9 +83,9 @@ class LR(nn.Module):
     """Logistic regression.
 
     Attributes:
-      schema: the data set's.
-      mean: average the weights of a list instead of summing them.
-      extra_fields: optional fields taken as inputs.
+      schema: the data set's schema.
+      mean: whether the weights within an input are averaged, not summed.
+      extra_fields: names of the optional fields that are inputs.
     """
 
     schema: Schema
@@ -92,7 +96,7 @@ class LR(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], of which the first is 0: p = sigmoid(w · x + b)."""
+        """Returns logits [B, 2] of [0, w · x + b], so that p = sigmoid(w · x + b), and {}."""
         del train
         z = linear(
             tables, lookups, batch, self.schema, extra_fields=self.extra_fields, mean=self.mean
@@ -102,12 +106,12 @@ class LR(nn.Module):
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> LR:
-    """The module that `config.model` describes.
+    """Makes the module that `config.model` describes.
 
     Raises:
-      DinError: a key asks for what logistic regression doesn't have.
+      DinError: a key is set that logistic regression does not support.
     """
-    del axis_name  # nothing here has statistics over the batch
+    del axis_name  # no batch statistics
     for key in ("item_bias", "interest_product"):
         if config[key]:
             raise DinError(

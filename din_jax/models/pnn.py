@@ -1,7 +1,7 @@
-"""Product-based Neural Network (Qu et al., ICDM 2016): base, whose MLP also sees products.
+"""Product-based Neural Network (Qu et al., ICDM 2016): base with products as additional inputs.
 
-The first layer adds up l_z, of the groups' vectors, and l_p, of their products, each with a kernel
-of its own.
+The MLP's first layer is the sum of l_z, of the groups' vectors, and l_p, of their products, with
+separate kernels.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["PNN", "inner_products", "lookups", "module", "outer_product", "table
 
 
 def inner_products(vectors: list[jax.Array]) -> jax.Array:
-    """[B, F·(F − 1) / 2]: ⟨v_i, v_j⟩ of every two of F groups' vectors [B, D]."""
+    """[B, F·(F − 1) / 2]: ⟨v_i, v_j⟩ of all pairs of F groups' vectors [B, D]."""
     stacked = jnp.stack(vectors, axis=1)
     first, second = np.triu_indices(len(vectors), k=1)
     return jnp.einsum("bfd,bgd->bfg", stacked, stacked)[:, first, second]
 
 
 def outer_product(vectors: list[jax.Array]) -> jax.Array:
-    """[B, D²]: v_Σ ⊗ v_Σ with v_Σ = Σ v_i, which is Σ_i Σ_j v_i ⊗ v_j, in one product."""
+    """[B, D²]: v_Σ ⊗ v_Σ with v_Σ = Σ v_i, which equals Σ_i Σ_j v_i ⊗ v_j."""
     total = sum(vectors[1:], vectors[0])
     return (total[:, :, None] * total[:, None, :]).reshape(len(total), -1)
 
@@ -48,7 +48,7 @@ class PNN(nn.Module):
 
     Attributes:
       options: see `Options`.
-      outer: the outer product in place of the inner ones.
+      outer: whether to use the outer product instead of the inner products.
     """
 
     options: Options
@@ -58,7 +58,7 @@ class PNN(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], and in the second place `interest` {sequence: [B, E]}."""
+        """Returns logits [B, 2] and {"interest": {sequence: [B, E]}}."""
         features, interests = embed_and_pool(tables, lookups, batch, self.options)
         vectors = group_vectors(features, interests, self.options.schema)
         products = outer_product(vectors) if self.outer else inner_products(vectors)
@@ -68,10 +68,10 @@ class PNN(nn.Module):
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> PNN:
-    """The module that `config.model` describes.
+    """Makes the module that `config.model` describes.
 
     Raises:
-      DinError: the tables have not all one width.
+      DinError: the tables' widths differ.
     """
     one_width(schema, config)
     return PNN(options(schema, config, axis_name), outer=config.pnn.product == "outer")

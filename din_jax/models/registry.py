@@ -1,10 +1,11 @@
-"""The models by name, behind one interface: `build`."""
+"""Builds models by name, with one interface: `Model`."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +20,16 @@ from din_jax.nn.embedding import Lookup, TableSpec
 
 
 class Model(NamedTuple):
-    """A model as the train and score steps take it.
+    """A model, as used by the train and score steps.
 
     `module.apply({"params": …, "batch_stats": …}, tables, lookups(batch), batch, train=…)` returns
-    logits [B, 2] and a dict of intermediate values. Tables are an argument beside the network's
-    weights, since they are sharded and updated row by row; the module does not know whether it is
-    given whole tables or the rows of one batch with the lookups' ids renumbered.
+    logits [B, 2] and a dict of intermediate values. Tables are a separate argument and not Flax
+    parameters, because they are sharded and updated by rows. They are either the full tables, or
+    the rows of one batch, with lookups whose ids index these rows; the module works with both.
 
     Attributes:
       module: the Flax module.
-      tables: {name: `TableSpec`} of the tables that it looks up in.
+      tables: {name: `TableSpec`}.
       lookups: batch → {table: {name: `Lookup`}}.
     """
 
@@ -48,12 +49,12 @@ _FILES = {
 
 
 def build_model(schema: Schema, config: Any, axis_name: str | None = None) -> Model:
-    """The model that `config.model` describes, for a data set.
+    """Builds the model that `config.model` describes, for a data set.
 
     Args:
-      schema: the data set's.
+      schema: the data set's schema.
       config: `config.model`.
-      axis_name: mapped axis of the devices, or None.
+      axis_name: the devices' mapped axis, or None.
 
     Raises:
       DinError: the config does not fit the schema.
@@ -70,26 +71,28 @@ def build_model(schema: Schema, config: Any, axis_name: str | None = None) -> Mo
 
 
 def model_tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """The tables of the model that `config.model` describes."""
-    return _file(config).tables(schema.without(config.without), config)
+    """The specifications of the tables of the model that `config.model` describes."""
+    specs: dict[str, TableSpec] = _file(config).tables(schema.without(config.without), config)
+    return specs
 
 
 def notes(batches: Iterable[Batch], schema: Schema, config: Any) -> Iterable[str]:
-    """What a model file has to say of a data set before training, a line each.
+    """The lines that a model file wants printed before training, from its `notes`, if it has one.
 
     Args:
-      batches: of training samples in random order.
-      schema: the data set's.
+      batches: batches of training samples, in random order.
+      schema: the data set's schema.
       config: `config.model`.
     """
     file = _file(config)
     if not hasattr(file, "notes"):
         return ()
-    return file.notes(batches, schema.without(config.without), config)
+    lines: Iterable[str] = file.notes(batches, schema.without(config.without), config)
+    return lines
 
 
 def _file(config: Any) -> Any:
-    """The model file that a config names: a module with `module`, `tables` and `lookups`."""
+    """The model file that a config names: a Python module with `module`, `tables`, `lookups`."""
     if config.preset == "released_code":
         return released_code
     if config.name in _FILES:
@@ -99,15 +102,17 @@ def _file(config: Any) -> Any:
 
 @functools.cache
 def _imported(module: str) -> Any:
-    """The model file `module`: a path of a Python file, or the name of an importable module."""
+    """Imports the model file `module`: the path of a Python file, or an importable module."""
     key = f"config.model.module={module!r}"
     path = Path(module)
     try:
         if path.suffix == ".py":
-            spec = importlib.util.spec_from_file_location(f"din_jax_model_{path.stem}", path)
+            name = f"din_jax_model_{path.stem}"
+            spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None
             assert spec.loader is not None
             file = importlib.util.module_from_spec(spec)
+            sys.modules[name] = file  # dataclasses, as Flax modules are, look their module up
             spec.loader.exec_module(file)
         else:
             file = importlib.import_module(module)

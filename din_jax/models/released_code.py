@@ -1,7 +1,7 @@
 """The network of the authors' repository (zhougr1993/DeepInterestNetwork at 9765f96).
 
-It differs from the paper's text in every part; `docs/released-code.md` lists how. It stands apart
-so that the paper's models need no options that only this one has.
+It differs from the paper's text in every part; `docs/released-code.md` lists the differences. It is
+a separate model, so that the paper's models need no options for it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.nn.mlp import MLP
 from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax
 
-# Keys that choose what the repository's network has no choice of.
+# Keys of `config.model` and `config.model.attention` that must have their default values.
 _FIXED = ("pooling", "extra_fields", "item_bias", "interest_product", "embedding_stddev")
 _FIXED_ATTENTION = ("activation", "difference", "outer", "block")
-_BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors left
+_BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors use
 
 
 class ReleasedDice(nn.Module):
-    """The repository's Dice: p = sigmoid(β·s / √(1 + 10⁻³)), with β and α zero at first.
+    """The repository's Dice: p = sigmoid(β·s / √(1 + 10⁻³)), with β and α initialized with zeros.
 
-    Its normalisation runs in inference mode from the first step on, so that E[s] stays 0 and
-    Var[s] stays 1: there are no batch statistics in it.
+    Its normalisation is in inference mode in all steps, so that E[s] remains 0 and Var[s] remains
+    1: it has no batch statistics.
     """
 
     @nn.compact
@@ -50,7 +50,7 @@ class ReleasedDice(nn.Module):
 
 
 class IdleBatchNorm(nn.Module):
-    """Batch normalisation that never leaves inference mode: γ·x / √(1 + 10⁻³) + β."""
+    """Batch normalisation that is always in inference mode: γ·x / √(1 + 10⁻³) + β."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,15 +61,16 @@ class IdleBatchNorm(nn.Module):
 
 
 class ReleasedCode(nn.Module):
-    """The repository's DIN, or with `attention` off its base model (mean pooling).
+    """The repository's DIN, or its base model (mean pooling) if `attention` is False.
 
     Attributes:
-      schema: has one behaviour sequence.
-      attention: DIN, whose weights are a softmax over the history of scores divided by √E; and
+      schema: the data set's schema, with one behaviour sequence.
+      attention: whether the weights are a softmax over the history of scores divided by √E, and
         u ∘ i is concatenated.
-      hidden: widths of the MLP (the repository: 80, 40).
-      attention_hidden: widths of the attention's hidden layers, sigmoid (the repository: 80, 40).
-      activation: of the MLP, `Sigmoid` or `ReleasedDice`.
+      hidden: widths of the MLP's hidden layers (the repository: 80, 40).
+      attention_hidden: widths of the attention's hidden layers, which have sigmoid activations (the
+        repository: 80, 40).
+      activation: the MLP's activation, `Sigmoid` or `ReleasedDice`.
     """
 
     schema: Schema
@@ -82,7 +83,11 @@ class ReleasedCode(nn.Module):
     def __call__(
         self, tables: Tables, lookups: Lookups, batch: Batch, *, train: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Logits [B, 2], the first 0: the repository has one logit, and p = sigmoid of it."""
+        """Returns logits [B, 2] of [0, z] and a dict; z is the repository's only logit.
+
+        The dict is {"activation_weights": {sequence: [T]} if `attention`, "interest": {sequence:
+        [B, E]}}.
+        """
         samples = len(batch.label)
         embedded = embed(tables, lookups, batch, self.schema, extra_fields=(), mean=True)
         ((name, s),) = embedded.sequences.items()
@@ -104,8 +109,8 @@ class ReleasedCode(nn.Module):
         user = nn.Dense(
             s.ad.shape[1], kernel_init=nn.initializers.glorot_uniform(), name="history_dense"
         )(user)
-        parts = [user, s.ad] + [user * s.ad] * self.attention
-        x = IdleBatchNorm(name="input_norm")(jnp.concatenate(parts, axis=1))
+        vectors = [user, s.ad] + [user * s.ad] * self.attention
+        x = IdleBatchNorm(name="input_norm")(jnp.concatenate(vectors, axis=1))
         mlp = MLP(self.hidden, 1, self.activation, name="mlp")
         logit = mlp(x, batch.weight > 0, train=train)[:, 0]
         logit += lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
@@ -113,7 +118,7 @@ class ReleasedCode(nn.Module):
 
 
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
-    """As `features.tables`, with an item bias and TensorFlow's default initial values."""
+    """The tables of `features.tables`, with an item bias and TensorFlow's default initializer."""
     specs = features.tables(schema, _with_item_bias(schema, config))
     return {
         name: spec
@@ -124,7 +129,7 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
 
 
 def _uniform(limit: float) -> nn.initializers.Initializer:
-    """Glorot's initial values of a whole table, whichever part of it is made."""
+    """Uniform initial values in ±limit, which do not depend on the number of rows in a chunk."""
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -133,30 +138,30 @@ def _uniform(limit: float) -> nn.initializers.Initializer:
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
-    """As `features.lookups`, with an item bias."""
+    """The lookups of `features.lookups`, with an item bias."""
     return features.lookups(batch, schema, _with_item_bias(schema, config))
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> ReleasedCode:
-    """The module that `config.model` describes.
+    """Makes the module that `config.model` describes.
 
     Raises:
-      DinError: the schema or a key asks for what the repository's network doesn't have.
+      DinError: the repository's network does not support the schema or the value of a key.
     """
-    del axis_name  # nothing here has statistics over the batch
+    del axis_name  # no batch statistics
     default = default_config().model
     fixed = {
         **{name: config[name] for name in _FIXED},
         **{f"attention.{name}": config.attention[name] for name in _FIXED_ATTENTION},
     }
     for name, value in fixed.items():
-        usual: Any = default
-        for part in name.split("."):
-            usual = usual[part]
-        if value != usual:
+        expected: Any = default
+        for key in name.split("."):
+            expected = expected[key]
+        if value != expected:
             raise DinError(
                 f"config.model.{name}={value!r}: preset='released_code' fixes this part of the "
-                f"network; leave it at {usual!r}"
+                f"network; leave it at {expected!r}"
             )
     if len(schema.sequences) != 1 or {f.name for f in schema.inputs() if f.group != "ad"}:
         raise DinError(

@@ -1,1 +1,1 @@
-"""Layers: the parts that models are made of."""
+"""Layers, embedding tables and losses."""

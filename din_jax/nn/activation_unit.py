@@ -16,25 +16,25 @@ from din_jax.nn.pooling import rows_of_samples
 
 
 class ActivationUnit(nn.Module):
-    """The local activation unit a(e_j, v_A) of Eq. 3: one raw weight a behaviour, no softmax.
+    """The local activation unit a(e_j, v_A) of Eq. 3: one raw weight per behaviour, no softmax.
 
     Its input is [v_A, e_j, v_A − e_j if `difference`, v_A ∘ e_j (or v_A ⊗ e_j if `outer`)]. The
-    paper's figure 2 calls the last "out product"; the first author says that the element-wise
-    product is meant (issue 18 of the authors' repository).
+    paper's figure 2 calls the last term "out product"; the first author says that it means the
+    element-wise product (issue 18 of the authors' repository).
 
-    The first layer is not computed on the concatenation. With kernel blocks W_q, W_k, W_d, W_p
+    The first layer is not applied to the concatenation. With kernel blocks W_q, W_k, W_d, W_p
 
         W·[q, k, q − k, q ∘ k] = (W_q + W_d)·q + (W_k − W_d)·k + W_p·(q ∘ k),
 
-    whose first term is the same for all behaviours of a sample.
+    whose first term is computed once per sample.
 
     Attributes:
       hidden: widths of the hidden layers; the paper has one of 36.
-      activation: makes the module that follows each hidden layer, for example `Dice`.
+      activation: makes the module after each hidden layer, for example `Dice`.
       difference, outer: see above.
-      block: how many behaviours are computed at a time; 0: all of them. With blocks no array
-        [T, hidden width] is stored: the backward pass computes each block again. Each Dice needs
-        one pass more over all blocks, for its statistics.
+      block: the number of behaviours that are computed at a time; 0 computes all together. With
+        blocks no array [T, hidden width] is stored: the backward pass recomputes each block. Each
+        Dice needs one more pass over all blocks, for its statistics.
     """
 
     hidden: tuple[int, ...] = (36,)
@@ -53,21 +53,21 @@ class ActivationUnit(nn.Module):
         *,
         train: bool = False,
     ) -> jax.Array:
-        """The weights of behaviours, which are packed end to end or padded.
+        """Computes the weights of packed or padded behaviours.
 
         Args:
           behaviors: e_j, packed [T, E] or padded [B, H, E].
           ad: v_A, [B, E].
-          segment_ids: of packed behaviours, int32[T], ascending: the sample of each; B for padding.
-          mask: bool[T] or [B, H], which behaviours are real. By default those whose segment id is
-            below B, or all of padded ones.
+          segment_ids: int32[T], ascending: the sample of each packed behaviour; B for padding.
+          mask: bool[T] or bool[B, H], False for padding. By default padding has the segment id B
+            in packed behaviours, and padded behaviours have none.
           train: whether Dice uses the mini-batch's statistics.
 
         Returns:
           [T] or [B, H]; 0 for padding.
 
         Raises:
-          ValueError: packed behaviours have no segment ids, or padded ones have.
+          ValueError: packed behaviours have no segment ids, or padded behaviours have.
         """
         if (segment_ids is None) != (behaviors.ndim == 3):
             raise ValueError(
@@ -77,19 +77,19 @@ class ActivationUnit(nn.Module):
             )
         if segment_ids is not None:
             mask = segment_ids < len(ad) if mask is None else mask
-            return self._of_packed(behaviors, ad, segment_ids, mask, train=train)
-        samples, longest, width = behaviors.shape
-        mask = jnp.ones((samples, longest), bool) if mask is None else mask
-        weights = self._of_packed(
+            return self._packed_weights(behaviors, ad, segment_ids, mask, train=train)
+        samples, length, width = behaviors.shape
+        mask = jnp.ones((samples, length), bool) if mask is None else mask
+        weights = self._packed_weights(
             behaviors.reshape(-1, width),
             ad,
-            jnp.repeat(jnp.arange(samples), longest),
+            jnp.repeat(jnp.arange(samples), length),
             mask.reshape(-1),
             train=train,
         )
-        return weights.reshape(samples, longest)
+        return weights.reshape(samples, length)
 
-    def _of_packed(
+    def _packed_weights(
         self,
         behaviors: jax.Array,
         ad: jax.Array,
@@ -99,27 +99,27 @@ class ActivationUnit(nn.Module):
         train: bool,
     ) -> jax.Array:
         width = behaviors.shape[-1]
-        blocks = [width, width] + [width] * self.difference + [width**2 if self.outer else width]
+        widths = [width, width] + [width] * self.difference + [width**2 if self.outer else width]
         kernel = self.param(
-            "kernel", nn.initializers.glorot_uniform(), (sum(blocks), self.hidden[0])
+            "kernel", nn.initializers.glorot_uniform(), (sum(widths), self.hidden[0])
         )
         bias = self.param("bias", nn.initializers.zeros, (self.hidden[0],))
         w_ad, w_behavior = kernel[:width], kernel[width : 2 * width]
         if self.difference:
             w_difference = kernel[2 * width : 3 * width]
             w_ad, w_behavior = w_ad + w_difference, w_behavior - w_difference
-        w_product = kernel[sum(blocks[:-1]) :]
+        w_product = kernel[sum(widths[:-1]) :]
 
-        of_ad = ad @ w_ad + bias[None]
+        ad_term = ad @ w_ad + bias[None]
 
         def first_layer(behaviors: jax.Array, segment_ids: jax.Array) -> jax.Array:
-            own_ad = rows_of_samples(ad, segment_ids)
+            ads = rows_of_samples(ad, segment_ids)
             if self.outer:
-                product = (own_ad[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
+                product = (ads[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
             else:
-                product = own_ad * behaviors
+                product = ads * behaviors
             return (
-                behaviors @ w_behavior + product @ w_product + rows_of_samples(of_ad, segment_ids)
+                behaviors @ w_behavior + product @ w_product + rows_of_samples(ad_term, segment_ids)
             )
 
         x: Any
@@ -144,7 +144,7 @@ class ActivationUnit(nn.Module):
 
 
 def _apply(module: nn.Module, rows: Activations) -> Activations:
-    """A module of parameters alone, on rows."""
+    """Applies a row-wise module that has only parameters to an array or to `InBlocks`."""
     if not isinstance(rows, InBlocks):
         return module(rows)
     pure, variables = module.unbind()

@@ -1,8 +1,8 @@
 """Activations: Dice (Eq. 9), PReLU (Eq. 8), sigmoid and ReLU.
 
-All are Flax modules called as `module(s, mask, train=...)`. `s` is [..., F]; the mask [...] says
-which rows are real, and padding changes neither a real row's result, nor a statistic, nor a
-gradient.
+All are Flax modules called as `module(s, mask, train=...)` with s [..., F] and mask bool[...],
+which is False for padding. Padding affects neither the results of real rows, nor statistics, nor
+gradients.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from din_jax.distributed.devices import psum
 from din_jax.nn.blocks import InBlocks
 
 ActivationFactory = Callable[..., nn.Module]  # for example `Dice`
-Activations = jax.Array | InBlocks  # [..., F]; or [N, F], computed a block of rows at a time
+Activations = jax.Array | InBlocks  # [..., F], or [N, F] computed in blocks of rows
 
 
 def _map_rows(function: Callable[[Any], Any], rows: Any) -> Any:
-    """`function` of an array, or of the blocks of one."""
+    """Applies a row-wise function to an array or to `InBlocks`."""
     return rows.then(function) if isinstance(rows, InBlocks) else function(rows)
 
 
 def _per_unit(values: jax.Array, s: jax.Array) -> jax.Array:
-    """Values [F] with as many axes as s [..., F]."""
+    """Expands values [F] to the number of axes of s [..., F]."""
     return jnp.expand_dims(values, range(s.ndim - 1))
 
 
 class Dice(nn.Module):
     """Dice (Eq. 9): f(s) = p(s)·s + (1 − p(s))·α·s, p(s) = sigmoid((s − E[s]) / (√Var[s] + ε)).
 
-    In training E[s] and Var[s] are those of the real rows of the mini-batch, over all devices of
-    `axis_name`; in evaluation they are moving averages, the collection "batch_stats". α is learned,
-    one a unit. ε is outside the root: where all rows are equal, p is ½ and its slope up to ¼·10⁸,
-    so that the gradient is bounded, but may be that large. It then also has float32's rounding
+    In training E[s] and Var[s] are the statistics of the mini-batch's real rows, over all devices
+    of `axis_name`. In evaluation they are moving averages, stored in the collection "batch_stats".
+    α is learned, one per unit. ε is outside the root: if all rows are equal, p is ½ and its slope
+    is up to ¼·10⁸. The gradient is bounded, but may be that large, and then has float32's rounding
     errors of terms of that size, which cancel.
 
-    The variance is computed in two passes with a correction (Chan, Golub & LeVeque 1983, eq. 1.7);
-    no gradient goes through the shift, where it cancels. E[s²] − E[s]² would lose all digits for
-    |E[s]| ≫ σ.
+    The variance is computed in two passes with a correction (Chan, Golub & LeVeque 1983, eq. 1.7).
+    No gradient flows through the shift, because it would cancel. E[s²] − E[s]² would lose all
+    digits if |E[s]| ≫ σ.
 
     Attributes:
       momentum: of the moving averages, new = momentum · old + (1 − momentum) · batch. A batch
-        without real entries leaves them as they are.
+        without real rows does not change them.
       epsilon: ε.
-      mean_init, variance_init: the moving averages before the first step.
-      alpha_init: initial α.
-      axis_name: mapped axis over which the statistics are summed, or None.
+      mean_init, variance_init: initial values of the moving averages.
+      alpha_init: initial value of α.
+      axis_name: the mapped axis over which the statistics are summed, or None.
     """
 
     momentum: float = 0.99
@@ -69,81 +69,82 @@ class Dice(nn.Module):
 
         Args:
           s: [..., F].
-          mask: bool [...], which rows are real; None: all are.
-          train: use, and update the moving averages with, the mini-batch's statistics.
+          mask: bool[...], False for padding; None if there is no padding.
+          train: whether to use the mini-batch's statistics, and update the moving averages.
 
         Returns:
           [..., F].
 
         Raises:
-          ValueError: the mask has another shape than the rows.
+          ValueError: the mask's shape differs from [...].
         """
         if mask is None:
             mask = jnp.ones(s.shape[:-1], bool)
         if isinstance(s, InBlocks):
-            return self._of_rows(s, mask, train=train)
+            return self._apply_to_rows(s, mask, train=train)
         if mask.shape != s.shape[:-1]:
             raise ValueError(f"Dice: the mask is {mask.shape}, expected {s.shape[:-1]}")
         if s.ndim == 2:
-            return self._of_rows(s, mask, train=train)
+            return self._apply_to_rows(s, mask, train=train)
         rows = s.reshape(-1, s.shape[-1])
-        return self._of_rows(rows, mask.reshape(-1), train=train).reshape(s.shape)
+        return self._apply_to_rows(rows, mask.reshape(-1), train=train).reshape(s.shape)
 
-    def _of_rows(self, s: Any, mask: jax.Array, *, train: bool) -> Any:
+    def _apply_to_rows(self, s: Any, mask: jax.Array, *, train: bool) -> Any:
         units = s.shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(self.alpha_init), units)
-        # With a dtype, as the results of a step have: else the next step would be compiled again.
-        start = (jnp.full, units)
-        mean = self.variable("batch_stats", "mean", *start, self.mean_init, s.dtype)
-        variance = self.variable("batch_stats", "variance", *start, self.variance_init, s.dtype)
+        # An explicit dtype makes the arrays strongly typed, as a step's results are. Otherwise the
+        # second step would be compiled again.
+        init = (jnp.full, units)
+        mean = self.variable("batch_stats", "mean", *init, self.mean_init, s.dtype)
+        variance = self.variable("batch_stats", "variance", *init, self.variance_init, s.dtype)
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
-            both, batch_mean, batch_variance, count = _centred(s, mask, axis_name)
+            s_and_centred, batch_mean, batch_variance, count = _centred(s, mask, axis_name)
             if not self.is_initializing():
-                keep = jnp.where(count > 0, self.momentum, 1.0)
-                mean.value = keep * mean.value + (1 - keep) * batch_mean
-                variance.value = keep * variance.value + (1 - keep) * batch_variance
+                momentum = jnp.where(count > 0, self.momentum, 1.0)
+                mean.value = momentum * mean.value + (1 - momentum) * batch_mean
+                variance.value = momentum * variance.value + (1 - momentum) * batch_variance
         else:
             average, batch_variance = mean.value, variance.value
-            both = _map_rows(lambda s: (s, s - average[None]), s)
+            s_and_centred = _map_rows(lambda s: (s, s - average[None]), s)
         deviation = _safe_sqrt(batch_variance) + self.epsilon
 
-        def equation_9(both: tuple[jax.Array, jax.Array]) -> jax.Array:
-            s, centred = both
+        def equation_9(s_and_centred: tuple[jax.Array, jax.Array]) -> jax.Array:
+            s, centred = s_and_centred
             p = nn.sigmoid(centred / deviation[None])
             return p * s + (1 - p) * alpha[None] * s
 
-        return _map_rows(equation_9, both)
+        return _map_rows(equation_9, s_and_centred)
 
 
 class _Moments(NamedTuple):
-    """Of real rows: E[s] = shift + rest, Var[s], which divides by the count, and the count.
+    """The moments of real rows: E[s] = shift + correction, and Var[s], divided by `real_rows`.
 
-    `rest` corrects the shift, which has no gradient, for rounding.
+    `correction` is the rounding error of the shift, which has no gradient.
     """
 
     shift: jax.Array  # [F]
-    rest: jax.Array  # [F]
+    correction: jax.Array  # [F]
     variance: jax.Array  # [F]
-    real: jax.Array  # [], how many
+    real_rows: jax.Array  # [], their number
 
 
 def _centred(
     s: Activations, mask: jax.Array, axis_name: str | None
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-    """((s, s − E[s]), E[s], Var[s], count) of the real rows of all devices."""
+    """((s, s − E[s]), E[s], Var[s], count) over the real rows of all devices."""
     if isinstance(s, InBlocks):
-        of_blocks = s.each(lambda s, mask: _moments(s, mask, None)[1])
-        m = _moments_of_parts(of_blocks, axis_name)
-        both: Any = s.then(lambda s: (s, s - m.shift[None] - m.rest[None]))
+        block_moments = s.each(lambda s, mask: _moments(s, mask, None)[1])
+        m = _combined_moments(block_moments, axis_name)
+        s_and_centred: Any = s.then(lambda s: (s, s - m.shift[None] - m.correction[None]))
     else:
         shifted, m = _moments(s, mask, axis_name)
-        both = s, shifted - m.rest[None]
-    return both, m.shift + m.rest, m.variance, m.real
+        s_and_centred = s, shifted - m.correction[None]
+    return s_and_centred, m.shift + m.correction, m.variance, m.real_rows
 
 
 def _moments(s: jax.Array, mask: jax.Array, axis_name: str | None) -> tuple[jax.Array, _Moments]:
-    """s − shift, and the moments of the real rows s [N, F]."""
+    """s − shift, and the moments of the real rows of s [N, F]."""
     real = mask[:, None]
     count, total = psum((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)), axis_name)
     n = jnp.maximum(count, 1)
@@ -153,36 +154,39 @@ def _moments(s: jax.Array, mask: jax.Array, axis_name: str | None) -> tuple[jax.
         (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0)),
         axis_name,
     )
-    rest = first / n
-    variance = jnp.maximum(second / n - jnp.square(rest), 0)
-    return shifted, _Moments(shift, rest, variance, count)
+    correction = first / n
+    variance = jnp.maximum(second / n - jnp.square(correction), 0)
+    return shifted, _Moments(shift, correction, variance, count)
 
 
-def _moments_of_parts(parts: _Moments, axis_name: str | None) -> _Moments:
-    """The moments of all rows from those of parts, [n, …]: `_moments` with parts in place of rows.
+def _combined_moments(blocks: _Moments, axis_name: str | None) -> _Moments:
+    """Combines the moments of blocks, [n, …], as `_moments` combines rows.
 
-    A part's squares about the shift are its own variance and its mean's square (Chan, Golub &
-    LeVeque 1983, section 2, of any number of parts).
+    The mean square of a block about the shift is its variance plus its squared mean about the shift
+    (Chan, Golub & LeVeque 1983, section 2, for any number of blocks).
     """
-    weight = parts.real[:, None]
-    count, total = psum((parts.real.sum(), (weight * (parts.shift + parts.rest)).sum(0)), axis_name)
+    weight = blocks.real_rows[:, None]
+    count, total = psum(
+        (blocks.real_rows.sum(), (weight * (blocks.shift + blocks.correction)).sum(0)), axis_name
+    )
     n = jnp.maximum(count, 1)
     shift = jax.lax.stop_gradient(total / n)
-    shifted = (parts.shift - shift[None]) + parts.rest
-    squares = parts.variance + jnp.square(shifted)
+    shifted = (blocks.shift - shift[None]) + blocks.correction
+    squares = blocks.variance + jnp.square(shifted)
     first, second = psum(((weight * shifted).sum(0), (weight * squares).sum(0)), axis_name)
-    rest = first / n
-    return _Moments(shift, rest, jnp.maximum(second / n - jnp.square(rest), 0), count)
+    correction = first / n
+    variance = jnp.maximum(second / n - jnp.square(correction), 0)
+    return _Moments(shift, correction, variance, count)
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """√x, with gradient 0 in place of infinity at x = 0."""
+    """√x with gradient 0, instead of infinity, at x = 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
 class PReLU(nn.Module):
-    """PReLU (Eq. 8): s where s > 0, else α·s, with a learned α a unit."""
+    """PReLU (Eq. 8): s if s > 0, else α·s, with one learned α per unit."""
 
     alpha_init: float = 0.25
 
@@ -219,12 +223,12 @@ class ReLU(nn.Module):
 
 
 def activation_factory(name: str, config: Any, axis_name: str | None = None) -> ActivationFactory:
-    """The activation that `name` stands for: "dice", "prelu", "sigmoid" or "relu".
+    """Returns the factory of an activation.
 
     Args:
-      name: which.
-      config: `config.model`, for the options of Dice and PReLU.
-      axis_name: mapped axis of the devices, or None.
+      name: "dice", "prelu", "sigmoid" or "relu".
+      config: `config.model`, with the options of Dice and PReLU.
+      axis_name: the devices' mapped axis, or None.
     """
     if name == "dice":
         return functools.partial(Dice, **config.dice, axis_name=axis_name)

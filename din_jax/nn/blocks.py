@@ -1,10 +1,10 @@
-"""Arrays of the packed axis that are computed a block of rows at a time, and never stored whole.
+"""Lazy arrays over the packed axis, which are computed in blocks of rows and never stored in full.
 
-Most arrays [T, F] of a long packed axis are needed twice: to compute the next array, and in the
-backward pass. `InBlocks` represents such an array by the function and the inputs that it is
-computed from. A pass over it computes one block after the other and stores only the results that
-are asked for; the backward pass computes each block again. So each pass costs one more computation,
-and memory holds F columns of a block's rows instead of T.
+An array [T, F] over a long packed axis is used twice: to compute the next array, and in the
+backward pass. `InBlocks` represents such an array by a function and its inputs. A pass over it
+computes one block after another and stores only the reduced results; the backward pass recomputes
+each block (rematerialization). Each pass costs one more forward computation, and memory holds F
+columns of a block's rows instead of T rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class InBlocks:
-    """An array [T, F], or a structure of such, as a function of other arrays' rows.
+    """A lazy array [T, F], or a pytree of such arrays, as a row-wise function of other arrays.
 
     Attributes:
-      function: of any number of rows of each array; each row's result depends on that row alone.
-      arrays: [n, block, …] each: T rows, and padding that fills the last block up.
-      mask: [n, block], which rows are real.
+      function: maps any number of rows of `arrays`; each row of its result depends only on the same
+        row of `arrays`.
+      arrays: each is [n, block, …]: T rows, then padding in the last block.
+      mask: bool[n, block], True for real rows.
     """
 
     function: Callable[..., Any]
@@ -35,68 +36,69 @@ class InBlocks:
     def of(
         function: Callable[..., Any], block: int, mask: jax.Array, **arrays: tuple[jax.Array, Any]
     ) -> InBlocks:
-        """`function(**arrays)`, in blocks of so many rows.
+        """Makes `function(**arrays)` in blocks.
 
         Args:
           function: see the attributes.
-          block: rows.
-          mask: [T], which rows are real.
+          block: the number of rows in a block.
+          mask: bool[T], True for real rows.
           arrays: {name: (array [T, …], value of its padding)}.
         """
         return InBlocks(
             lambda *rows: function(**dict(zip(arrays, rows, strict=True))),
-            tuple(_cut(array, block, fill) for array, fill in arrays.values()),
-            _cut(mask, block, False),
+            tuple(_split(array, block, fill) for array, fill in arrays.values()),
+            _split(mask, block, False),
         )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array, padding included."""
-        return (self.mask.size, *self._of_block().shape[1:])
+        """The shape of the array, including padding."""
+        return (self.mask.size, *self._block_shape().shape[1:])
 
     @property
     def dtype(self) -> Any:
-        """Of the array."""
-        return self._of_block().dtype
+        """The dtype of the array."""
+        return self._block_shape().dtype
 
     def then(self, function: Callable[[Any], Any]) -> InBlocks:
-        """`function` of these rows; each row's result depends on that row alone."""
-        before = self.function
-        return dataclasses.replace(self, function=lambda *rows: function(before(*rows)))
+        """Composes with another row-wise function; computes nothing yet."""
+        inner = self.function
+        return dataclasses.replace(self, function=lambda *rows: function(inner(*rows)))
 
     def each(self, function: Callable[[Any, jax.Array], Any]) -> Any:
-        """`function(rows, mask)` of every block, [n, …]: one pass."""
+        """Computes `function(rows, mask)` of every block, stacked to [n, …], in one pass."""
 
-        def of_block(given: tuple[tuple[jax.Array, ...], jax.Array]) -> Any:
-            rows, mask = given
+        def block_result(block: tuple[tuple[jax.Array, ...], jax.Array]) -> Any:
+            rows, mask = block
             return function(self.function(*rows), mask)
 
-        return jax.lax.map(_recomputed(of_block), (self.arrays, self.mask))
+        return jax.lax.map(_rematerialized(block_result), (self.arrays, self.mask))
 
     def total(self, function: Callable[[Any], jax.Array]) -> jax.Array:
-        """The sum of `function(rows)` over the blocks: one pass."""
-        of_block = _recomputed(lambda rows: function(self.function(*rows)))
-        like = jax.eval_shape(function, self._of_block())
-        return jax.lax.scan(
-            lambda so_far, rows: (so_far + of_block(rows), None),
+        """Computes the sum of `function(rows)` over the blocks, in one pass."""
+        block_result = _rematerialized(lambda rows: function(self.function(*rows)))
+        like = jax.eval_shape(function, self._block_shape())
+        total, _ = jax.lax.scan(
+            lambda partial, rows: (partial + block_result(rows), None),
             jnp.zeros(like.shape, like.dtype),
             self.arrays,
-        )[0]
+        )
+        return total
 
-    def _of_block(self) -> Any:
+    def _block_shape(self) -> Any:
         return jax.eval_shape(self.function, *(array[0] for array in self.arrays))
 
 
-def _cut(array: jax.Array, block: int, fill: Any) -> jax.Array:
-    """[T, …] as [n, block, …]."""
-    missing = -len(array) % block
-    if missing:
-        ends = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
-        array = jnp.pad(array, ends, constant_values=fill)
+def _split(array: jax.Array, block: int, fill: Any) -> jax.Array:
+    """Splits [T, …] into blocks [n, block, …], of which the last is padded with `fill`."""
+    padding = -len(array) % block
+    if padding:
+        pad_width = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+        array = jnp.pad(array, pad_width, constant_values=fill)
     return array.reshape(-1, block, *array.shape[1:])
 
 
-def _recomputed(of_block: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # The forward and the backward pass are two loops, and XLA shares no computation between loops:
-    # no barriers are needed against that.
-    return jax.checkpoint(of_block, prevent_cse=False)
+def _rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # The forward and the backward pass are separate loops, between which XLA eliminates no common
+    # subexpressions: the barriers of `prevent_cse` are not needed.
+    return jax.checkpoint(function, prevent_cse=False)

@@ -1,4 +1,4 @@
-"""Embedding tables and the lookups in them."""
+"""Embedding tables and lookups."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-_ROWS_AT_ONCE = 1 << 16  # of a table, given initial values together
+_ROWS_AT_ONCE = 1 << 16  # rows of the chunks in which a table is initialized
 
 
 class TableSpec(NamedTuple):
-    """An embedding table to be made: K rows ("unknown" included), width D, initial values.
+    """The specification of an embedding table.
 
-    The initializer is called on a part of the rows at a time: its values must not depend on how
-    many there are. A table that is not `decayed` is left alone by MBA and DiFacto.
+    Attributes:
+      rows: K, including row 0, "unknown".
+      dim: D, the width.
+      initializer: makes the initial values, [rows, D], a chunk of rows at a time: they must not
+        depend on the number of rows.
+      decayed: whether MBA and DiFacto decay the table.
     """
 
     rows: int
@@ -26,13 +30,16 @@ class TableSpec(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Ids of one table to look up; where `mask` is False is padding, whatever id it holds.
+    """The ids that a batch looks up in one table.
 
-    What is looked up is multiplied by `scale`.
+    Attributes:
+      ids: int32[N].
+      mask: bool[N], False for padding, whose ids are ignored.
+      scale: a factor of the vectors.
     """
 
-    ids: jax.Array  # int32[N]
-    mask: jax.Array  # bool[N]
+    ids: jax.Array
+    mask: jax.Array
     scale: float = 1.0
 
 
@@ -47,17 +54,17 @@ def init_tables(
     blocks: Mapping[str, int] | None = None,
     block: jax.Array | int = 0,
 ) -> dict[str, jax.Array]:
-    """Makes the tables, {name: float32[rows, D]}, with no second copy of one in memory.
+    """Initializes the tables, {name: float32[rows, D]}, without a second copy of one in memory.
 
-    Row 0 ("unknown") begins at zero: where training never meets an unknown id it stays the zero
-    vector, which adds nothing to a pool.
+    Row 0 ("unknown") is initialized with zeros: if training has no unknown ids it remains the zero
+    vector, which does not contribute to a sum.
 
     Args:
-      specs: of the tables.
-      key: of the initial values.
-      blocks: {table: rows of a block} of tables of which only a block is made, for one of several
-        devices: the same values as in the whole table, and zeros past its end.
-      block: which block.
+      specs: the tables' specifications.
+      key: the random key of the initial values.
+      blocks: {table: rows of a block} of the sharded tables, of which only one block is made. Its
+        values are those of the unsharded table, and zeros past its end.
+      block: the index of the block.
     """
     keys = dict(zip(sorted(specs), jax.random.split(key, len(specs)), strict=True))
     blocks = blocks or {}
@@ -70,38 +77,41 @@ def init_tables(
 
 
 def _init_table(spec: TableSpec, key: jax.Array) -> jax.Array:
-    some = min(spec.rows, _ROWS_AT_ONCE)
+    chunk_rows = min(spec.rows, _ROWS_AT_ONCE)
 
     def fill(i: jax.Array, values: jax.Array) -> jax.Array:
-        # The last part ends where the table does, and so overwrites some of the one before.
-        return jax.lax.dynamic_update_slice(values, _part(spec, key, i), (i * some, 0))
+        # `dynamic_update_slice` clamps the start: the last chunk ends at the table's end, and
+        # overwrites rows of the chunk before it.
+        return jax.lax.dynamic_update_slice(values, _chunk(spec, key, i), (i * chunk_rows, 0))
 
     values = jnp.zeros((spec.rows, spec.dim), jnp.float32)
-    return jax.lax.fori_loop(0, -(-spec.rows // some), fill, values).at[0].set(0.0)
+    return jax.lax.fori_loop(0, -(-spec.rows // chunk_rows), fill, values).at[0].set(0.0)
 
 
 def _init_block(spec: TableSpec, key: jax.Array, rows: int, begin: jax.Array | int) -> jax.Array:
-    """Rows `begin` to `begin + rows` of the same table."""
-    some = min(spec.rows, _ROWS_AT_ONCE)
-    parts = -(-spec.rows // some)
+    """Rows `begin` to `begin + rows` of the table that `_init_table` makes."""
+    chunk_rows = min(spec.rows, _ROWS_AT_ONCE)
+    chunks = -(-spec.rows // chunk_rows)
 
     def fill(i: jax.Array | int, values: jax.Array) -> jax.Array:
-        at = jnp.minimum(i * some, spec.rows - some) + jnp.arange(some)
-        at = jnp.where((at > 0) & (at >= begin) & (at < begin + rows), at - begin, rows)
-        return values.at[at].set(_part(spec, key, i), mode="drop")
+        row = jnp.minimum(i * chunk_rows, spec.rows - chunk_rows) + jnp.arange(chunk_rows)
+        in_block = (row > 0) & (row >= begin) & (row < begin + rows)
+        indices = jnp.where(in_block, row - begin, rows)
+        return values.at[indices].set(_chunk(spec, key, i), mode="drop")
 
     end = jnp.minimum(begin + rows, spec.rows)
     values = jnp.zeros((rows, spec.dim), jnp.float32)
-    values = jax.lax.fori_loop(begin // some, -(-end // some), fill, values)
-    return fill(parts - 1, values)  # it begins before its place: see `_init_table`
+    values = jax.lax.fori_loop(begin // chunk_rows, -(-end // chunk_rows), fill, values)
+    return fill(chunks - 1, values)  # the last chunk overlaps the one before: see `_init_table`
 
 
-def _part(spec: TableSpec, key: jax.Array, i: jax.Array | int) -> jax.Array:
-    some = min(spec.rows, _ROWS_AT_ONCE)
-    return spec.initializer(jax.random.fold_in(key, i), (some, spec.dim), jnp.float32)
+def _chunk(spec: TableSpec, key: jax.Array, i: jax.Array | int) -> jax.Array:
+    """The initial values of chunk i."""
+    chunk_rows = min(spec.rows, _ROWS_AT_ONCE)
+    return spec.initializer(jax.random.fold_in(key, i), (chunk_rows, spec.dim), jnp.float32)
 
 
 def lookup(table: jax.Array, at: Lookup) -> jax.Array:
-    """The rows [N, D] of a table at N ids; zero, with zero gradient, where the mask is False."""
+    """Looks up the vectors [N, D] of N ids; zero, with zero gradient, where the mask is False."""
     ids = jnp.where(at.mask, at.ids, 0)
     return jnp.where(at.mask[:, None], table.at[ids].get(mode="clip") * at.scale, 0.0)

@@ -1,4 +1,4 @@
-"""The paper's loss."""
+"""The paper's loss (Eq. 2)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from din_jax.distributed.devices import psum
 
 
 def negative_log_likelihood(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Eq. 2 before its mean: −(y·log p + (1 − y)·log(1 − p)), p the softmax's second output.
+    """The terms of Eq. 2, −(y·log p + (1 − y)·log(1 − p)), with p the softmax's second output.
 
     Args:
-      logits: [B, 2], of "no click" and "click".
+      logits: [B, 2], for "no click" and "click".
       label: [B], 0 or 1.
 
     Returns:
@@ -23,18 +23,20 @@ def negative_log_likelihood(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def click_logit(logits: jax.Array) -> jax.Array:
-    """z [B] of logits [B, 2], with sigmoid(z) the softmax's second output.
+    """Converts logits [B, 2] to z [B], with sigmoid(z) the softmax's second output.
 
-    Scores leave the device as logits: float32's sigmoid is 1 from z = 17 on.
+    Score steps return logits instead of probabilities, because float32's sigmoid rounds to 1 from
+    z = 17 on.
     """
     return logits[:, 1] - logits[:, 0]
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array, axis: str | None = None) -> jax.Array:
-    """Σ weight·values / Σ weight; 0 where the weights are all 0.
+    """Σ weight·values / Σ weight, or 0 if all weights are 0.
 
-    On several devices it is this device's part of the mean: the second sum is over all of them, and
-    the parts add up to the mean. They are not added here, since the gradient of what every
-    device has in common would count M times.
+    With `axis` it is this device's term of the global mean: Σ weight is over all devices, and the
+    mean is the sum of the devices' terms. The terms are not summed here: gradients are taken per
+    device and then summed, and a sum here would count the gradient of replicated parameters M
+    times.
     """
     return jnp.sum(weight * values) / jnp.maximum(psum(jnp.sum(weight), axis), 1)

@@ -9,12 +9,12 @@ from din_jax.nn.activations import ActivationFactory
 
 
 class MLP(nn.Module):
-    """Hidden layers with an activation after each, then a linear output layer.
+    """Hidden layers, each followed by an activation, and a linear output layer.
 
     Attributes:
       hidden: widths of the hidden layers.
       outputs: width of the output layer.
-      activation: what follows each hidden layer.
+      activation: makes the module after each hidden layer.
     """
 
     hidden: tuple[int, ...]
@@ -25,9 +25,16 @@ class MLP(nn.Module):
     def __call__(
         self, x: jax.Array, mask: jax.Array, *, train: bool, products: jax.Array | None = None
     ) -> jax.Array:
-        """Maps x [N, F] to [N, outputs]; mask [N] says which rows are real.
+        """Applies the MLP.
 
-        With `products` [N, P] they enter the first layer beside x, through a kernel of their own.
+        Args:
+          x: [N, F].
+          mask: bool[N], True for real rows, False for padding.
+          train: see the activation.
+          products: [N, P], additional inputs of the first layer, with a separate kernel; or None.
+
+        Returns:
+          [N, outputs].
         """
         for i, width in enumerate(self.hidden):
             x = dense(width, f"hidden_{i}")(x)
@@ -38,7 +45,7 @@ class MLP(nn.Module):
 
 
 def dense(width: int, name: str, *, use_bias: bool = True) -> nn.Dense:
-    """A linear layer with Glorot's uniform initial values."""
+    """A linear layer with Glorot uniform initialization."""
     return nn.Dense(
         width, use_bias=use_bias, kernel_init=nn.initializers.glorot_uniform(), name=name
     )

@@ -1,4 +1,4 @@
-"""Pooling of packed segments: sum, mean, the weighted sum of Eq. 3, and softmax."""
+"""Pooling over packed segments: sum, mean, the weighted sum of Eq. 3, and softmax."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from din_jax.nn.blocks import InBlocks
 
 
 def rows_of_samples(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """[T, F] of [B, F]: each entry's sample's row; padding gets some row, which the mask undoes."""
+    """Broadcasts rows [B, F] of samples to their segments' entries, [T, F].
+
+    Padding gets the row of some sample; mask the result.
+    """
     return jnp.take(per_sample, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
 
 
 def segment_pool(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
-    """Sum pooling (section 4.2): [S, E], the sums of values [N, E] of each segment.
+    """Sum pooling (section 4.2): the sums [S, E] of each segment's values [N, E].
 
-    An empty segment gives zero. Padding (segment id S) is left out.
+    The sum of an empty segment is zero. Padding (segment id S) is ignored.
     """
     return jax.ops.segment_sum(values, segment_ids, segments, indices_are_sorted=True)
 
@@ -29,9 +32,10 @@ def weighted_pool(
     *,
     block: int = 0,
 ) -> jax.Array:
-    """Eq. 3: [S, E], each segment's sum of values [N, E] times their weights [N].
+    """Eq. 3: the sums [S, E] of each segment's values [N, E] times their weights [N].
 
-    With `block`, so many values at once, the products [N, E] are never there as a whole.
+    If `block` > 0, the products are computed in blocks of this many rows, so that [N, E] is never
+    stored.
     """
     if not 0 < block < len(values):
         return segment_pool(weights[:, None] * values, segment_ids, segments)
@@ -47,9 +51,9 @@ def weighted_pool(
 
 
 def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
-    """Average pooling (section 4.2): [S, E], the means of values [N, E] of each segment.
+    """Mean pooling (section 4.2): the means [S, E] of each segment's values [N, E].
 
-    An empty segment gives zero. Padding (segment id S) is left out.
+    The mean of an empty segment is zero. Padding (segment id S) is ignored.
     """
     counts = segment_pool(jnp.ones((len(values), 1), values.dtype), segment_ids, segments)
     return segment_pool(values, segment_ids, segments) / jnp.maximum(counts, 1)
@@ -59,12 +63,12 @@ def segment_softmax(
     x: jax.Array, segment_ids: jax.Array, segments: int, mask: jax.Array
 ) -> jax.Array:
     """Softmax of x [N] within each segment; 0 for padding. Only `released_code` uses it."""
-    top = jax.ops.segment_max(
+    maximum = jax.ops.segment_max(
         jnp.where(mask, x, -jnp.inf), segment_ids, segments, indices_are_sorted=True
     )
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    # Masked before exp too: an infinite value there would make the gradient NaN.
-    below_top = jnp.where(mask, x - rows_of_samples(top, segment_ids), 0)
-    raised = jnp.where(mask, jnp.exp(below_top), 0)
-    total = segment_pool(raised, segment_ids, segments)
-    return raised / rows_of_samples(jnp.where(total > 0, total, 1), segment_ids)
+    maximum = jax.lax.stop_gradient(jnp.where(jnp.isfinite(maximum), maximum, 0))
+    # Masked before exp as well: an infinite result there would make the gradient NaN.
+    shifted = jnp.where(mask, x - rows_of_samples(maximum, segment_ids), 0)
+    exponentials = jnp.where(mask, jnp.exp(shifted), 0)
+    total = segment_pool(exponentials, segment_ids, segments)
+    return exponentials / rows_of_samples(jnp.where(total > 0, total, 1), segment_ids)

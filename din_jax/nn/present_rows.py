@@ -1,4 +1,4 @@
-"""The rows of a table that a batch looks up."""
+"""Finds, gathers and updates the rows of a table that a batch looks up."""
 
 from __future__ import annotations
 
@@ -7,92 +7,100 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# A table is updated sparsely where K is above this many times N, else densely with a mask
-# (`benchmarks/sparse_or_dense.py` measures where the two cost the same).
+# A table is updated sparsely if K > SPARSE_ABOVE · N, else densely with a mask
+# (`benchmarks/sparse_or_dense.py` measures at which K / N the two cost the same).
 SPARSE_ABOVE = 4
 
 
 class Rows(NamedTuple):
-    """The rows of a table that a batch looks up, each once.
+    """The distinct rows of a table that a batch looks up, sparse or dense.
 
-    Sparse, with `ids`: position p is row `ids[p]` where `present[p]` is True, one position a row;
-    the other positions are no row. Dense, without `ids`: row j is present where `present[j]`.
+    Sparse: position p stands for row `ids[p]` if `present[p]` is True, and for no row otherwise.
+    Each present row has exactly one position. Dense: row j is present if `present[j]` is True.
+
+    Attributes:
+      present: bool[N] if sparse, bool[K] if dense.
+      ids: int32[N] if sparse, None if dense.
     """
 
-    present: jax.Array  # bool[N], or bool[K]
-    ids: jax.Array | None = None  # int32[N]
+    present: jax.Array
+    ids: jax.Array | None = None
 
 
 def updates_sparsely(rows: int, ids: int) -> bool:
-    """Whether a table of K rows is updated sparsely (row-wise) when a batch looks N ids up in it.
+    """Whether a table of K rows is updated sparsely (row-wise) when a batch looks up N ids.
 
-    Otherwise the update is dense, with a mask: the result is the same, the cost grows with K.
+    Otherwise the update is dense, with a mask. The result is equal, but the cost grows with K.
     """
     return rows > SPARSE_ABOVE * ids
 
 
 def present_mask(ids: jax.Array, mask: jax.Array, rows: int) -> jax.Array:
-    """bool[rows]: which rows are among N ids. Padding is never present."""
+    """bool[rows]: the rows that occur among the ids int32[N]; those of padding do not count."""
     return jnp.zeros(rows, bool).at[jnp.where(mask, ids, rows)].set(True, mode="drop")
 
 
 def present_rows(
     ids: jax.Array, mask: jax.Array, scratch: jax.Array
 ) -> tuple[jax.Array, Rows, jax.Array]:
-    """The distinct ids among N, without a sort.
+    """Finds the distinct ids among N ids without sorting.
 
-    Each position is written at its id in `scratch`; the greatest position is left there, and owns
-    the id. The result is the same on every run and device. Padding is never present, whatever id it
-    holds. Donate the scratch: otherwise K integers are copied.
+    Each position is written to `scratch` at its id. The greatest position with an id remains there,
+    and owns the id. The result is deterministic, and equal on all devices. Ids of padding are
+    ignored. Donate the scratch: otherwise K integers are copied.
 
     Args:
       ids: int32[N], 0 to K − 1 where `mask` is True.
-      mask: bool[N].
-      scratch: int32[K], of any content.
+      mask: bool[N], False for padding.
+      scratch: int32[K] with any content.
 
     Returns:
-      The owners, int32[N]: the position in `Rows` of each id's row, N for padding; the rows; and
-      the scratch for the next call.
+      The owners, int32[N]: for each id, the position in `Rows` of its row, or N for padding; the
+      rows; and the scratch for the next call.
     """
     positions = jnp.arange(len(ids), dtype=jnp.int32)
-    at = jnp.where(mask, ids, len(scratch))
-    scratch = scratch.at[at].set(-1, mode="drop").at[at].max(positions, mode="drop")
-    owners = scratch.at[at].get(mode="fill", fill_value=len(ids))
+    indices = jnp.where(mask, ids, len(scratch))
+    scratch = scratch.at[indices].set(-1, mode="drop").at[indices].max(positions, mode="drop")
+    owners = scratch.at[indices].get(mode="fill", fill_value=len(ids))
     return owners, Rows(owners == positions, ids), scratch
 
 
 def gather_rows(values: jax.Array, rows: Rows) -> jax.Array:
-    """The present rows of values [K, …]: [N, …], or dense [K, …]; zero in other positions."""
+    """Gathers the present rows of values [K, …] to [N, …], or to [K, …] if `rows` is dense.
+
+    Positions that stand for no row are zero.
+    """
     if rows.ids is None:
-        return jnp.where(_beside(rows.present, values), values, jnp.zeros((), values.dtype))
+        return jnp.where(_broadcast(rows.present, values), values, jnp.zeros((), values.dtype))
     return values.at[_row_indices(rows.present, rows.ids, values)].get(mode="fill", fill_value=0)
 
 
 def scatter_rows(values: jax.Array, rows: Rows, new: jax.Array) -> jax.Array:
-    """Values [K, …] with the present rows replaced by those of `new`."""
+    """Replaces the present rows of values [K, …] by `new`, [N, …] or dense [K, …]."""
     if rows.ids is None:
-        return jnp.where(_beside(rows.present, values), new, values)
+        return jnp.where(_broadcast(rows.present, values), new, values)
     indices = _row_indices(rows.present, rows.ids, values)
     return values.at[indices].set(new.astype(values.dtype), mode="drop")
 
 
 def apply_row_updates(table: jax.Array, rows: Rows, updates: jax.Array) -> jax.Array:
-    """The table [K, D] with `updates` added to the present rows.
+    """Adds `updates` to the present rows of a table [K, D].
 
-    Donate the table: otherwise it is copied. Dense `updates` [K, D] are added as they are, as
-    `optax.apply_updates` does; `row_sparse` leaves zeros in absent rows.
+    Donate the table: otherwise it is copied. Dense `updates` [K, D] are added to all rows, as by
+    `optax.apply_updates`; those of `row_sparse` are zero in absent rows.
     """
     updates = updates.astype(table.dtype)
     if rows.ids is None:
-        # An update of zero changes no bit: −0.0 + 0.0 would, and so would a subnormal + 0.0.
+        # Keeps the bits of rows whose update is zero: adding 0.0 changes −0.0 and subnormals.
         return jnp.where(updates == 0, table, table + updates)
     return table.at[_row_indices(rows.present, rows.ids, table)].add(updates, mode="drop")
 
 
 def _row_indices(present: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
-    """Indices of the present rows; other positions get K, which gathers and scatters drop."""
+    """The ids of the present rows; K, which gather and scatter drop, in other positions."""
     return jnp.where(present, ids, len(values))
 
 
-def _beside(present: jax.Array, values: jax.Array) -> jax.Array:
+def _broadcast(present: jax.Array, values: jax.Array) -> jax.Array:
+    """Reshapes present [K] so that it broadcasts with values [K, …]."""
     return present.reshape(-1, *[1] * (values.ndim - 1))

@@ -1,1 +1,1 @@
-"""Optax transformations and regularisers of the paper."""
+"""Optax transformations and the paper's regularisers."""

@@ -1,4 +1,4 @@
-"""The optimizer that a config describes."""
+"""Builds the optimizer that a config describes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def build_optimizer(
     axis: str | None = None,
     sharded: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a config: clipping, if any; the decay, if any; then SGD, Adam or Adagrad.
+    """Chains gradient clipping and decay, if the config has them, and the optimizer itself.
 
-    Its `update` takes the keyword arguments `rows`, and with MBA `counts` (see `row_sparse` and
-    `mba_decay`).
+    The `update` of the result requires the keyword arguments `rows` (see `row_sparse`), and with
+    MBA `counts` (see `mba_decay`).
 
     Args:
       optimizer: `config.optimizer`.
       regularizer: `config.regularizer`.
       batch_size: B, over all devices.
       tables: names of the tables that are decayed.
-      axis: mapped axis of the devices, or None for one.
-      sharded: names of the tables of which each device has a block.
+      axis: the devices' mapped axis, or None for one device.
+      sharded: names of the sharded tables.
     """
-    parts = []
+    transformations = []
     if optimizer.clip_norm:
-        parts.append(clip_by_global_norm(optimizer.clip_norm, axis, sharded))
+        transformations.append(clip_by_global_norm(optimizer.clip_norm, axis, sharded))
     decays = {"mba": mba_decay, "difacto": difacto_decay}
     if regularizer.name in decays:
-        parts.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
+        transformations.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
     if optimizer.name == "rowwise_adagrad":
-        parts.append(
+        transformations.append(
             optax.partition(
                 {
                     "params": optax.adagrad(learning_rate),
@@ -53,7 +53,7 @@ def build_optimizer(
             )
         )
     else:
-        usual = {"adam": optax.adam, "sgd": optax.sgd, "adagrad": optax.adagrad}
-        parts.append(usual[optimizer.name](learning_rate))
-    inner = optax.with_extra_args_support(optax.chain(*parts))
+        optimizers = {"adam": optax.adam, "sgd": optax.sgd, "adagrad": optax.adagrad}
+        transformations.append(optimizers[optimizer.name](learning_rate))
+    inner = optax.with_extra_args_support(optax.chain(*transformations))
     return row_sparse(inner) if optimizer.lazy else whole_tables(inner)

@@ -1,4 +1,4 @@
-"""Clipping by global norm, on one device or many."""
+"""Gradient clipping by global norm, on one device or several."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def clip_by_global_norm(
 ) -> optax.GradientTransformation:
     """Scales all gradients by min(1, max_norm / ‖g‖), as `optax.clip_by_global_norm` does.
 
-    On several devices ‖g‖ is that of the whole gradient: every device holds all of a replicated
-    parameter's, and only its block's part of a sharded table's. The squares of the first are
-    averaged over devices, those of the second summed. The average is of what should be equal: where
-    devices differ in the last bits, having summed in another order, all scale alike nevertheless.
+    On several devices ‖g‖ is the norm of the global gradient. The squares of replicated gradients,
+    of which every device has a copy, are averaged over devices; those of a sharded table's blocks
+    are summed. The copies may differ in the last bits if devices sum in another order: the average
+    makes all devices scale by the same factor nevertheless.
 
     Args:
-      max_norm: the largest norm that is left as it is.
-      axis: mapped axis of the devices, or None for one.
-      sharded: names of the tables of which each device has a block.
+      max_norm: the greatest norm that is not clipped.
+      axis: the devices' mapped axis, or None for one device.
+      sharded: names of the sharded tables.
 
     Returns:
       A transformation of trees {"params": …, "tables": {name: [rows, D]}}.
@@ -34,11 +34,14 @@ def clip_by_global_norm(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         tables = updates["tables"]
-        apart = {name: grad for name, grad in tables.items() if name in sharded}
-        common = {**updates, "tables": {n: grad for n, grad in tables.items() if n not in apart}}
-        squares = optax.tree.norm(common, squared=True) / psum(1, axis)
-        if apart:
-            squares += optax.tree.norm(apart, squared=True)
+        blocks = {name: grad for name, grad in tables.items() if name in sharded}
+        replicated = {
+            **updates,
+            "tables": {name: grad for name, grad in tables.items() if name not in blocks},
+        }
+        squares = optax.tree.norm(replicated, squared=True) / psum(1, axis)
+        if blocks:
+            squares += optax.tree.norm(blocks, squared=True)
         norm = jnp.sqrt(psum(squares, axis))
         return jax.tree.map(
             lambda g: jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm), updates

@@ -1,4 +1,4 @@
-"""The learning rate of the paper: exponential decay."""
+"""The paper's learning rate schedule: exponential decay."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import optax
 
 
 def decayed_learning_rate(config: Any, batch_size: int) -> optax.Schedule:
-    """lr₀ · rate^(samples / decay_samples): the paper's exponential decay (section 6.1).
+    """Exponential decay (section 6.1): lr₀ · rate^(samples / decay_samples).
 
-    The paper gives lr₀ and the rate (SGD: 1.0, 0.1; Adam: 0.001, 0.9) and no period, so that the
-    period is the config's, in samples: it means the same at any batch size. A step counts as a
-    whole batch, also the last one of an epoch.
+    The paper gives lr₀ and the rate (SGD: 1.0, 0.1; Adam: 0.001, 0.9), but no period. The config
+    gives the period in samples, so that it does not depend on the batch size. Every step counts B
+    samples, also the last one of an epoch.
 
     Args:
       config: `config.optimizer`.
       batch_size: B, over all devices.
 
     Returns:
-      A schedule: the learning rate of step 0, 1, …
+      A schedule, from the step 0, 1, … to the learning rate.
     """
     return optax.exponential_decay(
         init_value=config.learning_rate,

@@ -1,6 +1,6 @@
-"""The regularisers of section 6.5 as the steps take them: dropout and filter of ids, n_j for MBA.
+"""The regularisers of section 6.5: dropout and frequency filter of ids, and n_j for MBA.
 
-Dropout and the frequency filter change which ids are looked up; MBA and DiFacto are decays, see
+Dropout and the frequency filter change which ids are looked up. MBA and DiFacto are decays, see
 `din_jax.optim.decay`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from flax import struct
 from ml_collections import ConfigDict
 
@@ -22,21 +23,21 @@ from din_jax.models.features import is_behavior
 from din_jax.models.registry import Model
 from din_jax.nn.embedding import Lookup, Lookups
 
-_DROPOUT = 0xD809
-_Changed = dict[str, dict[str, Lookup]]
+_DROPOUT = 0xD809  # folded into the seed's key, which also makes the initial values
+_NewLookups = dict[str, dict[str, Lookup]]
 
 
 class Regularizer(struct.PyTreeNode):
-    """What a config's regulariser needs in the steps; by default nothing.
+    """The arguments of a config's regulariser in the steps; by default there is none.
 
     Attributes:
-      counts: n_j of the tables that are decayed, {table: float32[K]}.
-      frequent: ids that the frequency filter leaves, {table: bool[K]}.
-      unknown: filtered ids, an ad's too, become row 0; otherwise an ad's stay, and visited ones are
-        looked up no more (the zero vector).
+      counts: n_j of the tables that MBA decays, {table: float32[K]}.
+      frequent: the ids that the frequency filter keeps, {table: bool[K]}.
+      unknown: if True, rare ids become row 0, also in an ad's fields. If False, rare ids of
+        behaviours are not looked up (the zero vector), and those of an ad are unchanged.
       dropout: probability that an id is dropped in training.
-      behaviors_only: drop only ids of behaviours.
-      seed: of what is dropped.
+      behaviors_only: whether only ids of behaviours are dropped.
+      seed: the seed of the dropout.
     """
 
     counts: dict[str, Any] = struct.field(default_factory=dict)
@@ -46,21 +47,20 @@ class Regularizer(struct.PyTreeNode):
     behaviors_only: bool = struct.field(pytree_node=False, default=False)
     seed: int = struct.field(pytree_node=False, default=0)
 
-    def scoring(self, lookups: Lookups) -> _Changed:
-        """The lookups as they are in evaluation: filtered."""
+    def scoring(self, lookups: Lookups) -> _NewLookups:
+        """The lookups in evaluation: filtered."""
         return filter_ids(lookups, self.frequent, unknown=self.unknown)
 
-    def training(self, lookups: Lookups, step: jax.Array, axis: str | None = None) -> _Changed:
-        """The lookups as they are in training step `step`: some dropped, and filtered.
+    def training(self, lookups: Lookups, step: jax.Array, axis: str | None = None) -> _NewLookups:
+        """The lookups in training: with dropout, and filtered.
 
         Args:
           lookups: of a batch, or of this device's local batch.
-          step: which.
-          axis: mapped axis of the devices, or None for one.
+          step: int32 [], the training step, which determines the ids that are dropped.
+          axis: the devices' mapped axis, or None for one device.
         """
         if not self.dropout:
             return self.scoring(lookups)
-        # Not the keys that the initial values are made of.
         key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT)
         key = jax.random.fold_in(key, step)
         return self.scoring(
@@ -75,70 +75,79 @@ def drop_ids(
     *,
     behaviors_only: bool = False,
     axis: str | None = None,
-) -> _Changed:
+) -> _NewLookups:
     """Drops each feature id of a batch with probability `rate` (dropout, section 6.5).
 
-    A dropped id gives the zero vector, and its row is not present; the others are scaled by
-    1 / (1 − rate). Whether an id is dropped depends on its position among the batch's real ids,
-    which neither padding nor the number of devices changes; if it is looked up in several tables,
-    it is dropped in all of them.
+    A dropped id gives the zero vector, and its row is not present. The vectors of the other ids are
+    scaled by 1 / (1 − rate). Whether an id is dropped depends on its position among the batch's
+    real ids, and therefore neither on padding nor on the number of devices. An id that is looked up
+    in several tables is dropped in all of them or in none.
 
     Args:
-      lookups: of a batch, or of this device's local batch; in the order of samples.
-      key: of this step.
-      rate: in [0, 1); the paper: 0.5.
-      behaviors_only: leave the ids of fields alone.
-      axis: mapped axis of the devices, or None for one.
+      lookups: of a batch, or of this device's local batch, in the order of the samples.
+      key: the random key of the step.
+      rate: in [0, 1); the paper uses 0.5.
+      behaviors_only: whether to drop only ids of behaviours.
+      axis: the devices' mapped axis, or None for one device.
     """
-    changed: _Changed = {}
-    names = sorted({name for of_table in lookups.values() for name in of_table})
-    for table, of_table in lookups.items():
-        for name, at in of_table.items():
+    new_lookups: _NewLookups = {}
+    names = sorted({name for table_lookups in lookups.values() for name in table_lookups})
+    for table, table_lookups in lookups.items():
+        for name, lookup in table_lookups.items():
+            new = lookup
             if is_behavior(name) or not behaviors_only:
-                positions = jnp.cumsum(at.mask) - 1 + _before(jnp.sum(at.mask), axis)
-                own_key = jax.random.fold_in(key, names.index(name))
-                drawn = jax.vmap(lambda p, k=own_key: jax.random.uniform(jax.random.fold_in(k, p)))(
-                    positions
+                real = jnp.sum(lookup.mask)
+                positions = jnp.cumsum(lookup.mask) - 1 + _sum_before(real, axis)
+                lookup_key = jax.random.fold_in(key, names.index(name))
+                uniform = jax.vmap(
+                    lambda p, k=lookup_key: jax.random.uniform(jax.random.fold_in(k, p))
+                )(positions)
+                new = lookup._replace(
+                    mask=lookup.mask & (uniform >= rate), scale=lookup.scale / (1 - rate)
                 )
-                at = at._replace(mask=at.mask & (drawn >= rate), scale=at.scale / (1 - rate))
-            changed.setdefault(table, {})[name] = at
-    return changed
+            new_lookups.setdefault(table, {})[name] = new
+    return new_lookups
 
 
-def _before(count: jax.Array, axis: str | None) -> jax.Array | int:
-    """The sum of `count` over the devices before this one."""
+def _sum_before(count: jax.Array, axis: str | None) -> jax.Array | int:
+    """The sum of `count` over the devices before this one; 0 without an axis."""
     if axis is None:
         return 0
     counts = jax.lax.all_gather(count, axis)
     return jnp.sum(jnp.where(jnp.arange(len(counts)) < jax.lax.axis_index(axis), counts, 0))
 
 
-def filter_ids(lookups: Lookups, frequent: Mapping[str, Any], *, unknown: bool = False) -> _Changed:
-    """Leaves only the frequent ids of some tables (frequency filter, section 6.5).
+def filter_ids(
+    lookups: Lookups, frequent: Mapping[str, Any], *, unknown: bool = False
+) -> _NewLookups:
+    """Keeps only the frequent ids of some tables (frequency filter, section 6.5).
 
     Args:
       lookups: of a batch.
-      frequent: {table: bool[K]}, see `most_frequent`.
-      unknown: rare ids become row 0, an ad's too; otherwise rare visited ids leave the history, and
-        an ad's stay.
+      frequent: the ids to keep, {table: bool[K]}, see `most_frequent`.
+      unknown: if True, rare ids become row 0, also in an ad's fields. If False, rare ids of
+        behaviours are removed from the history, and those of an ad are unchanged.
     """
-    changed: _Changed = {table: dict(of_table) for table, of_table in lookups.items()}
+    new_lookups: _NewLookups = {
+        table: dict(table_lookups) for table, table_lookups in lookups.items()
+    }
     for table in frequent:
-        for name, at in changed.get(table, {}).items():
-            stays = jnp.asarray(frequent[table]).at[at.ids].get(mode="clip")
+        for name, lookup in new_lookups.get(table, {}).items():
+            is_frequent = jnp.asarray(frequent[table]).at[lookup.ids].get(mode="clip")
+            new = lookup
             if unknown:
-                at = at._replace(ids=jnp.where(stays, at.ids, 0))
+                new = lookup._replace(ids=jnp.where(is_frequent, lookup.ids, 0))
             elif is_behavior(name):
-                at = at._replace(mask=at.mask & stays)
-            changed[table][name] = at
-    return changed
+                new = lookup._replace(mask=lookup.mask & is_frequent)
+            new_lookups[table][name] = new
+    return new_lookups
 
 
-def most_frequent(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """bool[K]: the most frequent ids of a table by n_j, a `fraction` of all but row 0.
+def most_frequent(counts: npt.NDArray[Any], fraction: float) -> npt.NDArray[Any]:
+    """bool[K]: a `fraction` of a table's ids, without row 0, that have the largest n_j.
 
-    At least one stays of those that occur; of ids that are equally frequent the lower rows stay.
-    One that never occurs does not, and row 0 is never in it: it is what "unknown" becomes.
+    At least one id that occurs is kept. Of equally frequent ids those with lower rows are kept. Ids
+    that never occur are not kept, and neither is row 0, "unknown".
     """
     frequent = np.zeros(len(counts), bool)
     number = max(1, round(fraction * (len(counts) - 1)))
@@ -147,28 +156,28 @@ def most_frequent(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def decayed_tables(model: Model) -> list[str]:
-    """The embedding tables, without those of a bias or a weight an id."""
+    """The names of the tables that MBA and DiFacto decay: not biases or weights per id."""
     return [name for name, spec in model.tables.items() if spec.decayed]
 
 
 def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regularizer:
-    """The regulariser that a config describes.
+    """Builds the regulariser that a config describes.
 
     Args:
-      config: of the run.
-      store: whose ids are counted, for MBA and the filter.
-      model: whose tables are decayed or filtered.
+      config: the run's config.
+      store: the data set in which ids are counted, for MBA and the filter.
+      model: the model whose tables are decayed or filtered.
 
     Raises:
-      DinError: the model has tables that this regulariser can't handle, or a key names a table that
-        the model lacks.
+      DinError: the regulariser does not support a table of the model, or a key names a table that
+        the model does not have.
     """
-    chosen = config.regularizer
-    if chosen.name == "dropout":
+    settings = config.regularizer
+    if settings.name == "dropout":
         return Regularizer(
-            dropout=chosen.dropout, behaviors_only=chosen.behaviors_only, seed=config.seed
+            dropout=settings.dropout, behaviors_only=settings.behaviors_only, seed=config.seed
         )
-    if chosen.name not in ("mba", "filter"):
+    if settings.name not in ("mba", "filter"):
         return Regularizer()
     n = cached_counts(
         store,
@@ -176,27 +185,27 @@ def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regular
         max_history=config.data.max_history,
         extra_fields=config.model.extra_fields,
     )
-    if chosen.name == "mba":
-        without = [name for name in decayed_tables(model) if name not in n]
-        if without:
+    if settings.name == "mba":
+        uncounted = [name for name in decayed_tables(model) if name not in n]
+        if uncounted:
             raise DinError(
-                f"config.regularizer.name='mba': no counts n_j for {', '.join(without)}: the data "
-                "set's own tables have them, but not a table of hashed ids, several of which "
+                f"config.regularizer.name='mba': no counts n_j for {', '.join(uncounted)}: the "
+                "data set's own tables have them, but not a table of hashed ids, several of which "
                 "share a row, or of one input's weights; use 'difacto', which needs none"
             )
         return Regularizer(
             counts={name: n[name].astype(np.float32) for name in decayed_tables(model)}
         )
-    beside = [name for name in model.tables if name not in n]
-    if beside:
+    uncounted = [name for name in model.tables if name not in n]
+    if uncounted:
         raise DinError(
             f"config.regularizer.name='filter' with config.model.name={config.model.name!r}: the "
-            f"ids that it takes out of the data set's tables would live on in {', '.join(beside)}; "
-            "use another regularizer, or a model without such tables"
+            f"ids that it removes from the data set's tables would still be looked up in "
+            f"{', '.join(uncounted)}; use another regularizer, or a model without such tables"
         )
     schema = store.schema.without(config.model.without)
     goods = dict.fromkeys(sequence.fields[0].table for sequence in schema.sequences)
-    filtered = tuple(chosen.filter_tables) or tuple(goods)
+    filtered = tuple(settings.filter_tables) or tuple(goods)
     for name in filtered:
         if name not in model.tables or name not in n:
             raise DinError(
@@ -204,6 +213,6 @@ def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regular
                 + ", ".join(name for name in model.tables if name in n)
             )
     return Regularizer(
-        frequent={name: most_frequent(n[name], chosen.keep) for name in filtered},
-        unknown=chosen.rare == "unknown",
+        frequent={name: most_frequent(n[name], settings.keep) for name in filtered},
+        unknown=settings.rare == "unknown",
     )

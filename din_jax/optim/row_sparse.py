@@ -1,4 +1,4 @@
-"""Any row-separable Optax transformation on the rows of a batch alone."""
+"""Applies row-separable Optax transformations only to the rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,67 +8,70 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from din_jax.distributed.devices import AXIS
 from din_jax.nn.present_rows import Rows, gather_rows, scatter_rows
 
-_TRIED_STEPS = (0, 1, 7, 50, 400, 3_000, 20_000, 150_000)
+_TRIAL_STEPS = (0, 1, 7, 50, 400, 3_000, 20_000, 150_000)  # values of step counters in trials
 
 
 def row_sparse(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` on the rows of a batch alone: its cost does not grow with the tables.
+    """Applies `inner` only to the rows that a batch looks up, at a cost independent of table size.
 
-    `inner` is any transformation that treats the rows of a table alike and apart: SGD, momentum,
-    Adagrad, Adam, AdamW, RMSprop, Lion, schedules, clipping by value or by global norm (of dense
-    and row gradients together), `inject_hyperparams`, `partition`, `masked`, chains of all these.
-    The leaves of its state that have a table's rows are gathered, `inner` runs on the gathered
-    rows, and they are scattered back; state without rows, such as a count of steps, stays global.
+    `inner` is any transformation that treats the rows of a table independently and identically:
+    SGD, momentum, Adagrad, Adam, AdamW, RMSprop, Lion, schedules, clipping by value or by global
+    norm (of dense and row gradients together), `inject_hyperparams`, `partition`, `masked`, and
+    chains of these. The leaves of its state that have a table's rows are gathered, `inner` is
+    applied to the gathered rows, and the leaves are scattered back. State without rows, such as a
+    step count, remains global.
 
-    The result is that of `inner` on whole tables if, in each step, the rows that are absent are
-    zero in gradient, weights and state, and are afterwards put back as they were. So a row is not
-    touched in a step whose batch does not look it up. For SGD that is nothing new: the gradient of
-    an absent row is zero. For what remembers, it is:
+    In each step the result equals that of `inner` on the full tables with absent rows set to zero
+    in gradient, weights and state, and restored afterwards. So a row does not change in a step
+    whose batch does not look it up. For SGD this makes no difference, since the gradient of an
+    absent row is zero. For optimizers with memory it does:
 
-    * Adam is "lazy", as TensorFlow Addons' `LazyAdam` and PyTorch's `SparseAdam` are: dense Adam
-      moves an absent row along its first moment and lets both moments decay in every step,
-      m ← β₁m, v ← β₂v; here they stay as they were when the row was last present. The bias
-      correction, 1 − βᵗ, still goes by the steps of the whole run. With every row present in every
-      step, it is `optax.adam`.
+    * Adam is "lazy", like TensorFlow Addons' `LazyAdam` and PyTorch's `SparseAdam`. Dense Adam
+      updates an absent row with its first moment and decays both moments in every step, m ← β₁m,
+      v ← β₂v. Here the moments do not change while the row is absent. The bias correction, 1 − βᵗ,
+      still uses the number of all steps. If every row is present in every step, the result is that
+      of `optax.adam`.
     * Momentum, RMSprop and Lion are lazy in the same way.
-    * Weight decay (AdamW) reaches a row only when it is present.
-    * Adagrad is the same as ever: its state changes only with the gradient.
+    * Weight decay (AdamW) is applied to a row only when it is present.
+    * Adagrad is unchanged: its state changes only with the gradient.
 
-    What does not treat rows apart raises ValueError in `init`: Adafactor and others with factored
-    state; block-RMS clipping and Adafactor's scaling, whose mean is over rows; noise, which depends
-    on the shape; gradient accumulation (`MultiSteps`, `apply_every`), which would give the sum of
-    several batches to the rows of the last; L-BFGS. `init` finds this by trying `inner` on small
-    tables; one that needs keyword arguments of its own can't be tried, and is taken on trust. What
-    is scaled by the norm of a whole parameter (LARS, LAMB) sees the norm of the present rows.
+    `init` raises ValueError for a transformation that does not treat rows independently: Adafactor
+    and others with factored state; block-RMS clipping and Adafactor's scaling, whose mean is over
+    rows; noise, which depends on the shape; gradient accumulation (`MultiSteps`, `apply_every`),
+    which would apply the sum of several batches to the rows of the last; L-BFGS. `init` detects
+    them by a trial on small tables. A transformation that requires keyword arguments of its own
+    can't be tried, and is accepted unchecked. Transformations that scale by the norm of a parameter
+    (LARS, LAMB) use the norm of the present rows.
 
     Args:
       inner: transforms trees {"params": …, "tables": {name: [rows, D]}}.
 
     Returns:
-      A transformation whose `init` takes whole tables. Its `update` takes gradients and weights
-      with those rows under "tables" that the required keyword argument `rows` {name: `Rows`}
-      describes, sparse [N, D] or dense [K, D], and hands `present` {name: bool[rows]} and all
-      other keyword arguments on to `inner`. `gather_rows` goes before it, `apply_row_updates`
-      after it (`din_jax.nn.present_rows`).
+      A transformation whose `init` takes the full tables. Its `update` takes under "tables" the
+      gradients and weights of the rows that the required keyword argument `rows` {name: `Rows`}
+      describes, sparse [N, D] or dense [K, D]. It passes `present` {name: bool[rows]} and all other
+      keyword arguments on to `inner`. Use `gather_rows` before it and `apply_row_updates` after it
+      (`din_jax.nn.present_rows`).
     """
     inner = optax.with_extra_args_support(inner)
-    passed: set[Any] = set()  # trees of parameters on which `inner` was tried
+    checked: set[Any] = set()  # shapes of parameters for which `inner` passed the trial
 
     def init(params: Any) -> Any:
-        # The trial does not depend on how many rows a table has.
-        tried = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
-        tables = {name: (of[0][1:], of[1]) for name, of in tried["tables"].items()}
-        leaves, structure = jax.tree.flatten({**tried, "tables": tables})
-        if (key := (structure, *leaves)) not in passed:
+        # The trial does not depend on the number of rows.
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+        tables = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes["tables"].items()}
+        leaves, structure = jax.tree.flatten({**shapes, "tables": tables})
+        if (key := (structure, *leaves)) not in checked:
             _check_separable(inner, params)
-            passed.add(key)
+            checked.add(key)
         return inner.init(params)
 
     def update(
@@ -87,44 +90,44 @@ def row_sparse(
                 f"{sorted(params['tables'])}"
             )
 
-        def present(tree: Any) -> Any:
-            """The tree with zeros in the rows that are absent."""
+        def zero_absent(tree: Any) -> Any:
+            """Sets the absent rows of a tree's tables to zero."""
             tables = {
                 name: jnp.where(rows[name].present[:, None], table, jnp.zeros((), table.dtype))
                 for name, table in tree["tables"].items()
             }
             return {**tree, "tables": tables}
 
-        old, structure = jax.tree.flatten(state)
+        old_leaves, structure = jax.tree.flatten(state)
         owners = row_leaves(inner, params)
         gathered = [
             leaf if name is None else gather_rows(leaf, rows[name])
-            for leaf, name in zip(old, owners, strict=True)
+            for leaf, name in zip(old_leaves, owners, strict=True)
         ]
         updates, state = inner.update(
-            present(updates),
+            zero_absent(updates),
             jax.tree.unflatten(structure, gathered),
-            present(params),
-            present={name: of_table.present for name, of_table in rows.items()},
+            zero_absent(params),
+            present={name: table_rows.present for name, table_rows in rows.items()},
             **extra,
         )
-        new = [
-            leaf if name is None else scatter_rows(before, rows[name], leaf)
-            for before, leaf, name in zip(old, jax.tree.leaves(state), owners, strict=True)
+        new_leaves = [
+            new if name is None else scatter_rows(old, rows[name], new)
+            for old, new, name in zip(old_leaves, jax.tree.leaves(state), owners, strict=True)
         ]
-        return present(updates), jax.tree.unflatten(structure, new)
+        return zero_absent(updates), jax.tree.unflatten(structure, new_leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | None]:
-    """For each leaf of the state of `inner`, the table whose rows it has, if any.
+    """For each leaf of the state of `inner`, the name of the table whose rows it has, or None.
 
-    It is the one with which its leading axis grows.
+    A leaf has the rows of the table with whose number of rows its leading axis grows.
 
     Args:
       inner: the transformation.
-      params: {"params": …, "tables": {name: [rows, D]}}, or the shapes and types of these.
+      params: {"params": …, "tables": {name: [rows, D]}}, or their shapes and dtypes.
 
     Raises:
       ValueError: another axis grows, or an axis grows with two tables.
@@ -137,16 +140,16 @@ def row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | N
         }
         return [leaf.shape for leaf in jax.tree.leaves(_shape_of(inner, params, tables))]
 
-    plain = shapes(None)
-    owners: list[str | None] = [None] * len(plain)
+    original = shapes(None)
+    owners: list[str | None] = [None] * len(original)
     for name, table in params["tables"].items():
-        for i, (before, after) in enumerate(zip(plain, shapes(name), strict=True)):
+        for i, (before, after) in enumerate(zip(original, shapes(name), strict=True)):
             if before == after:
                 continue
             if owners[i] or before[:1] != (len(table),) or after != (len(table) + 1, *before[1:]):
                 raise _not_separable(
-                    f"a leaf of its state has the shape {before} where table {name!r} has "
-                    f"{len(table)} rows, and {after} where it has one more"
+                    f"a leaf of its state has the shape {before} if table {name!r} has "
+                    f"{len(table)} rows, and {after} if it has one more"
                 )
             owners[i] = name
     return owners
@@ -157,11 +160,11 @@ def _shape_of(inner: optax.GradientTransformation, params: Any, tables: dict[str
 
 
 def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) -> None:
-    """Raises ValueError if `inner` can't be made row-sparse: by its state, and by trying it.
+    """Raises ValueError if `inner` can't be made row-sparse.
 
-    It is tried on small stand-ins for the parameters: two rows of zeros more must change nothing
-    for the others. Where a schedule warms up or has ended the updates are zero and show nothing, so
-    it is tried at several steps.
+    Checks its state, and applies it to small random parameters: adding two rows of zeros must not
+    change the results of the other rows. This is tried at several values of the step counters,
+    because the updates are zero, and show nothing, where a schedule warms up or has ended.
     """
     accumulators = (optax.MultiStepsState, optax.ApplyEvery)
     state = _shape_of(inner, params, params["tables"])
@@ -170,30 +173,31 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
             raise _not_separable("it accumulates gradients over several batches")
     row_leaves(inner, params)
 
-    def result(extra: int, step: jax.Array) -> Any:
+    def result(zero_rows: int, step: jax.Array) -> Any:
+        """Two updates and the state of three random rows, after `zero_rows` rows of zeros."""
         rng = np.random.default_rng(0)
-        drawn = {
+        random = {
             name: 1 + rng.random((3, *leaf.shape[1:])) for name, leaf in params["tables"].items()
         }
 
-        def stand_in(leaf: Any) -> jax.Array:
+        def ones(leaf: Any) -> jax.Array:
             return jnp.ones((1,) * len(leaf.shape), leaf.dtype)
 
-        def table(values: np.ndarray, leaf: Any, scale: float) -> jax.Array:
-            padded = np.concatenate([np.zeros((extra, *values.shape[1:])), scale * values])
+        def table(values: npt.NDArray[Any], leaf: Any, scale: float) -> jax.Array:
+            padded = np.concatenate([np.zeros((zero_rows, *values.shape[1:])), scale * values])
             return jnp.asarray(padded, leaf.dtype)
 
         def tree(scale: float) -> Any:
-            rest = {name: part for name, part in params.items() if name != "tables"}
+            dense = {name: subtree for name, subtree in params.items() if name != "tables"}
             tables = {
-                name: table(drawn[name], leaf, scale) for name, leaf in params["tables"].items()
+                name: table(random[name], leaf, scale) for name, leaf in params["tables"].items()
             }
-            return {**jax.tree.map(stand_in, rest), "tables": tables}
+            return {**jax.tree.map(ones, dense), "tables": tables}
 
         weights = tree(2.0)
         owners = row_leaves(inner, weights)
-        present = {name: jnp.ones(3 + extra, bool) for name in params["tables"]}
-        counts = {name: jnp.ones(3 + extra) for name in params["tables"]}
+        present = {name: jnp.ones(3 + zero_rows, bool) for name in params["tables"]}
+        counts = {name: jnp.ones(3 + zero_rows) for name in params["tables"]}
         state = jax.tree.map(
             lambda leaf: (
                 step.astype(leaf.dtype)
@@ -202,18 +206,18 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
             ),
             inner.init(weights),
         )
-        found = []
+        all_updates = []
         for scale in (100.0, 0.01):  # a large gradient is clipped, a small one is not
             updates, state = inner.update(
                 tree(scale), state, weights, present=present, counts=counts, value=1.0
             )
-            tables = {name: leaf[extra:] for name, leaf in updates["tables"].items()}
-            found.append({**updates, "tables": tables})
-        kept = [
-            leaf if name is None else leaf[extra:]
+            tables = {name: leaf[zero_rows:] for name, leaf in updates["tables"].items()}
+            all_updates.append({**updates, "tables": tables})
+        leaves = [
+            leaf if name is None else leaf[zero_rows:]
             for leaf, name in zip(jax.tree.leaves(state), owners, strict=True)
         ]
-        return found, [leaf for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return all_updates, [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def differs(step: jax.Array) -> jax.Array:
         close = jax.tree.map(
@@ -222,38 +226,38 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
         return ~jnp.all(jnp.stack(jax.tree.leaves(close)))
 
     def differs_anywhere(_: jax.Array) -> jax.Array:
-        return jnp.any(jax.vmap(differs)(jnp.array(_TRIED_STEPS)))
+        return jnp.any(jax.vmap(differs)(jnp.array(_TRIAL_STEPS)))
 
     try:  # with the devices' axis, which clipping by global norm needs
-        tried = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS)).lower(np.zeros(1))
-    except TypeError:  # a keyword argument is missing
+        trial = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS)).lower(np.zeros(1))
+    except TypeError:  # `inner` requires another keyword argument
         return
-    compiled = tried.compile()
+    compiled = trial.compile()
     with jax.ensure_compile_time_eval():  # `init` may be being traced
-        (found,) = compiled(np.zeros(1))
-    if found:
-        raise _not_separable("rows of zeros beside the others change what becomes of those")
+        (any_differs,) = compiled(np.zeros(1))
+    if any_differs:
+        raise _not_separable("adding rows of zeros changes the results of the other rows")
 
 
 def _not_separable(reason: str) -> ValueError:
     return ValueError(
         f"row_sparse: this transformation does not treat the rows of a table apart: {reason}. Use "
-        "another for the tables (optax.partition), or train whole tables "
+        "another for the tables (optax.partition), or dense updates "
         "(config.optimizer.lazy=False)"
     )
 
 
 def whole_tables(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner` on whole tables, as Optax has it: every row moves in every step.
+    """Applies `inner` to the full tables, like plain Optax: every row is updated in every step.
 
-    Takes `rows` as `row_sparse` does, each without `ids`, and hands `present` on.
+    Its `update` requires `rows` as that of `row_sparse` does, all dense, and passes `present` on.
     """
     inner = optax.with_extra_args_support(inner)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, rows: Mapping[str, Rows], **extra: Any
     ) -> tuple[Any, Any]:
-        present = {name: of_table.present for name, of_table in rows.items()}
+        present = {name: table_rows.present for name, table_rows in rows.items()}
         return inner.update(updates, state, params, present=present, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,4 +1,4 @@
-"""Adagrad with one accumulator a row."""
+"""Row-wise Adagrad: one accumulator per row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 
 class RowwiseAdagradState(NamedTuple):
-    """State of `scale_by_rowwise_rss`: for each table [K, D], its rows' sums [K]."""
+    """State of `scale_by_rowwise_rss`: for each table [K, D] the sums [K] of its rows."""
 
     sum_of_squares: Any
 
@@ -18,15 +18,15 @@ class RowwiseAdagradState(NamedTuple):
 def scale_by_rowwise_rss(
     initial_accumulator_value: float = 0.0, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Scales a row by the root of the sum, over steps, of its gradient's mean square.
+    """Scales a row's gradient by the root of the sum, over steps, of its mean square.
 
         s_j ← s_j + mean(g_j²),   u_j = g_j / (√s_j + ε)
 
-    One accumulator a row in place of D, for tables whose state would not fit: FBGEMM's
-    EXACT_ROWWISE_ADAGRAD, which TorchRec uses.
+    It has one accumulator per row instead of D, for tables whose optimizer state would not fit in
+    memory. This is FBGEMM's EXACT_ROWWISE_ADAGRAD, which TorchRec uses.
 
     Args:
-      initial_accumulator_value: s_j before the first step.
+      initial_accumulator_value: the initial value of s_j.
       eps: ε.
     """
 
@@ -59,7 +59,12 @@ def rowwise_adagrad(
     initial_accumulator_value: float = 0.0,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adagrad with one accumulator a row; see `scale_by_rowwise_rss`."""
+    """Row-wise Adagrad; see `scale_by_rowwise_rss`.
+
+    Args:
+      learning_rate: a constant or a schedule.
+      initial_accumulator_value, eps: see `scale_by_rowwise_rss`.
+    """
     return optax.chain(
         scale_by_rowwise_rss(initial_accumulator_value, eps),
         optax.scale_by_learning_rate(learning_rate),

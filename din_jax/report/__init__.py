@@ -1,1 +1,1 @@
-"""Experiments over seeds, and the paper's tables."""
+"""Runs experiments over several seeds, and reproduces the paper's tables."""

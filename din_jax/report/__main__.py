@@ -1,11 +1,11 @@
-"""Compares trained models over seeds, and makes the paper's tables.
+"""Trains and compares models over several seeds, and reproduces the paper's tables.
 
     python -m din_jax.report table3 --store …                 the paper's tables 3, 4 and 5
     python -m din_jax.report lines --config … --workdir …     the lines that a config file defines
     python -m din_jax.report compare --config … --workdir …   models and activations
 
-Config keys are flags as they are of train.py. Runs that are complete are not trained again, one
-that was stopped goes on: the same command resumes.
+Config keys are flags, as in train.py. The same command resumes: complete runs are not trained
+again, and a run that was stopped is continued.
 """
 
 from __future__ import annotations
@@ -33,69 +33,67 @@ _EXPECTED = (
     "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…` "
     "or `compare --config=…`"
 )
-
-
-_REPORTS_WITH = {  # a flag that not all reports have
+# The reports that have a flag, for flags that not all reports have.
+_REPORTS_WITH = {
     "models": ("compare",),
     "activations": ("compare",),
     "store": TABLES,
     "protocol": TABLES,
     "line": (*TABLES, "lines"),
 }
-
-
 _CONFIGS = Path(__file__).parents[2] / "configs"
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/.", lock_config=True
 )
-
-
-_MODELS = flags.DEFINE_list("models", "base,din", "What to train; the first is compared with.")
-_ACTIVATIONS = flags.DEFINE_list("activations", "dice", "Each model with each of these.")
-_STORE = flags.DEFINE_string("store", None, "Of a table: the store to train and test on.")
+_MODELS = flags.DEFINE_list(
+    "models", "base,din", "compare: the models to train; the others are compared with the first."
+)
+_ACTIVATIONS = flags.DEFINE_list(
+    "activations", "dice", "compare: the activations that each model is trained with."
+)
+_STORE = flags.DEFINE_string("store", None, "Tables: the store to train and test on.")
 _PROTOCOL = flags.DEFINE_string(
     "protocol",
     "paper",
-    "Of a table: paper (the paper's lines and training, fixed) or tuned (every line searched on "
-    "validation with one budget).",
+    "Tables: paper (the paper's hyper-parameters) or tuned (every line's hyper-parameters are "
+    "searched on validation, with equal budgets).",
 )
-
-
 _LINE = flags.DEFINE_multi_string(
-    "line", [], "Of tables and lines: only this line and the one compared with; may be repeated."
+    "line",
+    [],
+    "Tables and lines: train only this line and the one that it is compared with; may be repeated.",
 )
-
-
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 
 
-def _lines_of(path: str) -> dict[str, dict[str, Any]]:
-    """The `LINES` of a config file."""
-    lines = runpy.run_path(path).get("LINES")
+def _load_lines(path: str) -> dict[str, dict[str, Any]]:
+    """Loads the `LINES` of a config file."""
+    lines: dict[str, dict[str, Any]] | None = runpy.run_path(path).get("LINES")
     if not lines:
         raise DinError(
             f"{path} defines no LINES: expected {{name: {{config key: value, or list of values to "
-            "search}}, as configs/regularizers.py has them"
+            "search}}, as in configs/regularizers.py"
         )
     return lines
 
 
 def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
-    """Trains a table's lines: (what was found, the same as Markdown)."""
+    """Trains a table's lines; returns the result, and the result as Markdown."""
     module = runpy.run_path(str(_CONFIGS / f"{name}.py"))
     protocol, against, refit = _PROTOCOL.value, module["AGAINST"], module["REFIT"]
     origin = Store(_STORE.value).origin
     published: dict[str, dict[str, float]] = next(
         (
-            figures
-            for facts, figures in module["PUBLISHED"]
+            results
+            for facts, results in module["PUBLISHED"]
             if all(origin.get(key) == value for key, value in facts.items())
         ),
         {},
     )
-    lines = _chosen(module["PROTOCOLS"][protocol], against)
+    lines = _select_lines(module["PROTOCOLS"][protocol], against)
     result = compare_lines(
         _CONFIG.value, lines, _SEEDS.value, workdir, against=against, refit=refit
     )
@@ -104,15 +102,15 @@ def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
     text += f"RelaImpr against {against}\n\n"
     text += table_as_markdown(result, published)
     if not published:
-        text += "\n\nThe data is not the paper's, so that its figures do not stand here."
+        text += "\n\nThe paper's results are not shown, because they are for other data."
     return result, text
 
 
-def _chosen(lines: Lines, against: str) -> Lines:
-    """The lines that the command line asks for, and the one compared with.
+def _select_lines(lines: Lines, against: str) -> Lines:
+    """Selects the lines that the command line names, and the one that they are compared with.
 
     Raises:
-      DinError: it names an unknown one, or sets a key that each of them sets.
+      DinError: --line names an unknown line, or a flag sets a key that every line sets itself.
     """
     for name in _LINE.value:
         if name not in lines:
@@ -122,14 +120,14 @@ def _chosen(lines: Lines, against: str) -> Lines:
     for key in config_flags.get_override_values(flags.FLAGS["config"]):
         if all(key in keys for keys in lines.values()):
             raise DinError(
-                f"--config.{key}: each of the lines sets it ({', '.join(lines)}), so that it would "
-                "change nothing; leave it out"
+                f"--config.{key}: each of the lines sets it ({', '.join(lines)}), so that the flag "
+                "would have no effect; leave it out"
             )
     return lines
 
 
 def _check_flags(report: str) -> None:
-    """Raises DinError at a flag that this report would pass over."""
+    """Raises DinError for a flag that this report would ignore."""
     for flag, reports in _REPORTS_WITH.items():
         if flags.FLAGS[flag].present and report not in reports:
             raise DinError(f"--{flag} is no flag of `{report}`, but of {', '.join(reports)}")
@@ -140,35 +138,35 @@ def _check_flags(report: str) -> None:
 
 
 def _with_config_of_table(argv: list[str]) -> list[str]:
-    """The command line of a table, which names a store, as one that names a config."""
+    """Adds --config, and --workdir if it is missing, to the command line of a table."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--store", "--workdir", "--config"):
         parser.add_argument(flag, default="")
     parser.add_argument("--protocol", default="paper")
     parser.add_argument("--config.data.store", dest="data", default="")
-    given, rest = parser.parse_known_args(argv[1:])
-    name = next((a for a in rest if a in TABLES), None)
-    if name is None or not {"--help", "--helpfull", "--helpshort"}.isdisjoint(rest):
+    known, others = parser.parse_known_args(argv[1:])
+    name = next((a for a in others if a in TABLES), None)
+    if name is None or not {"--help", "--helpfull", "--helpshort"}.isdisjoint(others):
         return argv
-    if given.data:
+    if known.data:
         raise DinError("--config.data.store: a table's store is --store")
-    if given.config:
+    if known.config:
         raise DinError(
-            f"{name} has a config of its own, configs/{name}.py; single keys are flags: "
+            f"{name} has a config of its own, configs/{name}.py; set single keys by flags: "
             "--config.train.epochs=1"
         )
-    if not given.store:
+    if not known.store:
         raise DinError(f"{name} needs --store=…: the folder of a prepared store")
-    if given.protocol not in ("paper", "tuned"):
-        raise DinError(f"--protocol={given.protocol}: expected paper or tuned")
+    if known.protocol not in ("paper", "tuned"):
+        raise DinError(f"--protocol={known.protocol}: expected paper or tuned")
     file = _CONFIGS / f"{name}.py"
     if not file.is_file():
         raise DinError(f"no {file}: run from a checkout of the project, which has configs/")
-    Store(given.store)  # now, for its own error
-    sys.path.insert(0, str(_CONFIGS.parent))  # configs import one another
-    added = [f"--config={file}:{given.protocol}:{given.store}"]
-    if not given.workdir:
-        added.append(f"--workdir=runs/{name}-{Path(given.store).name}-{given.protocol}")
+    Store(known.store)  # raises its own error, before the config opens it
+    sys.path.insert(0, str(_CONFIGS.parent))  # configs import each other
+    added = [f"--config={file}:{known.protocol}:{known.store}"]
+    if not known.workdir:
+        added.append(f"--workdir=runs/{name}-{Path(known.store).name}-{known.protocol}")
     return [argv[0], *added, *argv[1:]]
 
 
@@ -188,8 +186,8 @@ def main() -> None:
         result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
         text = as_markdown(result)
     elif name == "lines":
-        defined = _lines_of(config_flags.get_config_filename(flags.FLAGS["config"]))
-        lines = _chosen(defined, next(iter(defined)))
+        all_lines = _load_lines(config_flags.get_config_filename(flags.FLAGS["config"]))
+        lines = _select_lines(all_lines, next(iter(all_lines)))
         result = compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir)
         text = lines_as_markdown(result)
     else:

@@ -1,4 +1,4 @@
-"""Compares models and activations over seeds."""
+"""Compares models and activations over several seeds."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from din_jax.report.experiments import METRICS, mean_over_seeds, tested
 def compare(
     config: ConfigDict, models: list[str], activations: list[str], seeds: int, workdir: Path
 ) -> dict[str, Any]:
-    """Trains each model with each activation on each seed, and compares their scores of test.
+    """Trains each model with each activation and seed, and compares their scores on test.
 
-    Runs that are complete are not trained again, one that was stopped goes on. A difference
-    between two lines is paired over users: the AUC of a user is the mean over seeds.
+    Complete runs are not trained again, and a run that was stopped is continued. The difference
+    between two models is paired over users, with each user's AUC averaged over seeds.
 
     Args:
-      config: of every run, but for model, activation and seed.
-      models, activations: what to compare; the first model is the one compared with.
-      seeds: how many, from `config.seed` on.
-      workdir: folder of the runs.
+      config: the config of every run, except model, activation and seed.
+      models, activations: what to compare; the other models are compared with the first.
+      seeds: the number of seeds, starting at `config.seed`.
+      workdir: the folder of the runs.
 
     Raises:
       DinError: a model or an activation is unknown or named twice.
 
     Returns:
-      {"lines": one dict a model and activation, "differences": one dict a pair}.
+      {"lines": one dict per model and activation, "differences": one dict per pair}.
     """
     if len(set(models)) < len(models) or len(set(activations)) < len(activations):
         raise DinError("compare: a model or an activation is named twice")
-    lines, planned = [], {}
+    lines, all_configs = [], {}
     for activation, name in itertools.product(activations, models):
-        planned[name, activation] = [
+        all_configs[name, activation] = [
             _variant(config, name, activation, config.seed + i) for i in range(seeds)
         ]
-    for variant in itertools.chain.from_iterable(planned.values()):
-        check(variant)  # all of them, before the first is trained
+    for variant in itertools.chain.from_iterable(all_configs.values()):
+        check(variant)  # all configs, before training starts
     by_user = {}
-    for (name, activation), configs in planned.items():
+    for (name, activation), configs in all_configs.items():
         runs = []
         for variant in configs:
             folder = workdir / f"{name}-{activation}-{variant.seed}"
@@ -57,13 +57,13 @@ def compare(
         )
     differences = []
     for activation, name in itertools.product(activations, models[1:]):
-        ours, theirs = by_user[name, activation], by_user[models[0], activation]
+        aucs, base_aucs = by_user[name, activation], by_user[models[0], activation]
         gains = [
-            o.weighted("impressions") - t.weighted("impressions")
-            for o, t in zip(ours, theirs, strict=True)
+            auc.weighted("impressions") - base_auc.weighted("impressions")
+            for auc, base_auc in zip(aucs, base_aucs, strict=True)
         ]
-        paired = paired_difference(mean_over_seeds(ours), mean_over_seeds(theirs))
-        base = float(np.mean([t.weighted("impressions") for t in theirs]))
+        paired = paired_difference(mean_over_seeds(aucs), mean_over_seeds(base_aucs))
+        base = float(np.mean([base_auc.weighted("impressions") for base_auc in base_aucs]))
         differences.append(
             {
                 "model": name,

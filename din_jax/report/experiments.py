@@ -1,8 +1,9 @@
-"""The lines of an experiment: searched on validation, trained on each seed, scored on test.
+"""Experiments: lines that are searched on validation, trained with several seeds, scored on test.
 
-A line is config keys and their values, `{"model.name": "din", "optimizer.learning_rate": [0.001,
-0.002]}`. A list is searched: each of its values is tried with the first seed, and the best on
-validation is taken. Runs that are complete are not trained again, one that was stopped goes on.
+A line is a dict of config keys and values, `{"model.name": "din", "optimizer.learning_rate":
+[0.001, 0.002]}`. A list is a search: a trial with the first seed is run for each of its values, and
+the best value on validation is chosen. Complete runs are not trained again, and a run that was
+stopped is continued.
 """
 
 from __future__ import annotations
@@ -39,53 +40,58 @@ def compare_lines(
     against: str = "",
     refit: bool = False,
 ) -> dict[str, Any]:
-    """Trains the lines of an experiment on each seed, each with what its search found best.
+    """Searches each line, trains it with each seed and the chosen values, and compares the lines.
 
-    Trials leave the test split alone; a run scores it once.
+    Trials do not score the test split; each run scores it once.
 
     Args:
-      config: of every run, but for the seed and what a line sets.
-      lines: the experiment's.
-      seeds: how many, from `config.seed` on.
-      workdir: folder of the runs.
+      config: the config of every run, except the seed and the keys that a line sets.
+      lines: the experiment's lines.
+      seeds: the number of seeds, starting at `config.seed`.
+      workdir: the folder of the runs.
       against: the line that the others are compared with, by default the first.
-      refit: choose by trials the number of epochs too, then train on train and validation for as
-        many, and score the last weights. Otherwise a run scores those that were best on validation.
+      refit: whether the trials also choose the number of epochs, and a run trains for that number
+        on train and validation and scores its last weights. Otherwise a run scores the weights that
+        are best on validation.
 
     Returns:
-      {"seeds", "against", "lines": for each its name, the values chosen, the epochs of a refit, how
-      many seeds diverged, its trials' validation (None: diverged), test metrics by seed that did
-      not, RelaImpr of the mean and the difference paired over users, both against that line over
-      the seeds that neither lost, and with `eval.curves` the metrics an evaluation}.
+      {"seeds", "against", "lines"}. Each line has its name, the chosen values, the epochs if
+      `refit`, the number of seeds that diverged, the trials' values on validation (None: diverged),
+      the test metrics of the other seeds, and with `eval.curves` the metrics at each evaluation. It
+      also has the RelaImpr of its mean, and its difference paired over users, both against the line
+      `against` and over the seeds with which neither of the two diverged.
 
     Raises:
-      DinError: lines can't be told apart, or a value can't be used; before anything is trained.
+      DinError: two lines have the same folder name, or a value can't be used. It is raised before
+        training starts.
     """
-    planned = {name: _settings(name, keys) for name, keys in lines.items()}
-    _check_lines(config, lines, planned, against, refit)
-    found: list[dict[str, Any]] = []
+    all_settings = {name: _settings(name, keys) for name, keys in lines.items()}
+    _check_lines(config, lines, all_settings, against, refit)
+    results: list[dict[str, Any]] = []
     by_user: dict[str, dict[int, UserAUC]] = {}
-    for name, settings in planned.items():
+    for name, settings in all_settings.items():
         trials, epochs = [], []
         for setting in settings if len(settings) > 1 or refit else []:
             folder = workdir / "trials" / _folder_name(name, setting, lines[name])
-            value, epoch = _tried(_with(config, setting | {"eval.curves": False}), folder)
+            value, epoch = _run_trial(_updated(config, setting | {"eval.curves": False}), folder)
             trials.append(value)
             epochs.append(epoch)
         best = max if config.train.select != "log_loss" else min
-        finished = [value for value in trials if value is not None]
-        at = trials.index(best(finished)) if finished else 0
-        chosen = settings[at]
-        final = {"data.fit": "train+validation", "train.epochs": epochs[at]} if refit else {}
+        finite = [value for value in trials if value is not None]
+        best_trial = trials.index(best(finite)) if finite else 0
+        chosen = settings[best_trial]
+        refit_keys = (
+            {"data.fit": "train+validation", "train.epochs": epochs[best_trial]} if refit else {}
+        )
         runs, curves = {}, []
         for seed in range(config.seed, config.seed + seeds):
-            if trials and not finished:
-                break  # with every setting it diverged
+            if trials and not finite:
+                break  # all trials diverged
             run = _folder_name(name, chosen, lines[name])
             is_trial = trials and not (refit or config.eval.curves) and seed == config.seed
             folder = workdir / "trials" / run if is_trial else workdir / f"{run}-{seed}"
             try:
-                runs[seed] = tested(_with(config, chosen | final | {"seed": seed}), folder)
+                runs[seed] = tested(_updated(config, chosen | refit_keys | {"seed": seed}), folder)
             except Diverged as error:
                 print(error, flush=True)
                 continue
@@ -93,49 +99,53 @@ def compare_lines(
         by_user[name] = {
             seed: user_auc(r.users, r.labels, r.probabilities) for seed, r in runs.items()
         }
-        found.append(
+        results.append(
             {
                 "line": name,
                 "chosen": {key: chosen[key] for key in _searched(lines[name])},
-                **({"epochs": epochs[at]} if refit else {}),
+                **({"epochs": epochs[best_trial]} if refit else {}),
                 "diverged": seeds - len(runs),
                 "trials": [
                     {key: setting[key] for key in _searched(lines[name])} | {"validation": value}
-                    for setting, value in zip(settings, trials, strict=False)  # or there are none
+                    # `trials` is empty if nothing was searched.
+                    for setting, value in zip(settings, trials, strict=False)
                 ],
                 **{m: [run.metrics[m] for run in runs.values()] for m in METRICS},
                 "curves": [
-                    {key: float(np.mean([c[key] for c in same])) for key in same[0]}
-                    for same in zip(*curves, strict=True)
+                    {key: float(np.mean([p[key] for p in points])) for key in points[0]}
+                    for points in zip(*curves, strict=True)
                 ],
             }
         )
     against = against or next(iter(lines))
-    for line in found:
-        # Of the seeds that both have.
-        both = sorted(by_user[line["line"]].keys() & by_user[against].keys())
-        if not both:
-            line["rela_impr"] = line["difference"] = None
+    for result in results:
+        common_seeds = sorted(by_user[result["line"]].keys() & by_user[against].keys())
+        if not common_seeds:
+            result["rela_impr"] = result["difference"] = None
             continue
-        ours, theirs = ([by_user[name][s] for s in both] for name in (line["line"], against))
-        base, mine = (
-            float(np.mean([u.weighted("impressions") for u in us])) for us in (theirs, ours)
+        aucs, base_aucs = (
+            [by_user[name][seed] for seed in common_seeds] for name in (result["line"], against)
         )
-        line["rela_impr"] = rela_impr(mine, base) if base > 0.5 else None
-        line["difference"] = paired_difference(
-            mean_over_seeds(ours), mean_over_seeds(theirs)
+        measured, base = (
+            float(np.mean([auc.weighted("impressions") for auc in seed_aucs]))
+            for seed_aucs in (aucs, base_aucs)
+        )
+        result["rela_impr"] = rela_impr(measured, base) if base > 0.5 else None
+        result["difference"] = paired_difference(
+            mean_over_seeds(aucs), mean_over_seeds(base_aucs)
         )._asdict()
-    return {"seeds": seeds, "against": against, "lines": found}
+    return {"seeds": seeds, "against": against, "lines": results}
 
 
 def _check_lines(
     config: ConfigDict,
     lines: Lines,
-    planned: Mapping[str, list[dict[str, Any]]],
+    all_settings: Mapping[str, list[dict[str, Any]]],
     against: str,
     refit: bool,
 ) -> None:
-    searches = refit or any(len(settings) > 1 for settings in planned.values())
+    """Raises DinError if the lines can't be run."""
+    searches = refit or any(len(settings) > 1 for settings in all_settings.values())
     if config.data.fit != "train" and searches:
         raise DinError(
             f"config.data.fit={config.data.fit!r}: a line is searched on validation, which must "
@@ -144,22 +154,30 @@ def _check_lines(
     if refit and config.train.evaluations_per_epoch > 1:
         raise DinError(
             f"config.train.evaluations_per_epoch={config.train.evaluations_per_epoch}: a line is "
-            "trained anew for the number of epochs that validation chose; evaluate once an epoch"
+            "trained again for the number of epochs that is best on validation; evaluate once an "
+            "epoch"
         )
     if against and against not in lines:
         raise DinError(f"no line {against!r} to compare with; the lines are: {', '.join(lines)}")
-    names = [_folder_name(n, s, lines[n]) for n, settings in planned.items() for s in settings]
-    for shared in names:
-        if names.count(shared) > 1:
-            raise DinError(f"two lines, or values of a line, would share the folder {shared!r}")
-    for settings in planned.values():
+    names = [
+        _folder_name(name, setting, lines[name])
+        for name, settings in all_settings.items()
+        for setting in settings
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise DinError(f"two lines, or values of a line, would share the folder {name!r}")
+    for settings in all_settings.values():
         for setting in settings:
-            check(_with(config, setting))
-        open_run(_with(config, settings[0]))  # what the data and the devices allow
+            check(_updated(config, setting))
+        open_run(_updated(config, settings[0]))  # also checks the data and the devices
 
 
-def _tried(config: ConfigDict, folder: Path) -> tuple[float | None, int]:
-    """A trial's best value on validation, and after how many epochs; None if it diverged."""
+def _run_trial(config: ConfigDict, folder: Path) -> tuple[float | None, int]:
+    """Runs a trial; returns its best value on validation, and the number of epochs to it.
+
+    The value is None if the trial diverged.
+    """
     print(f"--- {folder}", flush=True)
     try:
         train(config, folder, test=False)
@@ -171,56 +189,60 @@ def _tried(config: ConfigDict, folder: Path) -> tuple[float | None, int]:
 
 
 def _epochs(config: ConfigDict, step: int | None) -> int:
-    """After how many epochs a step of a run was taken."""
+    """The number of epochs after which a run has taken `step` steps."""
     assert step is not None  # a run that was evaluated has a best step
     samples = len(Store(config.data.store).split(config.data.fit))
-    return round(step / -(-samples // config.train.batch_size))
+    batches_per_epoch: int = -(-samples // config.train.batch_size)
+    return round(step / batches_per_epoch)
 
 
 def _searched(keys: Mapping[str, Any]) -> list[str]:
+    """The keys of a line that are searched."""
     return [key for key, value in keys.items() if isinstance(value, list)]
 
 
 def _settings(name: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All combinations of a line's values."""
+    """All combinations of the values of a line: {config key: value}."""
     for key in _searched(keys):
         if not keys[key]:
             raise DinError(f"line {name!r}: the list of values of {key} is empty")
     values = [value if isinstance(value, list) else [value] for value in keys.values()]
-    return [dict(zip(keys, chosen, strict=True)) for chosen in itertools.product(*values)]
+    return [dict(zip(keys, setting, strict=True)) for setting in itertools.product(*values)]
 
 
 def shown(setting: Mapping[str, Any]) -> str:
-    """The values of a setting as a reader needs them: "learning_rate 0.001, dropout 0.3"."""
+    """Formats a setting: "learning_rate 0.001, dropout 0.3"."""
     return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in setting.items())
 
 
 def _value(value: Any) -> str:
-    """The shortest text of a value."""
+    """Formats a value as shortly as is exact."""
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)
 
 
 def _folder_name(name: str, setting: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    parts = [name, *(_value(setting[key]) for key in _searched(keys))]
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    """The folder name of a line with a setting: the line's name and the searched values."""
+    words = [name, *(_value(setting[key]) for key in _searched(keys))]
+    return re.sub(r"[^\w.-]+", "_", "-".join(words))
 
 
-def _with(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
-    changed = config.copy_and_resolve_references()
+def _updated(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with the keys of a setting."""
+    updated = config.copy_and_resolve_references()
     try:
-        changed.update_from_flattened_dict(dict(setting))
+        updated.update_from_flattened_dict(dict(setting))
     except (KeyError, TypeError) as error:
         raise DinError(f"a line sets {dict(setting)}: {error.args[0]}") from error
-    return changed
+    return updated
 
 
 def tested(config: ConfigDict, folder: Path) -> Scores:
-    """Trains a run, if it isn't complete, and scores test."""
+    """Trains a run, if it is not complete, and scores test."""
     print(f"--- {folder}", flush=True)
-    tested = train(config, folder)
-    assert tested is not None
-    return tested
+    scores = train(config, folder)
+    assert scores is not None
+    return scores
 
 
 def _curves(folder: Path) -> list[dict[str, float]]:
@@ -239,5 +261,5 @@ def _curves(folder: Path) -> list[dict[str, float]]:
 
 
 def mean_over_seeds(runs: list[UserAUC]) -> UserAUC:
-    """Each user's AUC, the mean of several runs'."""
+    """Averages each user's AUC over several runs."""
     return runs[0]._replace(auc=np.mean([r.auc for r in runs], axis=0))

@@ -1,4 +1,4 @@
-"""Results of experiments as Markdown tables."""
+"""Formats the results of experiments as Markdown tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from din_jax.report.experiments import METRICS, shown
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """The comparison as two Markdown tables."""
+    """Formats the result of `compare` as two Markdown tables: the scores and the differences."""
     rows = [
         "| model | activation | user_weighted_auc | auc | log_loss |",
         "| --- | --- | --- | --- | --- |",
@@ -41,7 +41,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def lines_as_markdown(result: dict[str, Any]) -> str:
-    """The lines as Markdown tables: the scores, the searches, and the curves if there are any."""
+    """Formats the result of `compare_lines`: the scores, the searches, and the curves if any."""
     rows = [
         "| line | user_weighted_auc | RelaImpr | minus the first line, paired (95 %) | auc "
         "| log_loss | chosen |",
@@ -73,11 +73,13 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
 
 
 def _scores(line: Mapping[str, Any], metric: str) -> str:
-    """Mean and deviation over seeds, and how many are missing."""
-    values, lost = line[metric], line["diverged"]
+    """Mean and standard deviation over seeds, and the number of seeds that diverged."""
+    values, diverged = line[metric], line["diverged"]
     if not values:
         return "diverged"
-    return _mean_std(values) + (f" ({lost} of {lost + len(values)} diverged)" if lost else "")
+    return _mean_std(values) + (
+        f" ({diverged} of {diverged + len(values)} diverged)" if diverged else ""
+    )
 
 
 def _difference(line: Mapping[str, Any]) -> str:
@@ -90,16 +92,16 @@ def _percent(value: float | None) -> str:
 
 
 def _mean_std(values: list[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
+    std = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{std}"
 
 
 def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of the paper: the lines' scores, and published ones beside them.
+    """Formats a table of the paper: the lines' scores, and columns of published scores.
 
     Args:
-      result: of `compare_lines`.
-      published: {heading of a column: {line: AUC}}.
+      result: the result of `compare_lines`.
+      published: {column heading: {line: AUC}}.
     """
     difference = f"minus {result['against']}, paired (95 %)"
     headings = ["line", "user_weighted_auc", "RelaImpr", difference, *published, "auc", "log_loss"]
@@ -114,9 +116,9 @@ def table_as_markdown(result: dict[str, Any], published: Mapping[str, Mapping[st
             _percent(line["rela_impr"]),
             _difference(line),
         ]
-        for figures in published.values():
-            auc = figures.get(line["line"])
-            relative = auc and rela_impr(auc, figures[result["against"]])
+        for aucs in published.values():
+            auc = aucs.get(line["line"])
+            relative = auc and rela_impr(auc, aucs[result["against"]])
             cells.append(f"{auc:.4f} ({relative:+.2f} %)" if auc else "")
         cells += [_scores(line, "auc"), _scores(line, "log_loss")]
         cells += [shown(line["chosen"])] * searched

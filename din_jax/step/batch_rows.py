@@ -1,4 +1,4 @@
-"""The tables as a step works on them: the rows of a batch, on one device or many."""
+"""Gathers the table rows that a batch looks up, on one device or several."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from din_jax.nn.present_rows import Rows, gather_rows, present_mask, present_row
 
 
 class BatchRows(NamedTuple):
-    """The tables as a step works on them.
+    """The tables and lookups of one step.
 
     Attributes:
-      tables: what the model looks up in, {table: [N, D] if it is updated sparsely, else [K, D]}.
-      lookups: with their ids renumbered for `tables`.
-      rows: {table: the rows that the global batch looks up}; of a sharded table, those in this
+      tables: the model's inputs, {table: [N, D] if it is updated sparsely, else [K, D]}.
+      lookups: the lookups, with ids that index `tables`.
+      rows: {table: the rows that the global batch looks up}; of a sharded table, the rows in this
         device's block.
-      weights: {table: the values of `rows`, [N, D]; or the whole table or block}. On one device
-        they are `tables`.
-      owners: {table: int32[M·N], the position in `rows` of each id of all devices, or one past the
-        last}, of the tables whose gradients are exchanged row by row.
-      scratch: for the next call.
+      weights: {table: the values of `rows`, [N, D]; if it is updated densely, the full table or
+        block}. On one device they equal `tables`.
+      owners: {table: int32[M·N], the position in `rows` of each id of all devices; for a masked
+        id, the number of rows}, for the tables whose gradients are exchanged row by row.
+      scratch: the scratch for the next call.
     """
 
     tables: dict[str, jax.Array]
@@ -42,25 +42,25 @@ def rows_of_batch(
     axis: str | None = None,
     sharded: Collection[str] = (),
 ) -> BatchRows:
-    """Gathers the rows that a batch looks up, of the tables that have a scratch.
+    """Gathers the rows that a batch looks up, from the tables that have a scratch.
 
-    The others are updated densely. On several devices the ids of all are gathered, so that every
-    device finds the same present rows.
+    Tables without a scratch are updated densely. On several devices the ids of all devices are
+    gathered, so that every device computes the same present rows.
 
     Args:
       tables: {table: [K, D], or this device's block of it}.
-      lookups: of this device's samples, by the ids of the tables.
+      lookups: the lookups of the local batch.
       scratch: {table: int32[K], or of a block}, see `present_rows`.
-      axis: mapped axis of the devices, or None for one.
-      sharded: names of the tables of which each device has a block.
+      axis: the devices' mapped axis, or None for one device.
+      sharded: names of the sharded tables.
     """
     result = BatchRows({}, {}, {}, {}, {}, {})
     for name, table in tables.items():
-        of_table = lookups.get(name, {})
-        ids, mask = _all_ids(of_table)
-        all_ids, all_masks = (ids, mask) if axis is None else _gathered(ids, mask, axis)
+        table_lookups = lookups.get(name, {})
+        ids, mask = _concatenated(table_lookups)
+        all_ids, all_masks = (ids, mask) if axis is None else _all_gathered(ids, mask, axis)
         if name in sharded:
-            # Only the ids of this block, counted from its first row.
+            # Only the ids in this block, relative to its first row.
             all_ids, all_masks = _in_block(all_ids, all_masks, len(table), axis)
         if name in scratch:
             owners, rows, result.scratch[name] = present_rows(all_ids, all_masks, scratch[name])
@@ -72,18 +72,18 @@ def rows_of_batch(
         result.rows[name], result.weights[name] = rows, weights
         if axis is None:
             result.tables[name] = weights
-            result.lookups[name] = _renumbered(of_table, owners if name in scratch else ids)
+            result.lookups[name] = _with_ids(table_lookups, owners if name in scratch else ids)
         elif name in sharded or name in scratch:
-            # One vector for each id, repeated ones included.
+            # One vector per id, with repetitions.
             result.owners[name] = owners
             result.tables[name] = (
                 _vectors_from_owners(table, all_ids, all_masks, axis)
                 if name in sharded
                 else lookup(table, Lookup(ids, mask))
             )
-            result.lookups[name] = _renumbered(of_table, jnp.arange(len(ids), dtype=jnp.int32))
+            result.lookups[name] = _with_ids(table_lookups, jnp.arange(len(ids), dtype=jnp.int32))
         else:
-            result.tables[name], result.lookups[name] = table, dict(of_table)
+            result.tables[name], result.lookups[name] = table, dict(table_lookups)
     return result
 
 
@@ -92,13 +92,14 @@ def row_gradients(
 ) -> dict[str, jax.Array]:
     """The gradient with respect to `rows.weights`, summed over devices.
 
-    Of a table that is sharded or updated sparsely, devices exchange one vector an id, never
-    [K, D]. Only a dense gradient, K ≤ 4 M·N, is summed as it is.
+    For a table that is sharded or updated sparsely, devices exchange one vector per id, never
+    [K, D]. Only the gradient of a replicated table that is updated densely, K ≤ 4 M·N, is
+    all-reduced.
 
     Args:
-      grads: {table: gradient with respect to `rows.tables`}, of this device.
-      rows: what `rows_of_batch` returned.
-      axis: mapped axis of the devices, or None for one.
+      grads: {table: this device's gradient with respect to `rows.tables`}.
+      rows: the result of `rows_of_batch`.
+      axis: the devices' mapped axis, or None for one device.
     """
     if axis is None:
         return dict(grads)
@@ -117,39 +118,41 @@ def row_gradients(
 def fetch_sharded(
     tables: Tables, lookups: Lookups, axis: str | None, sharded: Collection[str]
 ) -> tuple[dict[str, jax.Array], dict[str, dict[str, Lookup]]]:
-    """Tables and lookups for a model: a sharded table is replaced by the vectors of the ids.
+    """Replaces each sharded table by the vectors of the local batch's ids, for the model.
 
     Args:
       tables, lookups, axis, sharded: see `rows_of_batch`.
     """
-    values, renumbered = dict(tables), {name: dict(of) for name, of in lookups.items()}
+    values = dict(tables)
+    new_lookups = {name: dict(table_lookups) for name, table_lookups in lookups.items()}
     for name in sharded:
-        of_table = lookups.get(name, {})
-        ids, mask = _all_ids(of_table)
-        block = _in_block(*_gathered(ids, mask, axis), len(tables[name]), axis)
+        table_lookups = lookups.get(name, {})
+        ids, mask = _concatenated(table_lookups)
+        block = _in_block(*_all_gathered(ids, mask, axis), len(tables[name]), axis)
         values[name] = _vectors_from_owners(tables[name], *block, axis)
-        renumbered[name] = _renumbered(of_table, jnp.arange(len(ids), dtype=jnp.int32))
-    return values, renumbered
+        new_lookups[name] = _with_ids(table_lookups, jnp.arange(len(ids), dtype=jnp.int32))
+    return values, new_lookups
 
 
-def _all_ids(of_table: Mapping[str, Lookup]) -> tuple[jax.Array, jax.Array]:
-    """Ids and masks of all lookups in a table, end to end."""
-    ids = jnp.concatenate([jnp.zeros(0, jnp.int32), *(at.ids for at in of_table.values())])
-    return ids, jnp.concatenate([jnp.zeros(0, bool), *(at.mask for at in of_table.values())])
+def _concatenated(table_lookups: Mapping[str, Lookup]) -> tuple[jax.Array, jax.Array]:
+    """The concatenated ids and masks, [N], of all lookups in a table."""
+    lookups = table_lookups.values()
+    ids = jnp.concatenate([jnp.zeros(0, jnp.int32), *(lookup.ids for lookup in lookups)])
+    return ids, jnp.concatenate([jnp.zeros(0, bool), *(lookup.mask for lookup in lookups)])
 
 
-def _renumbered(of_table: Mapping[str, Lookup], numbers: jax.Array) -> dict[str, Lookup]:
-    """The lookups with their ids replaced by `numbers`, end to end."""
-    renumbered, begin = {}, 0
-    for name, at in of_table.items():
-        end = begin + len(at.ids)
-        renumbered[name] = at._replace(ids=numbers[begin:end])
+def _with_ids(table_lookups: Mapping[str, Lookup], ids: jax.Array) -> dict[str, Lookup]:
+    """The lookups with their ids replaced by `ids` [N], which are concatenated in their order."""
+    replaced, begin = {}, 0
+    for name, old in table_lookups.items():
+        end = begin + len(old.ids)
+        replaced[name] = old._replace(ids=ids[begin:end])
         begin = end
-    return renumbered
+    return replaced
 
 
-def _gathered(ids: jax.Array, mask: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
-    """Ids and masks of all devices, [M·N]; a masked id is sent as −1."""
+def _all_gathered(ids: jax.Array, mask: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
+    """The ids and masks of all devices, [M·N]; a masked id is sent as −1."""
     ids = jax.lax.all_gather(jnp.where(mask, ids, -1), axis, tiled=True)
     return ids, ids >= 0
 
@@ -157,13 +160,19 @@ def _gathered(ids: jax.Array, mask: jax.Array, axis: str | None) -> tuple[jax.Ar
 def _in_block(
     ids: jax.Array, mask: jax.Array, rows: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Ids counted from the first row of this device's block, and which of them are in it."""
+    """Converts ids to rows of this device's block, and masks those outside it."""
     ids = ids - jax.lax.axis_index(axis) * rows
     return ids, mask & (ids >= 0) & (ids < rows)
 
 
 def _vectors_from_owners(
-    block: jax.Array, ids: jax.Array, mine: jax.Array, axis: str | None
+    block: jax.Array, ids: jax.Array, mask: jax.Array, axis: str | None
 ) -> jax.Array:
-    """[N, D]: every device sends the rows of its block to the devices that look them up."""
-    return jax.lax.psum_scatter(lookup(block, Lookup(ids, mine)), axis, tiled=True)
+    """Fetches the vectors [N, D] of the local ids from the devices that own their rows.
+
+    Args:
+      block: this device's block of the table.
+      ids, mask: [M·N] of all devices, from `_in_block`.
+      axis: the devices' mapped axis.
+    """
+    return jax.lax.psum_scatter(lookup(block, Lookup(ids, mask)), axis, tiled=True)

@@ -1,4 +1,4 @@
-"""From the step of one device to the step that is called: regulariser, devices, several batches."""
+"""Binds a local step to its devices and regulariser, and stacks the batches of one call."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from din_jax.step.state import TrainState
 
 
 class Stacked(struct.PyTreeNode):
-    """The batches of one call, stacked: `count` real ones, then copies of the last."""
+    """The stacked batches of one call: `count` real ones, then copies of the last as padding."""
 
     stacked: Batch
     count: Any
 
     @classmethod
     def of(cls, batches: Sequence[Batch], size: int) -> Stacked:
-        """Stacks at most `size` batches of the same shapes."""
-        filled = [*batches, *[batches[-1]] * (size - len(batches))]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        """Stacks up to `size` batches of equal shapes, padded to `size`."""
+        padded = [*batches, *[batches[-1]] * (size - len(batches))]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
         return cls(stacked, np.int32(len(batches)))
 
     def batch(self, i: jax.Array) -> Batch:
@@ -42,15 +42,16 @@ def bind(
     *,
     trains: bool,
 ) -> Callable[[TrainState, Any], Any]:
-    """(state, batch) → result: `local_step(state, batch, regularizer)` on all devices.
+    """Compiles `local_step(state, batch, regularizer)` as (state, batch) → result on all devices.
 
     Args:
       local_step: the step on one device's local batch.
       placement: the devices.
-      regularizer: laid out on the devices here, and given to every call.
-      trains: the step returns (state, loss) and is given the state's buffers; else scores.
+      regularizer: placed on the devices once, and passed to every call.
+      trains: whether the step returns (state, loss), and its state is donated; otherwise it
+        returns logits.
     """
-    # The regulariser is an argument, not a constant: n_j is as long as the tables.
+    # The regulariser is an argument, not a constant of the program: n_j has K elements.
     regularizer = _on_devices(regularizer or Regularizer(), placement)
     if placement.axis is None:
         donate = (0,) if trains else ()
@@ -61,9 +62,9 @@ def bind(
 
 
 class _MappedStep:
-    """A step on several devices. It is mapped at its first call, when the state's axes are known.
+    """A step on several devices, mapped at its first call, when the state's axes are known.
 
-    `lower` is that of `jax.jit`.
+    `lower` works as that of `jax.jit`.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ def _axes(tree: Any) -> Any:
 
 
 def _on_devices(regularizer: Regularizer, placement: Placement) -> Regularizer:
-    """The regulariser on the devices; n_j of a sharded table is sharded as its rows are."""
+    """Places the regulariser on the devices; n_j is sharded like its table."""
     return regularizer.replace(
         counts={
             name: placement.put(n, sharded=name in placement.sharded)
             for name, n in regularizer.counts.items()
         },
-        # Of all rows: each device filters the ids of its local batch, whoever owns their rows.
+        # Replicated: each device filters its local batch's ids, whichever device owns their rows.
         frequent={name: placement.put(ids) for name, ids in regularizer.frequent.items()},
     )

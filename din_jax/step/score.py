@@ -15,8 +15,9 @@ from din_jax.step.batch_rows import fetch_sharded
 from din_jax.step.binding import Stacked, bind
 from din_jax.step.state import TrainState
 
-_SHORT = 1280  # padded length up to which batches are scored several at a time (`jax.vmap`)
-_VMAPPED_LENGTH = 16_384  # of the padded lengths together; a batch of 1024 may have as much
+_SHORT = 1280  # the padded length up to which several batches are scored together (`jax.vmap`)
+_VMAPPED_LENGTH = 16_384  # bound of their total padded length, about that of a batch of 1024
+
 ScoreStep = Callable[[TrainState, Batch], jax.Array]
 ScoreSteps = Callable[[TrainState, Sequence[Batch]], jax.Array]
 
@@ -24,9 +25,11 @@ ScoreSteps = Callable[[TrainState, Sequence[Batch]], jax.Array]
 def score_step(
     model: Model, regularizer: Regularizer | None = None, placement: Placement | None = None
 ) -> ScoreStep:
-    """(state, batch) → logits [B] of the click probabilities, with Dice's moving averages.
+    """Makes a step (state, batch) → logits [B] of the click probabilities.
 
-    Args: as for `train_step`.
+    Dice uses its moving averages.
+
+    Args: see `train_step`.
     """
     placement = placement or one_device()
     return bind(_local_score_step(model, placement), placement, regularizer, trains=False)
@@ -39,9 +42,11 @@ def score_steps(
     *,
     steps_per_call: int,
 ) -> ScoreSteps:
-    """(state, batches) → logits [batches · B]: all are scored in one call; see `train_steps`.
+    """Makes (state, batches) → logits [batches · B], which scores all batches in one call.
 
-    Short batches, of which several take little memory, are scored together (`jax.vmap`).
+    Batches short enough that several fit in memory are scored together (`jax.vmap`).
+
+    Args: see `train_steps`. `steps_per_call` must be a power of two.
     """
     placement = placement or one_device()
     local_step = _local_score_step(model, placement)
@@ -68,11 +73,14 @@ def score_steps(
 
 
 def _vmapped_batches(batches: int, longest: int) -> int | None:
-    """How many batches `jax.lax.map` scores at a time; None: one, the fastest for long ones.
+    """The number of batches that `jax.lax.map` scores together; None scores one at a time.
+
+    One at a time is the fastest for long batches.
 
     Args:
-      batches: of a call; a power of two, or `jax.lax.map` has a remainder, and XLA compiles twice.
-      longest: the greatest padded length of their axes.
+      batches: the number of batches in a call. It must be a power of two: otherwise `jax.lax.map`
+        has a remainder, and XLA compiles twice.
+      longest: the greatest padded length of a batch's axes.
     """
     if longest > _SHORT:
         return None

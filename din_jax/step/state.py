@@ -1,4 +1,4 @@
-"""The train state: all that training changes, its initial value and its layout on the devices."""
+"""The train state, its initial value and its sharding."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from din_jax.optim.row_sparse import row_leaves
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes. A sharded table and its rows' optimizer state have a device axis.
+    """The arrays that training updates.
+
+    A sharded table, its scratch and its rows' optimizer state have a leading device axis.
 
     Attributes:
-      step: int32 [], steps taken.
-      params, batch_stats: of the network.
-      tables: {name: [rows, D]}.
-      opt_state: the optimizer's, over {"params": …, "tables": …}.
-      scratch: {table: int32[K]} of the sparsely updated tables, see `present_rows`. Not saved.
+      step: int32 [], the number of steps taken.
+      params, batch_stats: the network's Flax collections.
+      tables: {name: [K, D]}.
+      opt_state: the optimizer's state for {"params": …, "tables": …}.
+      scratch: {table: int32[K]} of the tables that are updated sparsely, see `present_rows`. It is
+        not saved.
     """
 
     step: jax.Array
@@ -49,15 +52,15 @@ def init_state(
     lazy: bool = True,
     placement: Placement | None = None,
 ) -> TrainState:
-    """The state before the first step. It is the same on any devices, but for rounding.
+    """Makes the initial state. Up to rounding it does not depend on the placement.
 
     Args:
-      model, optimizer: what is to be trained, and how.
-      batch: an example; only its shapes matter.
-      seed: of the initial values.
-      lazy: whether the optimizer is `row_sparse`: then tables that are large beside what a batch
-        looks up in them are updated sparsely. Otherwise all updates are dense.
-      placement: the devices, by default the first alone.
+      model, optimizer: the model and its optimizer.
+      batch: an example batch; only its shapes matter.
+      seed: the seed of the initial values.
+      lazy: whether the optimizer is `row_sparse`. Then tables with many rows, compared with a
+        batch's ids, are updated sparsely (`updates_sparsely`). Otherwise all updates are dense.
+      placement: the devices, by default the first.
     """
     placement = placement or one_device()
     init = functools.partial(_local_init, model, optimizer, lazy, placement)
@@ -67,7 +70,7 @@ def init_state(
         axes = jax.tree.map(
             lambda table: PER_DEVICE if table in placement.sharded else REPLICATED, owners
         )
-    # Compiled as a whole: much faster than op by op.
+    # One compiled program: much faster than op by op.
     mapped = over_devices(init, placement, (REPLICATED, PER_DEVICE, PER_DEVICE), axes)
     blocks: Any = 0 if placement.axis is None else np.array(placement.local, np.int32)
     return mapped(seed, batch, blocks)
@@ -82,16 +85,18 @@ def _local_init(
     batch: Batch,
     block: jax.Array,
 ) -> TrainState:
-    """One device's part of the state before the first step."""
+    """One device's shard of the initial state; `block` is its index."""
     params_key, tables_key = jax.random.split(jax.random.key(seed))
     lookups = model.lookups(batch)
-    # The network's weights depend on the tables' widths only.
+    # The network's weights depend only on the tables' widths.
     narrow = {name: jnp.zeros((1, spec.dim)) for name, spec in model.tables.items()}
     variables = model.module.init(params_key, narrow, lookups, batch, train=False)
     rows = {name: placement.block(model.tables[name].rows) for name in placement.sharded}
     tables = init_tables(model.tables, tables_key, blocks=rows, block=block)
     params = variables["params"]
-    ids = {name: sum(len(at.ids) for at in lookups.get(name, {}).values()) for name in tables}
+    ids = {
+        name: sum(len(lookup.ids) for lookup in lookups.get(name, {}).values()) for name in tables
+    }
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -105,14 +110,14 @@ def _local_init(
         },
     )
 
-    def without_padding(leaf: jax.Array, table: str) -> jax.Array:
-        """Zeros past a sharded table's end, also where an optimizer begins at another value."""
+    def zero_padding(leaf: jax.Array, table: str) -> jax.Array:
+        """Zeros a sharded table's padding, where optimizer state may have another initial value."""
         if table not in rows:
             return leaf
         real = block * rows[table] + jnp.arange(len(leaf)) < model.tables[table].rows
         return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
 
-    return jax.tree.map(without_padding, state, row_owners(state, optimizer))
+    return jax.tree.map(zero_padding, state, row_owners(state, optimizer))
 
 
 def _local_shapes(init: Callable[..., Any], batch: Batch, placement: Placement) -> TrainState:
@@ -129,26 +134,26 @@ def state_shapes(
     lazy: bool = True,
     placement: Placement | None = None,
 ) -> TrainState:
-    """The shape, type and sharding of a state's arrays, without making one.
+    """The shapes, dtypes and shardings of a state's arrays, without making them.
 
-    The shape of a sharded array is the unsharded one, [K, …].
+    The shape of a sharded array is its unsharded shape, [K, …].
 
-    Args: as for `init_state`.
+    Args: see `init_state`.
     """
     placement = placement or one_device()
     init = functools.partial(_local_init, model, optimizer, lazy, placement)
     shapes = _local_shapes(init, batch, placement)
 
-    def whole(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
+    def unsharded(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
         sharded = table in placement.sharded
         shape = (model.tables[table].rows, *leaf.shape[1:]) if sharded else leaf.shape
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=placement.sharding(sharded=sharded))
 
-    return jax.tree.map(whole, shapes, row_owners(shapes, optimizer))
+    return jax.tree.map(unsharded, shapes, row_owners(shapes, optimizer))
 
 
 def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> Any:
-    """For each array of a state, the name of the table whose rows it has, or ""."""
+    """For each array of a state, the name of the table whose K rows it has, or ""."""
     owners = row_leaves(optimizer, {"params": state.params, "tables": state.tables})
     none: Any = jax.tree.map(lambda _: "", state)
     return none.replace(

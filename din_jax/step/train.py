@@ -29,15 +29,15 @@ def train_step(
     regularizer: Regularizer | None = None,
     placement: Placement | None = None,
 ) -> TrainStep:
-    """(state, batch) → (next state, loss): one step on Eq. 2. The given state is donated.
+    """Makes a step (state, batch) → (next state, loss) on the loss of Eq. 2. Donates the state.
 
-    M devices with B / M samples each give what one device gives with B.
+    M devices with B / M samples each give the result of one device with B samples.
 
     Args:
-      model, optimizer: what is trained, and how; built for the placement's axis. Its `update` is
-        called with `rows` {table: `Rows`} and `counts` {table: n_j of those rows}.
-      regularizer: dropout or filter of ids, and n_j.
-      placement: the devices, by default the first alone.
+      model, optimizer: the model and its optimizer, built for the placement's axis. The optimizer's
+        `update` is called with `rows` {table: `Rows`} and `counts` {table: n_j of these rows}.
+      regularizer: the dropout or filter of ids, and n_j.
+      placement: the devices, by default the first.
     """
     placement = placement or one_device()
     local_step = _local_train_step(model, optimizer, placement)
@@ -52,15 +52,15 @@ def train_steps(
     *,
     steps_per_call: int,
 ) -> TrainSteps:
-    """(state, batches) → (next state, losses [batches]): a step on each batch, in one call.
+    """Makes (state, batches) → (next state, losses [batches]), which takes a step on each batch.
 
-    With small batches the call itself takes a good part of a step's time (docs/performance.md). The
-    batches of one call have the same shapes.
+    With small batches the overhead of a call is a large part of a step's time
+    (docs/performance.md). The batches of one call must have equal shapes.
 
     Args:
-      model, optimizer, regularizer, placement: as for `train_step`.
-      steps_per_call: the most batches of a call, for which it is compiled; a call may have fewer.
-        On several devices 1.
+      model, optimizer, regularizer, placement: see `train_step`.
+      steps_per_call: the maximum number of batches in a call, for which it is compiled. A call may
+        have fewer. It must be 1 on several devices.
     """
     placement = placement or one_device()
     local_step = _local_train_step(model, optimizer, placement)
@@ -74,12 +74,12 @@ def train_steps(
     def steps(
         state: TrainState, batches: Stacked, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
-        def take(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> Any:
+        def body(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> Any:
             state, losses = carry
             state, loss = local_step(state, batches.batch(i), regularizer)
             return state, losses.at[i].set(loss)
 
-        return jax.lax.fori_loop(0, batches.count, take, (state, jnp.zeros(steps_per_call)))
+        return jax.lax.fori_loop(0, batches.count, body, (state, jnp.zeros(steps_per_call)))
 
     if steps_per_call == 1:
         one = bind(one_step, placement, regularizer, trains=True)
@@ -103,13 +103,13 @@ def _local_train_step(
         state: TrainState, batch: Batch, regularizer: Regularizer
     ) -> tuple[TrainState, jax.Array]:
         lookups = regularizer.training(model.lookups(batch), state.step, axis)
-        of_batch = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
+        batch_rows = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             (logits, _), updated = model.module.apply(
                 {"params": trained["params"], "batch_stats": state.batch_stats},
                 trained["tables"],
-                of_batch.lookups,
+                batch_rows.lookups,
                 batch,
                 train=True,
                 mutable=["batch_stats"],
@@ -118,17 +118,17 @@ def _local_train_step(
             return weighted_mean(losses, batch.weight, axis), updated.get("batch_stats", {})
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            {"params": state.params, "tables": of_batch.tables}
+            {"params": state.params, "tables": batch_rows.tables}
         )
         loss, param_grads = psum((loss, grads["params"]), axis)
         counts = {
-            name: gather_rows(n, of_batch.rows[name]) for name, n in regularizer.counts.items()
+            name: gather_rows(n, batch_rows.rows[name]) for name, n in regularizer.counts.items()
         }
         updates, opt_state = optimizer.update(
-            {"params": param_grads, "tables": row_gradients(grads["tables"], of_batch, axis)},
+            {"params": param_grads, "tables": row_gradients(grads["tables"], batch_rows, axis)},
             state.opt_state,
-            {"params": state.params, "tables": of_batch.weights},
-            rows=of_batch.rows,
+            {"params": state.params, "tables": batch_rows.weights},
+            rows=batch_rows.rows,
             counts=counts,
         )
         state = TrainState(
@@ -136,11 +136,11 @@ def _local_train_step(
             params=optax.apply_updates(state.params, updates["params"]),
             batch_stats=batch_stats,
             tables={
-                name: apply_row_updates(table, of_batch.rows[name], updates["tables"][name])
+                name: apply_row_updates(table, batch_rows.rows[name], updates["tables"][name])
                 for name, table in state.tables.items()
             },
             opt_state=opt_state,
-            scratch=of_batch.scratch,
+            scratch=batch_rows.scratch,
         )
         return state, loss
 

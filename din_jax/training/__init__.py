@@ -1,1 +1,1 @@
-"""A run: assembled, trained, evaluated."""
+"""Assembling, training and evaluating a run."""

@@ -1,12 +1,13 @@
-"""Scoring a split, and its metrics."""
+"""Scores a split and computes its metrics."""
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.data.loader import batches
 from din_jax.data.source import BatchSource, Shards
@@ -16,30 +17,37 @@ from din_jax.metrics import all_metrics
 from din_jax.step.score import ScoreSteps
 from din_jax.step.state import TrainState
 
-# Whole numbers among the metrics: printed as such.
-_COUNTS = ("samples", "users", "users_skipped")
+_COUNTS = ("samples", "users", "users_skipped")  # the metrics that are printed as integers
 
 
 class Scores(NamedTuple):
-    """The scores of a split's N samples, in the store's order, and their metrics."""
+    """The scores of a split's N samples, in the store's order, and their metrics.
 
-    step: int  # of the weights
-    metrics: dict[str, float]  # see `din_jax.metrics.all_metrics`
-    users: np.ndarray  # [N]
-    labels: np.ndarray  # [N], 0 or 1
-    probabilities: np.ndarray  # float64 [N]
+    Attributes:
+      step: the training step of the weights.
+      metrics: see `din_jax.metrics.all_metrics`.
+      users: [N] user indices.
+      labels: [N], 0 or 1.
+      probabilities: float64 [N] click probabilities.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    users: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.float64]
 
 
 class Evaluator:
-    """Scores one split of a store, as often as asked.
+    """Scores one split of a store.
 
     Args:
       score: the score step.
-      store, split: what to score.
-      batch_size: samples of a batch; it changes no result.
+      store, split: the samples to score.
+      batch_size: samples per batch; results do not depend on it.
       max_history: see `Packer`.
       shards: how batches are split among devices.
-      steps_per_call: the most batches that `score` is given.
+      steps_per_call: the maximum number of batches in a call of `score`.
     """
 
     def __init__(
@@ -67,20 +75,20 @@ class Evaluator:
         self.users = store.column("samples/user")[samples.start : samples.stop]
         self.labels = store.column("samples/label")[samples.start : samples.stop]
 
-    def probabilities(self, state: TrainState) -> np.ndarray:
-        """Click probabilities, float64 [samples of the split].
+    def probabilities(self, state: TrainState) -> npt.NDArray[np.float64]:
+        """Computes the click probabilities of the split, float64 [N], in the store's order.
 
         Raises:
-          Diverged: one is not a number.
+          Diverged: a probability is NaN or infinite.
         """
         logits = np.empty(len(self.labels))
-        read, done = batches(self.source), 0
+        iterator, done = batches(self.source), 0
         in_flight: tuple[range, jax.Array] | None = None
-        while of_call := list(itertools.islice(read, self.source.steps_per_call)):
-            if in_flight is not None:  # these batches were read while it was computed
+        while call := list(itertools.islice(iterator, self.source.steps_per_call)):
+            if in_flight is not None:  # reading these batches overlapped with its computation
                 self._store(logits, *in_flight)
-            in_flight = range(done, done + len(of_call)), self.score(state, of_call)
-            done += len(of_call)
+            in_flight = range(done, done + len(call)), self.score(state, call)
+            done += len(call)
         assert in_flight is not None  # no split is empty
         self._store(logits, *in_flight)
         if not np.isfinite(logits).all():
@@ -89,29 +97,30 @@ class Evaluator:
                 "training has diverged; lower config.optimizer.learning_rate or set "
                 "config.optimizer.clip_norm"
             )
-        return np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
+        probabilities: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))  # the sigmoid
+        return probabilities
 
-    def _store(self, logits: np.ndarray, indices: range, z: jax.Array) -> None:
-        """Waits for the logits z of some batches and stores them at their samples' positions."""
+    def _store(self, logits: npt.NDArray[Any], indices: range, z: jax.Array) -> None:
+        """Waits for the logits z of the batches `indices`; stores them in their samples' order."""
         samples = np.concatenate([self.source.samples_of(i) for i in indices])
         values = np.asarray(jax.block_until_ready(z))[: len(samples)]
         logits[samples - self.source.samples.start] = values
 
-    def metrics(self, probabilities: np.ndarray) -> dict[str, float]:
-        """All metrics of the split's probabilities, by name."""
+    def metrics(self, probabilities: npt.NDArray[Any]) -> dict[str, float]:
+        """Computes all metrics of the split from its probabilities, by name."""
         return all_metrics(self.users, self.labels, probabilities)
 
     def scores(self, state: TrainState) -> Scores:
-        """Probabilities and metrics of the split with the weights of a state."""
+        """Computes the probabilities and metrics of the split with a state's weights."""
         probabilities = self.probabilities(state)
         metrics = self.metrics(probabilities)
         return Scores(int(state.step), metrics, self.users, self.labels, probabilities)
 
 
 def metrics_table(title: str, metrics: dict[str, float]) -> str:
-    """The metrics as lines of text, a name and a value each."""
+    """Formats metrics as lines of text, one name and value per line."""
     lines = [title]
     for name, value in metrics.items():
-        shown = f"{int(value):>12,}" if name in _COUNTS else f"{value:>12.6f}"
-        lines.append(f"  {name:<28}{shown}")
+        text = f"{int(value):>12,}" if name in _COUNTS else f"{value:>12.6f}"
+        lines.append(f"  {name:<28}{text}")
     return "\n".join(lines)

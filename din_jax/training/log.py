@@ -1,4 +1,4 @@
-"""Figures of training: measured, and logged."""
+"""Measures and logs training metrics."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tensorboardX
 
 from din_jax.distributed import processes
 
 
 class Meter:
-    """Loss, speed and the fraction of time spent waiting for input."""
+    """Measures the loss, the speed, and the fraction of time spent waiting for input."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Forgets everything, and measures from now on."""
+        """Resets all measurements and starts the clock."""
         self.all_losses: list[float] = []
         self._restart()
 
@@ -34,25 +33,25 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the figures were last read."""
+        """Seconds since the last `read`."""
         return time.perf_counter() - self.begin
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time that its block takes as waiting for input."""
+        """Counts the time of its `with` block as waiting for input."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time that its block takes: that of compiling a step."""
+        """Excludes the time of its `with` block, such as compiling a step."""
         begin = time.perf_counter()
         yield
         self.begin += time.perf_counter() - begin
 
     def add(self, losses: jax.Array, samples: int) -> None:
-        """Adds the steps of a call."""
+        """Adds the losses and the number of samples of a call's steps."""
         self.losses += np.asarray(losses).tolist()
         self.samples += samples
 
@@ -61,7 +60,7 @@ class Meter:
         return float(np.mean(self.all_losses))
 
     def read(self) -> dict[str, float]:
-        """The figures since they were last read: loss, samples_per_s, input_wait."""
+        """Returns loss, samples_per_s and input_wait since the last `read`, and resets them."""
         seconds = self.seconds
         figures = {
             "loss": float(np.mean(self.losses)),
@@ -74,10 +73,10 @@ class Meter:
 
 
 class Log:
-    """Metrics as JSON lines (WORKDIR/metrics.jsonl; not a number: null) and TensorBoard events.
+    """Writes metrics as JSON lines to WORKDIR/metrics.jsonl (NaN as null) and to TensorBoard.
 
-    Lines of steps after `from_step` and of the test split are dropped: a run that goes on takes
-    those steps, and scores that split, again. Of several processes the first one writes.
+    Existing lines of steps after `from_step`, and of the test split, are removed: the continued run
+    takes those steps, and scores that split, again. With several processes only process 0 writes.
     """
 
     def __init__(self, workdir: Path, from_step: int):
@@ -89,19 +88,21 @@ class Log:
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
             partial = workdir / "metrics.jsonl.partial"
-            partial.write_text("".join(line for line in lines if self._stands(line, from_step)))
+            partial.write_text("".join(line for line in lines if self._is_valid(line, from_step)))
             partial.replace(self._path)
         self._file = self._path.open("a")
+        import tensorboardX  # here, so that `import din_jax.training.loop` does not load it
+
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=from_step + 1
         )
 
     @staticmethod
-    def _stands(line: str, from_step: int) -> bool:
+    def _is_valid(line: str, from_step: int) -> bool:
         try:
             metrics = json.loads(line)
-            return metrics["step"] <= from_step and metrics["split"] != "test"
-        except (ValueError, KeyError, TypeError):  # cut when the run was killed
+            return bool(metrics["step"] <= from_step and metrics["split"] != "test")
+        except (ValueError, KeyError, TypeError):  # truncated when the run was killed
             return False
 
     def __enter__(self) -> Log:
@@ -114,12 +115,12 @@ class Log:
         self._events.close()
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Adds a line and the events of one split's metrics."""
+        """Writes the metrics of one split at one step."""
         if not self._writes:
             return
-        known = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **known}) + "\n")
+        finite = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
         self._file.flush()
-        for name, value in known.items():
+        for name, value in finite.items():
             if value is not None:
                 self._events.add_scalar(f"{split}/{name}", value, step)

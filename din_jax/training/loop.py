@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints."""
+"""The training loop: steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from din_jax.training.run import Run, open_run
 from din_jax.training.stopping import Stop, stop_signal
 from din_jax.training.trained import final_kind
 
-_LOG_EVERY_S = 2.0  # between two lines of training metrics
-_NOTES_BATCH_SIZE = 4096  # of samples that are looked at before training
+_LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
+_NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
 _LOWER_IS_BETTER = ("log_loss",)
 
 
@@ -40,16 +40,16 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Scor
 
     Args:
       config: see `din_jax.config`.
-      workdir: the run's folder. A run of the same config in it is continued.
-      test: if False, the test split is left alone: for trials that are selected on validation.
+      workdir: the run's folder. If it has a run with this config, the run is continued.
+      test: whether to score the test split; False for trials that are selected on validation.
 
     Returns:
-      The scores of the test split with the weights that were best on validation, or with the last
-      ones if `data.fit` is "train+validation". None without `test`.
+      The scores of the test split, with the best weights on validation, or with the last weights if
+      `data.fit` is "train+validation". None if `test` is False.
 
     Raises:
-      DinError: the config or the data can't be used, or `workdir` holds another run.
-      Interrupted: a signal asked to stop; the state is saved.
+      DinError: the config or the data can't be used, or `workdir` has another run.
+      Interrupted: a signal asked to stop; the state has been saved.
     """
     with processes.together():
         return _train(open_run(config), Path(workdir), test=test)
@@ -58,19 +58,19 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Scor
 def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
     checkpoints = run.checkpoints(workdir)
     _check_processes(run, workdir, checkpoints)
-    evaluator = run.evaluator("test") if test else None  # now, for an error about the split
+    evaluator = run.evaluator("test") if test else None  # before training: it checks the split
     state, best = _restored(run, workdir, checkpoints)
     if state is None:
         state = run.init()
     trainer = _Trainer(run, checkpoints, best)
     if processes.is_first() and int(state.step) < len(run.source):
-        for note in notes(_shuffled(run), run.store.schema, run.config.model):
+        for note in notes(_shuffled_batches(run), run.store.schema, run.config.model):
             print(note)
     with Log(workdir, from_step=int(state.step)) as log, stop_signal() as stop:
         trainer.fit(state, log, stop)
         if evaluator is None:
             return None
-        del state  # the tables need not be in memory twice
+        del state  # frees the tables before they are restored
         state, _ = checkpoints.restore(final_kind(run, workdir), run.state_shapes())
         scores = evaluator.scores(state)
         log.write(scores.step, "test", scores.metrics)
@@ -80,7 +80,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
 
 
 def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
-    """Raises DinError unless all processes have the same config, data, and run to continue."""
+    """Raises DinError unless all processes have the same config, data and last checkpoint."""
     processes.check_equal(
         {**compatibility.as_texts(run.config), "the store's content": run.store.fingerprint}
     )
@@ -92,8 +92,8 @@ def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
 def _restored(
     run: Run, workdir: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState | None, float | None]:
-    """The last state in `workdir` and the best validation metric so far; None if there is none."""
-    for kind in KINDS:  # a run that was killed early may have left only a best one
+    """Restores the last state and the best validation metric so far; None if there is no state."""
+    for kind in KINDS:  # a run that was killed early may have only a best checkpoint
         if checkpoints.latest(kind) is not None:
             saved = checkpoints.meta(kind)
             compatibility.check_same_run(saved, run.config, run.store, workdir)
@@ -108,13 +108,13 @@ def _restored(
             f"{run.config.train.epochs} asks for {total:,}; give another --workdir"
         )
     if processes.is_first():
-        what = "is complete" if done == total else "goes on"
-        print(f"{workdir}: the run {what} at step {done:,} of {total:,}")
+        progress = "is complete" if done == total else "goes on"
+        print(f"{workdir}: the run {progress} at step {done:,} of {total:,}")
     return state, saved["best"]
 
 
-def _shuffled(run: Run) -> Iterator[Batch]:
-    """Training samples in random order, in large batches."""
+def _shuffled_batches(run: Run) -> Iterator[Batch]:
+    """Large batches of the training samples, in random order."""
     source = BatchSource(
         run.store,
         run.config.data.fit,
@@ -127,7 +127,7 @@ def _shuffled(run: Run) -> Iterator[Batch]:
 
 
 class _Trainer:
-    """Takes a run's remaining steps; evaluates, saves and logs between them."""
+    """Takes the remaining steps of a run, and evaluates, saves and logs between them."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, best: float | None):
         self.run, self.config, self.source = run, run.config, run.source
@@ -147,74 +147,83 @@ class _Trainer:
         self.meter = Meter()
 
     def fit(self, state: TrainState, log: Log, stop: Stop) -> None:
-        """Takes the steps from `state` to the last, and saves the best and the last state."""
-        take = self.run.steps()
-        an_epoch = self.source.batches_per_epoch
-        evaluate_after = _evaluation_places(an_epoch, self.config.train.evaluations_per_epoch)
+        """Takes the steps after `state`'s, and saves the best and the last state."""
+        take_steps = self.run.steps()
+        batches_per_epoch = self.source.batches_per_epoch
+        evaluate_after = _evaluation_places(
+            batches_per_epoch, self.config.train.evaluations_per_epoch
+        )
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
         losses, samples, compiled = None, 0, set[Any]()
-        # None: shown on a terminal only.
-        hidden = None if processes.is_first() else True
+        # None: disabled if the output is not a terminal.
+        disable = None if processes.is_first() else True
         with tqdm.tqdm(
-            total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True
+            total=total, initial=done, unit="step", disable=disable, dynamic_ncols=True
         ) as bar:
             self.meter.start()
             for call in _calls(self.source, done, evaluate_after):
                 with self.meter.waiting():
-                    read = list(itertools.islice(iterator, len(call)))
+                    call_batches = list(itertools.islice(iterator, len(call)))
                 if losses is not None:
-                    # One call in flight: reading the next batches overlaps with it. Of several
-                    # devices all are waited for: JAX on CPU aborts otherwise.
+                    # One call is in flight: reading the next batches overlaps with it. Waits for
+                    # all devices, because JAX on CPU aborts otherwise.
                     self.meter.add(jax.block_until_ready(losses), samples)
                 samples = sum(map(self.source.real_samples, call))
-                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(read[0]))
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(call_batches[0]))
                 with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
-                    state, losses = take(state, read)
+                    state, losses = take_steps(state, call_batches)
                 compiled.add(shapes)
                 done = call.stop
                 bar.update(len(call))
-                ends = (done - 1) % an_epoch + 1 in evaluate_after
+                evaluates = (done - 1) % batches_per_epoch + 1 in evaluate_after
                 stops = stop.wished(done)
-                if ends or stops:
+                if evaluates or stops:
                     self.meter.add(jax.block_until_ready(losses), samples)
                     losses = None
-                if ends or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
-                    figures = self._log_training(done, log, bar)
-                if ends:
-                    self._evaluate(state, done, figures, log, bar)
-                if ends or stops:
+                if evaluates or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
+                    metrics = self._log_training(done, log, bar)
+                if evaluates:
+                    self._evaluate(state, done, metrics, log, bar)
+                if evaluates or stops:
                     self._save("last", state)
                     self.meter.start()
                 if stops and done < total:
                     raise Interrupted(
-                        f"stopped and saved at step {done:,}; run the same command again to go on",
+                        f"stopped and saved at step {done:,}; run the same command again to "
+                        "continue",
                         stop.signum,
                     )
 
     def _log_training(self, done: int, log: Log, bar: tqdm.tqdm) -> dict[str, float]:
-        figures = self.meter.read()
-        figures["learning_rate"] = float(self.learning_rate(done - 1))
-        figures["epoch"] = done / self.source.batches_per_epoch
-        log.write(done, "train", figures)
+        metrics = self.meter.read()
+        metrics["learning_rate"] = float(self.learning_rate(done - 1))
+        metrics["epoch"] = done / self.source.batches_per_epoch
+        log.write(done, "train", metrics)
         bar.set_postfix_str(
-            f"loss {figures['loss']:.4f}, {figures['samples_per_s']:,.0f} samples/s, "
-            f"input wait {figures['input_wait']:.1%}"
+            f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:,.0f} samples/s, "
+            f"input wait {metrics['input_wait']:.1%}"
         )
-        if not np.isfinite(figures["loss"]):
+        if not np.isfinite(metrics["loss"]):
             raise Diverged(
-                f"the loss is {figures['loss']} by step {done:,}: training has diverged; "
+                f"the loss is {metrics['loss']} by step {done:,}: training has diverged; "
                 "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
             )
-        return figures
+        return metrics
 
     def _evaluate(
-        self, state: TrainState, done: int, figures: dict[str, float], log: Log, bar: tqdm.tqdm
+        self,
+        state: TrainState,
+        done: int,
+        train_metrics: dict[str, float],
+        log: Log,
+        bar: tqdm.tqdm,
     ) -> None:
         line = (
-            f"step {done:,} of {len(self.source):,} (epoch {figures['epoch']:.2f})  "
+            f"step {done:,} of {len(self.source):,} (epoch {train_metrics['epoch']:.2f})  "
             f"train loss {self.meter.loss_since_start():.4f}  "
-            f"{figures['samples_per_s']:,.0f} samples/s  input wait {figures['input_wait']:.1%}"
+            f"{train_metrics['samples_per_s']:,.0f} samples/s  "
+            f"input wait {train_metrics['input_wait']:.1%}"
         )
         if self.evaluator is not None:
             metrics = self.evaluator.metrics(self.evaluator.probabilities(state))
@@ -236,9 +245,10 @@ class _Trainer:
 
 
 def _check_selectable(validation: Evaluator, metric: str) -> None:
-    trial = validation.metrics(np.full(len(validation.labels), 0.5))
-    if not np.isfinite(trial[metric]):
-        usable = [name for name in ("auc", "log_loss") if np.isfinite(trial[name])]
+    """Raises DinError if a metric can't be computed on the validation split."""
+    constant = validation.metrics(np.full(len(validation.labels), 0.5))
+    if not np.isfinite(constant[metric]):
+        usable = [name for name in ("auc", "log_loss") if np.isfinite(constant[name])]
         raise DinError(
             f"config.train.select={metric!r} can't be computed on the validation split: no user of "
             f"it has both a click and none; use {' or '.join(map(repr, usable))}"
@@ -246,15 +256,15 @@ def _check_selectable(validation: Evaluator, metric: str) -> None:
 
 
 def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
-    """After how many batches of an epoch validation is scored, ascending; after all for one."""
+    """The numbers of batches in an epoch after which to evaluate, ascending; the last is all."""
     return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
 
 
 def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
-    """The batches still to train on, in ranges of one call each.
+    """Yields the indices of the remaining batches, one range per call.
 
-    A range ends where batches of other shapes begin, and before an evaluation. It does not depend
-    on where a run was stopped, so that a continued run takes exactly the same steps.
+    A range ends where the batches' shapes change, and at an evaluation. The ends do not depend on
+    where a run was stopped, so that a continued run takes exactly the same steps.
     """
     while done < len(source):
         epoch, position = divmod(done, source.batches_per_epoch)

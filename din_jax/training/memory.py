@@ -1,4 +1,4 @@
-"""Whether a run fits the memory of its devices."""
+"""Checks that a run's tables fit in the devices' memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_memory(
     regularizer: Regularizer,
     placement: Placement,
 ) -> None:
-    """Raises DinError if the tables, with the optimizer's state of their rows, don't fit a device.
+    """Raises DinError if the tables, with their rows' optimizer state, don't fit in a device.
 
     Args:
-      shapes: of the state, see `din_jax.step.state.state_shapes`.
-      model, optimizer, regularizer, placement: what the state is of.
+      shapes: the state's shapes, see `din_jax.step.state.state_shapes`.
+      model, optimizer, regularizer, placement: those of the run.
     """
     owners = row_owners(shapes, optimizer)
     rows = {name: spec.rows for name, spec in model.tables.items()}
@@ -37,36 +37,38 @@ def check_memory(
             row_bytes[name] += math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
     for name, n in regularizer.counts.items():
         row_bytes[name] += n.itemsize
-    frequent = sum(ids.nbytes for ids in regularizer.frequent.values())  # whole on every device
+    frequent: int = sum(ids.nbytes for ids in regularizer.frequent.values())  # replicated
 
-    def block(name: str, count: int) -> int:
+    def block_bytes(name: str, count: int) -> int:
         return row_bytes[name] * -(-rows[name] // count)
 
     def fits(count: int) -> bool:
-        """Whether `count` devices are enough for tables that are all sharded."""
-        return sum(block(name, count) for name in rows) + frequent <= memory
+        """Whether the tables, all of them sharded, fit on `count` devices."""
+        return sum(block_bytes(name, count) for name in rows) + frequent <= memory
 
     memory, count = devices.memory_bytes(placement), placement.count
-    on_each = {name: block(name, count if name in placement.sharded else 1) for name in rows}
-    needed = sum(on_each.values()) + frequent
+    table_bytes = {
+        name: block_bytes(name, count if name in placement.sharded else 1) for name in rows
+    }
+    needed = sum(table_bytes.values()) + frequent
     if needed <= memory:
         return
-    numbers = range(1, max(rows.values()) + 1)
-    enough = 1 + bisect.bisect_left(numbers, True, key=fits)
-    less = "use config.optimizer.name='rowwise_adagrad' or 'sgd', which keep less"
+    counts = range(1, max(rows.values()) + 1)
+    sufficient = 1 + bisect.bisect_left(counts, True, key=fits)
+    smaller = "use config.optimizer.name='rowwise_adagrad' or 'sgd', whose state is smaller"
     if fits(count):
-        mend = "config.placement='sharded' fits"
+        remedy = "config.placement='sharded' fits"
     elif devices.simulated(placement):
-        mend = f"this host has too little memory; take one with more, or {less}"
-    elif enough in numbers:
-        mend = f"use at least {enough} devices, with config.placement='sharded', or {less}"
+        remedy = f"this host has too little memory; use one with more, or {smaller}"
+    elif sufficient in counts:
+        remedy = f"use at least {sufficient} devices, with config.placement='sharded', or {smaller}"
     else:
-        mend = less
-    largest = max(on_each, key=lambda name: on_each[name])
+        remedy = smaller
+    largest = max(table_bytes, key=lambda name: table_bytes[name])
     raise DinError(
         f"the tables with their optimizer state take {_gigabytes(needed)} on each device, which "
         f"has {_gigabytes(memory)}; the table {largest!r} of {rows[largest]:,} rows takes "
-        f"{_gigabytes(on_each[largest])} of it: {mend}"
+        f"{_gigabytes(table_bytes[largest])} of it: {remedy}"
     )
 
 

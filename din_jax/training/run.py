@@ -1,4 +1,4 @@
-"""The run that a config describes: assembled here, from the store to the steps."""
+"""Assembles the run that a config describes, from the store to the steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import optax
 from ml_collections import ConfigDict
 
@@ -25,19 +26,21 @@ from din_jax.step.train import TrainStep, TrainSteps, train_step, train_steps
 from din_jax.training.evaluation import Evaluator
 from din_jax.training.memory import check_memory
 
-_TRAINED_PER_CALL = 256  # samples: small batches are trained on several a call
-_SCORED_PER_CALL = 2048  # the same in scoring; in training a signal to stop waits for the call
+# Samples per call: with small batches one call takes several steps. In training it is lower, since
+# a signal to stop waits for the call.
+_TRAINED_PER_CALL = 256
+_SCORED_PER_CALL = 2048
 
 
 class Run(NamedTuple):
-    """Everything that training and scoring with one config need, assembled by `open_run`.
+    """The objects that training and scoring with one config need, assembled by `open_run`.
 
     Attributes:
       config: see `din_jax.config`.
       store: the data set.
-      source: the batches to train on, in order.
-      model, optimizer, regularizer: as the steps take them.
-      placement: the devices, and how arrays are laid out on them.
+      source: the training batches, in order.
+      model, optimizer, regularizer: the arguments of the steps.
+      placement: the devices, and the sharding of the tables.
     """
 
     config: ConfigDict
@@ -49,7 +52,7 @@ class Run(NamedTuple):
     placement: Placement
 
     def init(self) -> TrainState:
-        """The state before the first step."""
+        """Makes the initial state."""
         return init_state(
             self.model,
             self.optimizer,
@@ -60,7 +63,7 @@ class Run(NamedTuple):
         )
 
     def state_shapes(self) -> TrainState:
-        """Shapes, types and shardings of a state, without its content."""
+        """The shapes, dtypes and shardings of a state, without making one."""
         return state_shapes(
             self.model,
             self.optimizer,
@@ -70,15 +73,15 @@ class Run(NamedTuple):
         )
 
     def checkpoints(self, workdir: str | Path) -> Checkpoints:
-        """The checkpoints of the run in `workdir`."""
+        """The run's checkpoints in `workdir`."""
         return Checkpoints(workdir, self.placement)
 
     def step(self) -> TrainStep:
-        """The train step on one batch; see `din_jax.step.train.train_step`."""
+        """Makes the train step on one batch; see `din_jax.step.train.train_step`."""
         return train_step(self.model, self.optimizer, self.regularizer, self.placement)
 
     def steps(self) -> TrainSteps:
-        """The train step on the `source.steps_per_call` batches of one call."""
+        """Makes the train steps on up to `source.steps_per_call` batches per call."""
         return train_steps(
             self.model,
             self.optimizer,
@@ -88,7 +91,7 @@ class Run(NamedTuple):
         )
 
     def evaluator(self, split: str) -> Evaluator:
-        """Scores a split of the store.
+        """Makes the evaluator of a split of the store.
 
         Raises:
           DinError: the store has no such split.
@@ -97,8 +100,8 @@ class Run(NamedTuple):
         steps_per_call = 1
         if self.placement.axis is None:
             batches = -(-len(self.store.split(split)) // batch_size)
-            most = max(1, min(_SCORED_PER_CALL // batch_size, batches))
-            steps_per_call = 1 << (most.bit_length() - 1)  # a power of two: see `score_steps`
+            maximum = max(1, min(_SCORED_PER_CALL // batch_size, batches))
+            steps_per_call = 1 << (maximum.bit_length() - 1)  # a power of two: see `score_steps`
         return Evaluator(
             score_steps(
                 self.model, self.regularizer, self.placement, steps_per_call=steps_per_call
@@ -111,28 +114,30 @@ class Run(NamedTuple):
             steps_per_call=steps_per_call,
         )
 
-    def probabilities(self, state: TrainState, split: str = "test") -> np.ndarray:
-        """Click probabilities of a split in the store's order, float64 [N].
+    def probabilities(self, state: TrainState, split: str = "test") -> npt.NDArray[np.float64]:
+        """Computes the click probabilities of a split, float64 [N], in the store's order.
 
         Raises:
           DinError: the store has no such split.
-          Diverged: a score is not a number.
+          Diverged: a probability is NaN or infinite.
         """
         return self.evaluator(split).probabilities(state)
 
 
 def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
-    """Assembles a run: checks the config, joins the other processes, opens the store, builds.
+    """Assembles a run.
 
-    The process keeps freed memory from now on (`din_jax.distributed.cpu`).
+    Checks the config, connects to the other processes, opens the store, and builds the model, the
+    optimizer and the regulariser. From then on the process keeps freed memory
+    (`din_jax.distributed.cpu`).
 
     Args:
       config: see `din_jax.config`.
-      trains: False for scoring alone: batches to train on need not be split evenly among the
-        devices, and messages about devices name eval.py's flag.
+      trains: whether the run trains. For scoring only, the training batch size need not be a
+        multiple of the number of devices, and error messages about devices name eval.py's flag.
 
     Raises:
-      DinError: the config can't be used, the store can't be opened, or a table does not fit the
+      DinError: the config can't be used, the store can't be opened, or the tables don't fit in the
         devices' memory.
     """
     check(config)
@@ -172,15 +177,15 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
 
 
 def _open_store(config: ConfigDict) -> Store:
-    """The store of a config; the embedded data set is made if the config asks for it."""
+    """Opens the store of a config, after preparing the embedded data set if the config asks."""
     path = Path(config.data.store)
     if config.data.prepare == config.data.store:
         if processes.is_first() and not path.exists():
-            from din_jax.prepare import planted  # with Polars, which training does without
+            from din_jax.prepare import planted  # imports Polars, which training does not need
 
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
-        processes.wait_for_all("embedded data set")  # all, whether they see it yet or not
+        processes.wait_for_all("embedded data set")  # also if this process sees it already
     return Store(path)
 
 

@@ -1,4 +1,4 @@
-"""Stopping at a signal."""
+"""Stops training at a signal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-    """Whether a signal asked to stop: in the same step for all processes."""
+    """Tells whether a signal has asked to stop; all processes stop at the same step."""
 
     signum = 0
 
@@ -28,28 +28,29 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Stop]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends at once.
+    """Records the first SIGINT or SIGTERM in a `Stop`; a second one ends the process at once.
 
-    Of several processes one is enough: JAX takes the SIGTERM and tells the others.
+    With several processes a signal to one is enough: JAX handles its SIGTERM and notifies the
+    others.
     """
     stop = Stop()
-    before: dict[int, Any] = {}
-    alone = jax.process_count() == 1
+    old_handlers: dict[int, Any] = {}
+    single_process = jax.process_count() == 1
 
-    def ask(signum: int, _: Any) -> None:
+    def record(signum: int, _: Any) -> None:
         stop.signum = signum
-        for known, handler in before.items():
-            signal.signal(known, handler)
-        if not alone:
+        for old_signum, handler in old_handlers.items():
+            signal.signal(old_signum, handler)
+        if not single_process:
             signal.raise_signal(signal.SIGTERM)
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
-            before[wanted] = signal.signal(wanted, ask)
-    except ValueError:  # not the main thread: whoever runs us handles signals
+        for signum in (signal.SIGINT, signal.SIGTERM) if single_process else (signal.SIGINT,):
+            old_handlers[signum] = signal.signal(signum, record)
+    except ValueError:  # not the main thread: the caller handles signals
         pass
     try:
         yield stop
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for old_signum, handler in old_handlers.items():
+            signal.signal(old_signum, handler)

@@ -1,4 +1,4 @@
-"""A trained run: loaded from its folder, and evaluated."""
+"""Loads and evaluates a trained run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def load_run(
     devices: int | str | None = None,
     checkpoint: Kind | None = None,
 ) -> tuple[Run, TrainState]:
-    """A trained run and its weights, from any working directory.
+    """Loads a trained run and its weights; works from any working directory.
 
     Args:
       workdir: the run's folder.
-      store: where its store is, if it has moved since.
-      devices: how many devices to use, or "all"; by default as many as it was trained on.
-      checkpoint: "best" or "last"; by default the one that training reported.
+      store: the path of its store, if it has moved.
+      devices: the number of devices to use, or "all"; by default the number it was trained on.
+      checkpoint: "best" or "last"; by default the one that training scored on test.
 
     Raises:
       DinError: there is no such checkpoint, it can't be read, the store is not the one that it was
-        trained on, or there are not as many devices.
+        trained on, or there are fewer devices.
     """
     run = reopen(workdir, store, devices=devices)
     kind = checkpoint or final_kind(run, workdir)
@@ -58,7 +58,7 @@ def evaluate(
 
     Raises:
       DinError: see `load_run`; or the store has no such split.
-      Diverged: a score is not a number.
+      Diverged: a score is NaN or infinite.
     """
     run = reopen(workdir, store, devices=devices)
     kind = checkpoint or final_kind(run, workdir)
@@ -74,13 +74,13 @@ def reopen(
     *,
     devices: int | str | None = None,
 ) -> Run:
-    """The run that was trained in `workdir`, assembled again from its checkpoint's config.
+    """Assembles the run that was trained in `workdir` from its checkpoint's config.
 
     Args: see `load_run`.
 
     Raises:
       DinError: there is no checkpoint, the store is not the one that it was trained on, or there
-        are not as many devices.
+        are fewer devices.
     """
     processes.connect(default_config().processes)
     meta = Checkpoints(workdir).meta("last")
@@ -104,15 +104,15 @@ def reopen(
     config.data.prepare = ""
     if not Path(config.data.store).exists():
         raise DinError(
-            f"the run's store {config.data.store} is not there (seen from {Path.cwd()}); say where "
-            "it is with --store"
+            f"the run's store {config.data.store} is not there (relative to {Path.cwd()}); give "
+            "its path with --store"
         )
     compatibility.check_same_data(meta, Store(config.data.store), workdir)
     return open_run(config, trains=False)
 
 
 def final_kind(run: Run, workdir: str | Path) -> Kind:
-    """The checkpoint that a run is judged by: the best on validation, if any was chosen."""
+    """The checkpoint that training scores on test: the best on validation if there is one."""
     if run.config.data.fit == "train" and Checkpoints(workdir).latest("best") is not None:
         return "best"
     return "last"
