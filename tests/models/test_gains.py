@@ -1,7 +1,7 @@
 """Each model's own part finds a signal that lies in it alone, where base does not.
 
 The data sets are small and so is the training: base could learn these signals too in the end, as
-any MLP can, but from more samples and by more steps.
+any MLP can, but from more samples and by more steps. `test_own_parts` is shorter.
 """
 
 import itertools
@@ -108,6 +108,7 @@ def auc_of(store, name, folder):
     return train(config, folder).metrics["auc"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("names", "data"), [(["wide_deep"], "crosses"), (["pnn", "deepfm"], "products")]
 )
