@@ -25,6 +25,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """The default suite compiles without most of XLA's optimizations, in half the time.
+
+    The long tests, and the commands of `.ci/run`, compile as users do.
+    """
+    if config.option.markexpr == "not long":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def planted_store(tmp_path_factory):
     """A small planted data set."""

@@ -369,11 +369,11 @@ def visited_ids(sample: dict[str, Any], schema: Any, table: str) -> tuple[list[i
     (field,) = (
         f for s in schema.sequences for f in s.fields if (s.name, f.name) == (name, field_name)
     )
-    found: list[int] = []
+    visited: list[int] = []
     for behavior in sample["sequences"][name]:
         ids = behavior[field.name]
-        found += [ids] if isinstance(ids, int) else ids
-    return found, field
+        visited += [ids] if isinstance(ids, int) else ids
+    return visited, field
 
 
 def cross(

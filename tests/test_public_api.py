@@ -43,7 +43,7 @@ assert not bridge._backends, "a device was started"
     assert done.returncode == 0, done.stderr
 
 
-MODEL = '''
+MODEL = """
 from __future__ import annotations
 
 from din_jax.models.base import BaseModel, lookups, tables
@@ -56,7 +56,7 @@ class Mine(BaseModel):
 
 def module(schema, config, axis_name=None):
     return Mine(options(schema, config, axis_name))
-'''
+"""
 
 
 def test_a_run_is_loaded_from_another_working_directory(planted_store, tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ CASES = {
 }
 
 
-FAST = {("din-adam-mba", 2, "sharded"), ("base-adagrad-dropout", 4, "sharded")}
+FAST = {("din-adam-mba", 2, "sharded")}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is left of other models without their own part is the base model."""
+"""Models that add a part to the base model are the base model without it."""
 
 import jax
 import jax.numpy as jnp

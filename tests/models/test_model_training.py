@@ -81,12 +81,12 @@ def test_loss_and_gradient_match_the_oracle(name):
     np.testing.assert_allclose(step["loss"], oracle_loss(weights), rtol=1e-5)
     rng = np.random.default_rng(5)
     for _ in range(4):
-        way = jax.tree.map(lambda x: rng.standard_normal(x.shape), weights)
+        direction = jax.tree.map(lambda x: rng.standard_normal(x.shape), weights)
         up, down = (
-            oracle_loss(jax.tree.map(lambda x, d, h=h: x + h * d, weights, way))
+            oracle_loss(jax.tree.map(lambda x, d, h=h: x + h * d, weights, direction))
             for h in (1e-6, -1e-6)
         )
-        pairs = zip(*map(jax.tree.leaves, (step["gradients"], way)), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (step["gradients"], direction)), strict=True)
         change = sum(np.vdot(g, d) for g, d in pairs)
         np.testing.assert_allclose(change, (up - down) / 2e-6, rtol=1e-3, atol=1e-4)
 

@@ -17,19 +17,19 @@ def test_which_pairs_are_dropped_does_not_depend_on_padding():
         lookups = {k: v for k, v in model.lookups(batch).items() if k.endswith("-cross")}
         return lookups, drop_ids(lookups, jax.random.key(27), 0.5)
 
-    left = []
+    remaining = []
     for sizes in SIZES, LARGER:
         batch = make_batch(samples, SCHEMA, np.random.default_rng(26), sizes)
         lookups, dropped = crosses(batch)
-        left.append(
+        remaining.append(
             {
                 name: dropped[table][name].mask[lookup.mask].tolist()
                 for table, of_table in lookups.items()
                 for name, lookup in of_table.items()
             }
         )
-    assert left[0] == left[1]
-    assert 0 < np.mean(left[0]["clicks.tags-cross"]) < 1
+    assert remaining[0] == remaining[1]
+    assert 0 < np.mean(remaining[0]["clicks.tags-cross"]) < 1
 
 
 def test_shared_buckets_are_counted():

@@ -39,6 +39,11 @@ def last_state(config, workdir):
     return Checkpoints(workdir).restore("last", run.state_shapes())[0]
 
 
+def base_config(store, **keys):
+    """The model that compiles fastest and has Dice."""
+    return tiny_config(store, **{"model.name": "base"} | keys)
+
+
 @pytest.mark.parametrize("staircase", [False, True])
 @pytest.mark.parametrize(("rate", "end_value"), [(0.9, 0.0), (0.1, 0.02), (1.0, 0.0)])
 def test_the_learning_rate_follows_the_formula(staircase, rate, end_value):
@@ -54,7 +59,7 @@ def test_the_learning_rate_follows_the_formula(staircase, rate, end_value):
 
 @pytest.mark.parametrize("evaluations", [1, 3, 94])
 def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_store, evaluations):
-    config = tiny_config(planted_store, **{"train.epochs": 2})
+    config = base_config(planted_store, **{"train.epochs": 2})
     source = open_run(config).source
     assert (source.batches_per_epoch, source.steps_per_call) == (94, 4)
     places = _evaluation_places(94, evaluations)
@@ -69,7 +74,7 @@ def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_st
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_path, monkeypatch):
-    config = tiny_config(planted_store, **{"train.epochs": 2})
+    config = base_config(planted_store, **{"train.epochs": 2})
     train(config, tmp_path / "whole")
 
     taken = []
@@ -127,7 +132,7 @@ def test_speeds_leave_out_compiling_evaluating_and_saving(planted_store, tmp_pat
     probabilities = Evaluator.probabilities
     monkeypatch.setattr(Evaluator, "probabilities", clock.after(probabilities))
     monkeypatch.setattr(cpu, "in_own_thread", clock.after(cpu.in_own_thread))
-    train(tiny_config(planted_store, **{"train.epochs": 2}), tmp_path)
+    train(base_config(planted_store, **{"train.epochs": 2}), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["samples_per_s"] for line in lines if line["split"] == "train"]
     assert clock.now > 4e6
@@ -136,7 +141,7 @@ def test_speeds_leave_out_compiling_evaluating_and_saving(planted_store, tmp_pat
 
 
 def test_a_complete_run_is_only_evaluated_again(planted_store, tmp_path, capsys):
-    config = tiny_config(planted_store, **{"train.epochs": 1})
+    config = base_config(planted_store, **{"train.epochs": 1})
     first = train(config, tmp_path)
     second = train(config, tmp_path)
     assert "the run is complete at step 94 of 94" in capsys.readouterr().out
@@ -145,19 +150,19 @@ def test_a_complete_run_is_only_evaluated_again(planted_store, tmp_path, capsys)
 
 
 def test_more_epochs_go_on_and_another_config_does_not(planted_store, tmp_path):
-    train(tiny_config(planted_store, **{"train.epochs": 1}), tmp_path)
-    train(tiny_config(planted_store, **{"train.epochs": 2}), tmp_path)
+    train(base_config(planted_store, **{"train.epochs": 1}), tmp_path)
+    train(base_config(planted_store, **{"train.epochs": 2}), tmp_path)
     assert Checkpoints(tmp_path).latest("last") == 188
-    with pytest.raises(DinError, match=r"config.model.name: 'din' then, 'base' now"):
-        train(tiny_config(planted_store, **{"model.name": "base"}), tmp_path)
+    with pytest.raises(DinError, match=r"config.model.name: 'base' then, 'din' now"):
+        train(base_config(planted_store, **{"model.name": "din"}), tmp_path)
     with pytest.raises(DinError, match=r"holds a run of 188 steps, and .* asks for 94"):
-        train(tiny_config(planted_store, **{"train.epochs": 1}), tmp_path)
+        train(base_config(planted_store, **{"train.epochs": 1}), tmp_path)
 
 
 def test_a_run_whose_batches_were_balanced_otherwise_does_not_go_on(
     planted_store, tmp_path, monkeypatch
 ):
-    config = tiny_config(planted_store, **{"train.epochs": 1})
+    config = base_config(planted_store, **{"train.epochs": 1})
     train(config, tmp_path / "run", test=False)
     config.train.epochs = 2
     monkeypatch.setattr(run_module, "_TRAINED_PER_CALL", 64)
@@ -167,17 +172,17 @@ def test_a_run_whose_batches_were_balanced_otherwise_does_not_go_on(
 
 def test_weights_of_another_run_are_never_reported(planted_store, tmp_path):
     # A run that ended after its first "best" and before its first "last" leaves such a folder.
-    config = tiny_config(planted_store, **{"train.epochs": 1})
+    config = base_config(planted_store, **{"train.epochs": 1})
     first = train(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/last")
     with pytest.raises(DinError, match=r"another config:\s+config.seed: 0 then, 7 now"):
-        train(tiny_config(planted_store, **{"train.epochs": 1, "seed": 7}), tmp_path)
+        train(base_config(planted_store, **{"train.epochs": 1, "seed": 7}), tmp_path)
     assert Checkpoints(tmp_path).latest("best") == 94, "nothing is lost"
     assert train(config, tmp_path).metrics == first.metrics
 
 
 def test_a_log_that_was_cut_is_mended(planted_store, tmp_path):
-    config = tiny_config(planted_store, **{"train.epochs": 1})
+    config = base_config(planted_store, **{"train.epochs": 1})
     train(config, tmp_path)
     log = tmp_path / "metrics.jsonl"
     whole = log.read_text()
@@ -188,7 +193,7 @@ def test_a_log_that_was_cut_is_mended(planted_store, tmp_path):
 
 def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp_path):
     # A learning rate that soon overfits: the last weights are not the best.
-    config = tiny_config(
+    config = base_config(
         planted_store,
         **{
             "train.epochs": 6,
@@ -208,7 +213,7 @@ def test_the_best_weights_on_validation_are_the_ones_reported(planted_store, tmp
 
 
 def test_the_final_fit_takes_validation_in_and_chooses_nothing(planted_store, tmp_path):
-    config = tiny_config(planted_store, **{"data.fit": "train+validation", "train.epochs": 1})
+    config = base_config(planted_store, **{"data.fit": "train+validation", "train.epochs": 1})
     train(config, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {m["split"] for m in log} == {"train", "test"}
@@ -218,7 +223,7 @@ def test_the_final_fit_takes_validation_in_and_chooses_nothing(planted_store, tm
 
 
 def test_training_that_diverges_stops_with_advice(planted_store, tmp_path):
-    config = tiny_config(
+    config = base_config(
         planted_store,
         **{"optimizer.name": "sgd", "optimizer.learning_rate": 1e9, "model.activation": "prelu"},
     )
@@ -239,8 +244,8 @@ def one_class_a_user(planted_store, path):
 def test_a_metric_that_cannot_be_computed_selects_nothing(planted_store, tmp_path):
     one_class_a_user(planted_store, tmp_path / "store")
     with pytest.raises(DinError, match="no user of it has both a click and none; use 'auc'"):
-        train(tiny_config(tmp_path / "store"), tmp_path / "run")
-    config = tiny_config(tmp_path / "store", **{"train.select": "auc", "train.epochs": 1})
+        train(base_config(tmp_path / "store"), tmp_path / "run")
+    config = base_config(tmp_path / "store", **{"train.select": "auc", "train.epochs": 1})
     train(config, tmp_path / "run")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     validation = next(m for m in map(json.loads, lines) if m["split"] == "validation")
@@ -253,7 +258,7 @@ def test_din_beats_base_where_the_ad_activates_behaviours(tmp_path):
     planted.prepare(tmp_path / "store")
     found = {}
     for name in ("base", "din"):
-        config = tiny_config(
+        config = base_config(
             tmp_path / "store",
             **{
                 "model.name": name,
