@@ -110,13 +110,24 @@ CASES = TRAINED | SCORED
 
 # Models
 
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+@functools.cache
+def _quick_options():
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # a later XLA, which has no other emitters
+        del options["xla_cpu_use_fusion_emitters"]
+    return options
 
 
 def quick_jit(function):
-    """A compiled function that returns NumPy arrays; compiled in a quarter of the usual time."""
-    run = jax.jit(function, compiler_options=_QUICK)
-    return lambda *args: jax.tree.map(np.asarray, run(*args))
+    """A function that is compiled with few optimizations, in a fraction of the usual time.
+
+    It returns NumPy arrays.
+    """
+    run = functools.cache(lambda: jax.jit(function, compiler_options=_quick_options()))
+    return lambda *args: jax.tree.map(np.asarray, run()(*args))
 
 
 def schema_of(name):

@@ -20,6 +20,7 @@ from layer_cases import (
     f64_layers,
     factory,
     normal,
+    optimized_jit,
     quick_jit,
     some_mask,
     unit_layers,
@@ -225,14 +226,13 @@ def test_an_activation_of_blocks_is_that_of_all_rows(name):
     np.testing.assert_allclose(in_blocks.reshape(-1, WIDTH)[:CAPACITY], at_once, rtol=1e-6)
 
 
-# Statistics of blocks. With the compiler's default options, as in training: these tests are of
-# rounding errors.
+# Statistics of blocks
 
 ROWS, BLOCK = 1000, 7
 CONSTANTS = np.array([0.1, 3.3, -0.7, 1234.567, 1e-12, 0.0])
 
 
-@jax.jit
+@optimized_jit
 def dice_in_blocks(variables, s, mask, epsilon):
     blocked = InBlocks.of(lambda s: s, BLOCK, mask, s=(s, 0.0))
     # With momentum 0 a moving average is the batch's statistic itself.

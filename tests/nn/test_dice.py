@@ -14,6 +14,7 @@ from layer_cases import (
     examples,
     f64,
     normal,
+    optimized_jit,
     quick_jit,
     seeds,
     some_mask,
@@ -45,9 +46,8 @@ def train_function(axis_name=None):
     return train
 
 
-# With the compiler's default options, as in training: several tests are of rounding errors.
-_train = jax.jit(train_function())
-_train_mapped = jax.jit(
+_train = optimized_jit(train_function())
+_train_mapped = optimized_jit(
     jax.vmap(train_function("devices"), (None, 0, 0, 0, None, None), axis_name="devices")
 )
 # One shape for all tests with many rows, and one for the others.
