@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         gather_rows as gather_rows,
         present_rows as present_rows,
     )
-    from din_jax.optim.decay import (
+    from din_jax.optim.mba import (
         difacto_decay as difacto_decay,
         mba_decay as mba_decay,
         on_tables as on_tables,
@@ -107,7 +107,7 @@ _MODULES = {
     "nn.mlp": ("MLP",),
     "nn.pooling": ("segment_mean", "segment_pool", "segment_softmax", "weighted_pool"),
     "nn.present_rows": ("Rows", "apply_row_updates", "gather_rows", "present_rows"),
-    "optim.decay": ("difacto_decay", "mba_decay", "on_tables"),
+    "optim.mba": ("difacto_decay", "mba_decay", "on_tables"),
     "optim.row_sparse": ("row_sparse",),
     "optim.rowwise_adagrad": ("rowwise_adagrad",),
     "step.score": ("score_step",),

@@ -116,7 +116,7 @@ def _imported(module: str) -> Any:
             spec.loader.exec_module(file)
         else:
             file = importlib.import_module(module)
-    except (ImportError, OSError, SyntaxError) as error:
+    except Exception as error:  # whatever the file raises
         raise DinError(
             f"{key}: it can't be imported ({type(error).__name__}: {error}); give a path FILE.py "
             "or the name of an installed module"

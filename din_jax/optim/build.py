@@ -8,8 +8,8 @@ from typing import Any
 import optax
 
 from din_jax.optim.clipping import clip_by_global_norm
-from din_jax.optim.decay import difacto_decay, mba_decay, on_tables
 from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
 from din_jax.optim.row_sparse import row_sparse, whole_tables
 from din_jax.optim.rowwise_adagrad import rowwise_adagrad
 

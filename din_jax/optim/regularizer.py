@@ -1,7 +1,7 @@
 """The regularisers of section 6.5: dropout and frequency filter of ids, and n_j for MBA.
 
 Dropout and the frequency filter change which ids are looked up. MBA and DiFacto are decays, see
-`din_jax.optim.decay`.
+`din_jax.optim.mba`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from din_jax.optim.decay import difacto_decay, mba_decay, on_tables
+from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
 from din_jax.optim.rowwise_adagrad import rowwise_adagrad
 
 ROWS = {"a": 23, "b": 17}  # no other axis of a parameter is as long

@@ -7,7 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from din_jax.optim.decay import difacto_decay, mba_decay, on_tables
+from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
 
 
 @st.composite
