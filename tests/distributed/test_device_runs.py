@@ -79,7 +79,7 @@ def test_a_run_on_several_devices_ends_as_on_one(planted_store, tmp_path):
         state, _ = run.checkpoints(tmp_path / "four").restore("best", run.state_shapes())
         evaluator = run.evaluator("test")
         again = evaluator.metrics(evaluator.probabilities(state))
-        assert again == pytest.approx(four.metrics, rel=1e-6)
+        assert again == pytest.approx(four.metrics, rel=1e-4)
     for on, message in (
         (0, "0: expected a whole number from 1 on"),
         ("some", "some: expected a whole"),
