@@ -46,7 +46,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="is about CPU
 @on_cpu
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's alone")
 def test_the_pages_of_a_large_block_are_kept():
-    """400 MB are 97,656 pages of 4 KiB; which each call would map again if the memory were not reused."""
+    """A call maps no page again of a block of 400 MB: 97,656 pages of 4 KiB."""
     done = subprocess.run(
         [sys.executable, "-c", FAULTS_A_CALL], cwd=ROOT, capture_output=True, text=True, check=True
     )
