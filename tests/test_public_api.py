@@ -69,6 +69,7 @@ def test_a_run_is_loaded_from_another_working_directory(planted_store, tmp_path,
     trained = din_jax.train(config, "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
+    Path("mine.py").write_text("raise ValueError('another model file of the same name')")
     run, state = din_jax.load_run("../run")
     np.testing.assert_array_equal(run.probabilities(state, "test"), trained.probabilities)
     assert din_jax.evaluate("../run").metrics == trained.metrics

@@ -43,7 +43,9 @@ def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[st
         "schema": schema.to_json(),
         "batches": source.fingerprint,
         "paths": {
-            key: str(Path(flat[key]).absolute()) for key in _PATH_KEYS if Path(flat[key]).exists()
+            key: str(Path(flat[key]).absolute())
+            for key in _PATH_KEYS
+            if flat[key] and Path(flat[key]).exists()
         },
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -71,15 +73,16 @@ def completed(config: ConfigDict, workdir: str | Path) -> ConfigDict:
 
 
 def find_paths(config: ConfigDict, meta: dict[str, Any]) -> None:
-    """Replaces paths that do not exist in the working directory by their absolute paths.
+    """Replaces a config's paths by the absolute ones that training used, where these still exist.
+
+    A relative path would name another file in another working directory, without an error.
 
     Args:
       config: the checkpoint's config, modified in place.
       meta: the checkpoint's metadata.
     """
-    flat = _flat(as_json(config))
     for key, absolute in meta.get("paths", {}).items():
-        if not Path(flat[key]).exists() and Path(absolute).exists():
+        if Path(absolute).exists():
             config.update_from_flattened_dict({key: absolute})
 
 

@@ -97,14 +97,14 @@ def _file(config: Any) -> Any:
         return released_code
     if config.name in _FILES:
         return _FILES[config.name]
-    return _imported(config.module)
+    return _imported(config.module, Path.cwd())
 
 
 @functools.cache
-def _imported(module: str) -> Any:
-    """Imports the model file `module`: the path of a Python file, or an importable module."""
+def _imported(module: str, folder: Path) -> Any:
+    """Imports a model file: a Python file, relative to `folder`, or an importable module."""
     key = f"config.model.module={module!r}"
-    path = Path(module)
+    path = folder / module
     try:
         if path.suffix == ".py":
             name = f"din_jax_model_{path.stem}"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+from compiling import quick_jit
 from hypothesis import settings, strategies as st
 from model_batches import LARGER, RELEASED_SCHEMA, SCHEMA, SIZES, draw_samples, make_batch
 
@@ -109,25 +110,6 @@ CASES = TRAINED | SCORED
 
 
 # Models
-
-
-@functools.cache
-def _quick_options():
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # a later XLA, which has no other emitters
-        del options["xla_cpu_use_fusion_emitters"]
-    return options
-
-
-def quick_jit(function):
-    """A function that is compiled with few optimizations, in a fraction of the usual time.
-
-    It returns NumPy arrays.
-    """
-    run = functools.cache(lambda: jax.jit(function, compiler_options=_quick_options()))
-    return lambda *args: jax.tree.map(np.asarray, run()(*args))
 
 
 def schema_of(name):

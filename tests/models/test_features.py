@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 import pytest
+from compiling import quick_jit
 from model_batches import SCHEMA, draw_samples, make_batch
-from model_cases import quick_jit
 
 from din_jax.config import default_config
 from din_jax.data.schema import Field, Schema, Table

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from compiling import quick_jit
 from hypothesis import given, strategies as st
 from model_batches import LARGER, REAL, SCHEMA, make_batch
 from model_cases import (
@@ -17,7 +18,6 @@ from model_cases import (
     learned,
     model_of,
     oracle,
-    quick_jit,
     schema_of,
     scores,
     seeds,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_cases import apply, quick_jit
+from compiling import quick_jit
+from model_cases import apply
 from sklearn.metrics import roc_auc_score
 
 from din_jax.config import default_config

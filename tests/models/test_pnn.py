@@ -3,8 +3,9 @@
 import numpy as np
 import oracles
 import pytest
+from compiling import quick_jit
 from model_batches import SCHEMA
-from model_cases import close, f64, quick_jit
+from model_cases import close, f64
 
 from din_jax.config import default_config
 from din_jax.errors import DinError

@@ -1,8 +1,9 @@
 import jax
 import numpy as np
 import pytest
+from compiling import quick_jit
 from model_batches import RELEASED_SCHEMA, draw_samples, make_batch
-from model_cases import close, f64, quick_jit
+from model_cases import close, f64
 
 from din_jax.config import default_config
 from din_jax.errors import DinError

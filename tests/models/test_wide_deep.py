@@ -1,8 +1,9 @@
 import jax
 import numpy as np
 import oracles
+from compiling import quick_jit
 from model_batches import LARGER, SCHEMA, SIZES, draw_samples, make_batch
-from model_cases import config_of, model_of, quick_jit
+from model_cases import config_of, model_of
 
 from din_jax.models.registry import notes
 from din_jax.optim.regularizer import drop_ids

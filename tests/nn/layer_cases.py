@@ -1,7 +1,5 @@
 """Random inputs and parameters of layers, as the modules take them and as the oracles do."""
 
-import functools
-
 import jax
 import numpy as np
 from hypothesis import settings, strategies as st
@@ -13,31 +11,6 @@ from din_jax.nn.activations import activation_factory
 examples = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 EPSILON = 1e-8
-
-
-@functools.cache
-def _quick_options():
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # a later XLA, which has no other emitters
-        del options["xla_cpu_use_fusion_emitters"]
-    return options
-
-
-def quick_jit(function, **options):
-    """A function that is compiled with few optimizations, in a fraction of the usual time.
-
-    It returns NumPy arrays.
-    """
-    run = functools.cache(lambda: jax.jit(function, compiler_options=_quick_options(), **options))
-    return lambda *args, **kwargs: jax.tree.map(np.asarray, run()(*args, **kwargs))
-
-
-def optimized_jit(function):
-    """A function that is compiled as in training, however the suite is: for rounding errors."""
-    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    return jax.jit(function, compiler_options=options)
 
 
 def normal(rng, *shape, scale=1.0, offset=0.0):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiling import quick_jit
 from hypothesis import given, strategies as st
 from layer_cases import (
     CAPACITY,
@@ -21,7 +22,6 @@ from layer_cases import (
     factory,
     normal,
     padded_behaviors,
-    quick_jit,
     seeds,
     unit_layers,
     unit_variables,

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiling import quick_jit
 from hypothesis import given
-from layer_cases import examples, f64, factory, normal, quick_jit, seeds
+from layer_cases import examples, f64, factory, normal, seeds
 
 from din_jax.config import default_config
 from din_jax.nn.activations import Dice, PReLU, activation_factory

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiling import optimized_jit, quick_jit
 from layer_cases import (
     CAPACITY,
     EPSILON,
@@ -20,8 +21,6 @@ from layer_cases import (
     f64_layers,
     factory,
     normal,
-    optimized_jit,
-    quick_jit,
     some_mask,
     unit_layers,
     unit_variables,

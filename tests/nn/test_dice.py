@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiling import optimized_jit, quick_jit
 from hypothesis import given, strategies as st
 from layer_cases import (
     EPSILON,
@@ -14,8 +15,6 @@ from layer_cases import (
     examples,
     f64,
     normal,
-    optimized_jit,
-    quick_jit,
     seeds,
     some_mask,
 )

@@ -1,7 +1,8 @@
 import jax
 import numpy as np
+from compiling import quick_jit
 from hypothesis import given
-from layer_cases import examples, quick_jit, seeds
+from layer_cases import examples, seeds
 
 from din_jax.nn.embedding import Lookup, lookup
 

@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 import oracles
-from layer_cases import f64, normal, quick_jit
+from compiling import quick_jit
+from layer_cases import f64, normal
 
 from din_jax.nn.losses import click_logit, negative_log_likelihood, weighted_mean
 

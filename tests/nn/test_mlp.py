@@ -2,17 +2,8 @@ import functools
 
 import numpy as np
 import oracles
-from layer_cases import (
-    dense,
-    f64,
-    f64_layers,
-    factory,
-    mlp_variables,
-    normal,
-    quick_jit,
-    some_mask,
-    with_dice,
-)
+from compiling import quick_jit
+from layer_cases import dense, f64, f64_layers, factory, mlp_variables, normal, some_mask, with_dice
 
 from din_jax.nn.mlp import MLP
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiling import quick_jit
 from hypothesis import given, strategies as st
-from layer_cases import CAPACITY, SAMPLES, WIDTH, examples, f64, normal, quick_jit, seeds
+from layer_cases import CAPACITY, SAMPLES, WIDTH, examples, f64, normal, seeds
 
 from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax, weighted_pool
 
