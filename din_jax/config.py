@@ -59,6 +59,9 @@ def default_config() -> ConfigDict:
     c.model.attention.activation = ""  # of its hidden layers; "": model.activation
     c.model.attention.difference = False  # whether ad − behaviour is also an input
     c.model.attention.outer = False  # whether ad ⊗ behaviour replaces ad ∘ behaviour as an input
+    # Whether the log bucket of a behaviour's age at the impression is also an input of the unit
+    # (the store must have times).
+    c.model.attention.age = False
     # Number of behaviours that it computes at a time; 0: all. A block needs less memory with long
     # histories (docs/performance.md).
     c.model.attention.block = 0

@@ -64,8 +64,9 @@ RICH_SCHEMA = Schema(
                 BehaviorField("film", "film", ad="film"),
                 BehaviorField("genres", "genre", ad="genres", multi_hot=True),
             ),
+            times=True,
         ),
-        Sequence("likes", (BehaviorField("film", "film", ad="film"),)),
+        Sequence("likes", (BehaviorField("film", "film", ad="film"),), times=True),
     ),
 )
 
@@ -77,7 +78,7 @@ def rich(tmp_path_factory):
     Returns (store, samples): each sample is a dict of its label, user and fields, and of its
     sequences as lists of behaviours.
     """
-    rng = np.random.default_rng(5)
+    rng, time_rng = np.random.default_rng(5), np.random.default_rng(6)
     users, count = 17, 90
     events, begin = {}, {}
     for name in ("views", "likes"):
@@ -87,8 +88,9 @@ def rich(tmp_path_factory):
             {
                 "film": int(rng.integers(1, 50)),
                 "genres": rng.integers(1, 8, rng.integers(4)).tolist(),
+                "time": time,
             }
-            for _ in range(int(length.sum()))
+            for time in np.cumsum(time_rng.integers(0, 40_000, int(length.sum()))).tolist()
         ]
     samples = []
     for _ in range(count):
@@ -106,6 +108,9 @@ def rich(tmp_path_factory):
             stop = int(rng.integers(first, last + 1))
             sample[name] = events[name][first:stop]
             sample[f"{name}.range"] = (int(first), stop)
+        # From the time of its last behaviour to a century later.
+        last = max((sample[name][-1]["time"] for name in events if sample[name]), default=0)
+        sample["time"] = last + int(2 ** time_rng.uniform(0, 31.6)) - 1
         samples.append(sample)
 
     def ragged(lists):
@@ -116,6 +121,7 @@ def rich(tmp_path_factory):
     with StoreWriter(path, RICH_SCHEMA) as writer:
         for name in ("label", "user"):
             writer.append(f"samples/{name}", np.array([s[name] for s in samples], np.uint8))
+        writer.append("samples/time", np.array([s["time"] for s in samples]))
         for name in ("age", "film", "hour"):
             writer.append(f"fields/{name}", np.array([s[name] for s in samples], np.uint8))
         values, offsets = ragged([s["genres"] for s in samples])
@@ -128,6 +134,7 @@ def rich(tmp_path_factory):
             writer.append(
                 f"events/{name}/film", np.array([e["film"] for e in all_events], np.uint8)
             )
+            writer.append(f"events/{name}.time", np.array([e["time"] for e in all_events]))
         values, offsets = ragged([e["genres"] for e in events["views"]])
         writer.append("events/views/genres", values)
         writer.append("events/views/genres.offsets", offsets)

@@ -29,7 +29,7 @@ _MAY_CHANGE = (
     "processes.",
 )
 # Keys that checkpoints of older versions lack, with the value that reproduces these versions.
-_ADDED_KEYS = {"model.module": ""}
+_ADDED_KEYS = {"model.module": "", "model.attention.age": False}
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
 # any working directory.
 _PATH_KEYS = ("data.store", "model.module")

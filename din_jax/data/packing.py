@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.data.store import Store
+from din_jax.errors import DinError
 
 Array: TypeAlias = Any  # a NumPy array on the host, a JAX array inside a step
+
+AGE_BUCKETS = 32  # the last holds all ages from 2³¹ − 1 seconds on, 68 years
 
 
 class Packed(NamedTuple):
@@ -31,10 +34,13 @@ class Behaviors(NamedTuple):
     Attributes:
       fields: {name: int32[T]}; a multi-hot field is `Packed`, and its segments are behaviours.
       segment_ids: int32[T], ascending: the sample of each behaviour; B for padding.
+      age: int32[T], the bucket of each behaviour's age (`age_bucket`); 0 for padding. None if the
+        batches carry no ages.
     """
 
     fields: dict[str, Array | Packed]
     segment_ids: Array
+    age: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -64,14 +70,26 @@ class Packer:
     Args:
       store: the data set.
       max_history: the number of most recent behaviours of a history to use; 0 uses all.
+      ages: whether batches carry the ages of behaviours.
 
     Attributes:
       axes: names of the packed axes, see `Buckets`.
+
+    Raises:
+      DinError: `ages`, but a sequence of the store has no times.
     """
 
-    def __init__(self, store: Store, max_history: int = 0):
+    def __init__(self, store: Store, max_history: int = 0, *, ages: bool = False):
         self.store = store
         self.max_history = max_history
+        self.ages = ages
+        without_times = [s.name for s in store.schema.sequences if not s.times]
+        if ages and without_times:
+            raise DinError(
+                f"{store.path}: the store has no times of: {', '.join(without_times)}; "
+                "config.model.attention.age=True needs them. Prepare the store anew if its source "
+                "has times (docs/store.md says which), or set config.model.attention.age=False"
+            )
         self._multi_hot = [f.name for f in store.schema.fields if f.multi_hot]
         self._nested = [
             (s.name, f.name) for s in store.schema.sequences for f in s.fields if f.multi_hot
@@ -159,9 +177,16 @@ class Packer:
                     if behavior.multi_hot
                     else history.take(store.column(name))
                 )
+            ages: Sequence[Array | None] = [None] * len(groups)
+            if self.ages:
+                now = store.column("samples/time")[samples].astype(np.int64)
+                then = store.column(f"events/{sequence.name}.time")[history.positions]
+                ages = history.pad(age_bucket(np.repeat(now, end - start) - then.astype(np.int64)))
             sequences[sequence.name] = [
-                Behaviors({name: by_batch[g] for name, by_batch in values.items()}, segment_ids)
-                for g, segment_ids in enumerate(history.segment_ids)
+                Behaviors(
+                    {name: by_batch[g] for name, by_batch in values.items()}, segment_ids, age
+                )
+                for g, (segment_ids, age) in enumerate(zip(history.segment_ids, ages, strict=True))
             ]
         label = sample_axis.take(store.column("samples/label"), np.float32)
         user = sample_axis.take(store.column("samples/user"))
@@ -212,7 +237,11 @@ class _Axis:
 
     def take(self, values: npt.NDArray[Any], dtype: Any = np.int32) -> list[npt.NDArray[Any]]:
         """Gathers the values of each batch, padded with zeros to its capacity."""
-        return self._padded(values[self.positions], np.zeros_like(self.capacity), dtype)
+        return self.pad(values[self.positions], dtype)
+
+    def pad(self, values: npt.NDArray[Any], dtype: Any = np.int32) -> list[npt.NDArray[Any]]:
+        """Splits the values of all batches, [N], and pads each with zeros to its capacity."""
+        return self._padded(values, np.zeros_like(self.capacity), dtype)
 
     def _padded(
         self, flat: npt.NDArray[Any], fill: npt.NDArray[Any], dtype: Any
@@ -232,6 +261,17 @@ class _Axis:
             arrays.append(array)
             begin += capacity
         return arrays
+
+
+def age_bucket(seconds: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """int32: the logarithmic bucket of each age, ⌊log₂(1 + seconds)⌋, at most AGE_BUCKETS − 1.
+
+    Bucket 0 holds the ages below a second, bucket i those from 2ⁱ − 1 to 2ⁱ⁺¹ − 2 seconds.
+    """
+    # The exponent of a float is exact, as its logarithm need not be: 1 + seconds = m · 2ᵉ, m < 1.
+    _, exponent = np.frexp(1.0 + np.maximum(seconds, 0))
+    buckets: npt.NDArray[Any] = np.minimum(exponent - 1, AGE_BUCKETS - 1)
+    return buckets
 
 
 def ranges(

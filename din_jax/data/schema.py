@@ -55,10 +55,14 @@ class BehaviorField:
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """A user's behaviours in time order. All fields have one entry per behaviour."""
+    """A user's behaviours in time order. All fields have one entry per behaviour.
+
+    `times`: whether the store has the behaviours' times.
+    """
 
     name: str
     fields: tuple[BehaviorField, ...]
+    times: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +168,11 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Converts the schema to a JSON object, which `from_json` reads."""
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        for sequence in value["sequences"]:
+            if not sequence["times"]:  # as in stores of versions that knew no times
+                del sequence["times"]
+        return value
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Schema:
@@ -178,7 +186,7 @@ class Schema:
                 tables=tuple(Table(**t) for t in value["tables"]),
                 fields=tuple(Field(**f) for f in value["fields"]),
                 sequences=tuple(
-                    Sequence(s["name"], tuple(BehaviorField(**f) for f in s["fields"]))
+                    Sequence(**{**s, "fields": tuple(BehaviorField(**f) for f in s["fields"])})
                     for s in value["sequences"]
                 ),
             )

@@ -53,7 +53,7 @@ class BatchSource:
     Args:
       store, split: the samples.
       batch_size: B.
-      max_history: see `Packer`.
+      max_history, ages: see `Packer`.
       seed: the seed of the permutations.
       shuffle: if False, batches follow the store's order, apart from length balancing.
       epochs: the number of epochs.
@@ -69,7 +69,8 @@ class BatchSource:
       buckets: the capacities that batches are padded to.
 
     Raises:
-      DinError: there is no such split, it has no samples, or M does not divide B.
+      DinError: there is no such split, it has no samples, M does not divide B, or there are no
+        times for `ages`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class BatchSource:
         batch_size: int,
         *,
         max_history: int = 0,
+        ages: bool = False,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int = 1,
@@ -98,12 +100,13 @@ class BatchSource:
         self.shards = shards
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
         self.batches_per_epoch = -(-len(self.samples) // batch_size)
-        self.packer = Packer(store, max_history)
+        self.packer = Packer(store, max_history, ages=ages)
         self.fingerprint = {
             "store": store.fingerprint,
             "split": split,
             "batch_size": batch_size,
             "max_history": max_history,
+            "ages": ages,
             "seed": seed,
             "shuffle": shuffle,
             "balanced_batches": steps_per_call,

@@ -3,11 +3,13 @@
     STORE/
       schema.json                          schema, splits, lengths, origin, fingerprint
       samples/label.npy, user.npy          one entry per sample
+      samples/time.npy                     (if a sequence has times) int64, in seconds
       fields/NAME.npy                      one id per sample; or a multi-hot field's values,
       fields/NAME.offsets.npy              concatenated, and the offset of each sample's values
       sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
       events/NAME/FIELD.npy                each behaviour once, user after user, in time order
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
+      events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
       counts/…                             n_j, cached by runs that need it (`din_jax.data.counts`)
 
@@ -144,6 +146,8 @@ class Store:
 def column_names(schema: Schema) -> Iterator[str]:
     """Yields the names of all columns of a store with this schema."""
     yield from ("samples/label", "samples/user")
+    if any(sequence.times for sequence in schema.sequences):
+        yield "samples/time"
     for field in schema.fields:
         name = f"fields/{field.name}"
         yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
@@ -152,6 +156,8 @@ def column_names(schema: Schema) -> Iterator[str]:
         for behavior in sequence.fields:
             name = f"events/{sequence.name}/{behavior.name}"
             yield from (name, f"{name}.offsets") if behavior.multi_hot else (name,)
+        if sequence.times:
+            yield f"events/{sequence.name}.time"
 
 
 def sequence_named(schema: Schema, name: str) -> Sequence:

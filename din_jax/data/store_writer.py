@@ -24,6 +24,7 @@ from din_jax.errors import DinError
 if TYPE_CHECKING:
     import polars as pl
 
+_LATEST = 253_402_300_799  # the last second of the year 9999; greater times have another unit
 _CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` reads at a time
 
 
@@ -160,7 +161,8 @@ class StoreWriter:
             folder, _, column = name.partition("/")
             offsets = f"{name}.offsets"
             if folder == "events":
-                length = self._events(sequence_named(self.schema, column.partition("/")[0]))
+                sequence = column.partition("/")[0].removesuffix(".time")
+                length = self._events(sequence_named(self.schema, sequence))
             else:
                 length = samples
             if name.endswith(".offsets"):
@@ -174,6 +176,8 @@ class StoreWriter:
         """Checks the range of all values: labels, users, ids, offsets and histories."""
         self._check_range("samples/label", 0, 1)
         self._check_range("samples/user", 0, np.iinfo(np.int32).max)
+        if "samples/time" in self._columns:
+            self._check_range("samples/time", -_LATEST, _LATEST, "seconds, ")
         for field in self.schema.fields:
             self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
             if field.multi_hot:
@@ -197,6 +201,34 @@ class StoreWriter:
                         f"after {end}[{first + i}], {ends[i]}"
                     )
                 first += len(starts)
+            if sequence.times:
+                self._check_times(sequence)
+
+    def _check_times(self, sequence: Sequence) -> None:
+        """Checks that no history ends with a behaviour that is later than its sample."""
+        name, start, end = (
+            f"events/{sequence.name}.time",
+            f"sequences/{sequence.name}.start",
+            f"sequences/{sequence.name}.end",
+        )
+        self._check_range(name, -_LATEST, _LATEST, "seconds, ")
+        first = 0  # the first sample of a chunk
+        for starts, ends, times in zip(
+            self._chunks(start), self._chunks(end), self._chunks("samples/time"), strict=True
+        ):
+            samples = np.flatnonzero(starts < ends)
+            if len(samples):
+                events = ends[samples].astype(np.int64) - 1
+                # Mapped for one chunk only, since its pages would stay in memory.
+                last = np.load(self._partial / f"{name}.npy", mmap_mode="r")[events]
+                later = last > times[samples]
+                if later.any():
+                    i = int(np.argmax(later))
+                    raise DinError(
+                        f"store: samples/time[{first + samples[i]}] is {times[samples[i]]}, before "
+                        f"the last behaviour of its history, {name}[{events[i]}], {last[i]}"
+                    )
+            first += len(starts)
 
     def _events(self, sequence: Sequence) -> int:
         """The number of events of a sequence, according to its first field."""
@@ -206,14 +238,14 @@ class StoreWriter:
             return self._columns[f"{name}.offsets"].length - 1
         return self._columns[name].length
 
-    def _check_range(self, name: str, low: int, high: int) -> None:
+    def _check_range(self, name: str, low: int, high: int, unit: str = "") -> None:
         column = self._columns[name]
         if column.dtype.kind not in "iu":
             raise DinError(f"store: column {name} holds {column.dtype}, expected integers")
         if column.length and not low <= column.low <= column.high <= high:
             raise DinError(
                 f"store: column {name} holds values from {column.low} to {column.high}, "
-                f"expected {low} to {high}"
+                f"expected {unit}{low} to {high}"
             )
 
     def _check_offsets(self, name: str) -> None:

@@ -174,7 +174,7 @@ def embed(
         groups[field.group].append(vector)
     sequences = {}
     for sequence in schema.sequences:
-        values, segment_ids = batch.sequences[sequence.name]
+        values, segment_ids, _ = batch.sequences[sequence.name]
         fields = [
             vectors(b.table, f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
             for b in sequence.fields

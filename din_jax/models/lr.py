@@ -72,7 +72,7 @@ def linear(
     for field in schema.inputs(extra_fields):
         total += weights(field.name, batch.fields[field.name], samples)
     for sequence in schema.sequences:
-        values, segment_ids = batch.sequences[sequence.name]
+        values, segment_ids, _ = batch.sequences[sequence.name]
         for b in sequence.fields:
             by_behavior = weights(f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
             total += pool(by_behavior, segment_ids, samples)

@@ -45,7 +45,7 @@ class Evaluator:
       score: the score step.
       store, split: the samples to score.
       batch_size: samples per batch; results do not depend on it.
-      max_history: see `Packer`.
+      max_history, ages: see `Packer`.
       shards: how batches are split among devices.
       steps_per_call: the maximum number of batches in a call of `score`.
     """
@@ -58,6 +58,7 @@ class Evaluator:
         *,
         batch_size: int,
         max_history: int,
+        ages: bool = False,
         shards: Shards = Shards(),  # noqa: B008
         steps_per_call: int = 1,
     ):
@@ -67,6 +68,7 @@ class Evaluator:
             split,
             batch_size,
             max_history=max_history,
+            ages=ages,
             shuffle=False,
             shards=shards,
             steps_per_call=steps_per_call,

@@ -120,6 +120,7 @@ def _shuffled_batches(run: Run) -> Iterator[Batch]:
         run.config.data.fit,
         _NOTES_BATCH_SIZE,
         max_history=run.config.data.max_history,
+        ages=run.source.packer.ages,
         seed=run.config.seed,
         epochs=1,
     )

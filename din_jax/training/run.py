@@ -110,6 +110,7 @@ class Run(NamedTuple):
             split,
             batch_size=batch_size,
             max_history=self.config.data.max_history,
+            ages=_ages(self.config),
             shards=_shards(self.placement),
             steps_per_call=steps_per_call,
         )
@@ -156,6 +157,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         config.data.fit,
         batch_size if trains else placement.block(batch_size) * placement.count,
         max_history=config.data.max_history,
+        ages=_ages(config),
         seed=config.seed,
         epochs=config.train.epochs,
         shards=_shards(placement),
@@ -187,6 +189,12 @@ def _open_store(config: ConfigDict) -> Store:
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
         processes.wait_for_all("embedded data set")  # also if this process sees it already
     return Store(path)
+
+
+def _ages(config: ConfigDict) -> bool:
+    """Whether batches carry the ages of behaviours, for DIN's activation unit or your own model."""
+    reads_ages = config.model.name == "din" or bool(config.model.module)
+    return bool(config.model.attention.age) and reads_ages
 
 
 def _shards(placement: Placement) -> Shards:

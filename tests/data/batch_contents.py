@@ -17,10 +17,11 @@ def unpacked(batch):
         for name, sequence in batch.sequences.items():
             positions = np.flatnonzero(sequence.segment_ids == i)
             assert (sequence.segment_ids <= size).all()
+            columns = sequence.fields | ({} if sequence.age is None else {"age": sequence.age})
             sample[name] = [
                 {
                     field: of(ids, t) if hasattr(ids, "values") else int(ids[t])
-                    for field, ids in sequence.fields.items()
+                    for field, ids in columns.items()
                 }
                 for t in positions
             ]
@@ -28,12 +29,19 @@ def unpacked(batch):
     return samples
 
 
-def expected(sample, max_history=0):
+def expected(sample, max_history=0, *, ages=False):
     """What a batch should hold of a sample of the `rich` fixture."""
-    keys = ("label", "user", "age", "film", "genres", "hour")
-    views = sample["views"][-max_history:] if max_history else sample["views"]
-    likes = sample["likes"][-max_history:] if max_history else sample["likes"]
-    return {k: sample[k] for k in keys} | {
-        "views": views,
-        "likes": [{"film": e["film"]} for e in likes],
-    }
+    result = {k: sample[k] for k in ("label", "user", "age", "film", "genres", "hour")}
+    for name, fields in {"views": ("film", "genres"), "likes": ("film",)}.items():
+        behaviors = sample[name][-max_history:] if max_history else sample[name]
+        result[name] = [
+            {field: e[field] for field in fields}
+            | ({"age": bucket(sample["time"] - e["time"])} if ages else {})
+            for e in behaviors
+        ]
+    return result
+
+
+def bucket(age):
+    """The logarithmic bucket of an age, in whole numbers."""
+    return min((age + 1).bit_length() - 1, 31)

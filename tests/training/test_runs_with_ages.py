@@ -1,0 +1,19 @@
+import pytest
+from runs import tiny_config
+
+from din_jax.errors import DinError
+from din_jax.training.run import open_run
+
+
+@pytest.mark.parametrize(("name", "age"), [("din", True), ("din", False), ("base", True)])
+def test_batches_of_a_run_carry_the_ages_that_its_model_reads(rich, name, age):
+    run = open_run(tiny_config(rich[0].path, **{"model.name": name, "model.attention.age": age}))
+    for source in (run.source, run.evaluator("test").source):
+        ages = {s.age is not None for s in source[0].sequences.values()}
+        assert ages == {name == "din" and age}
+
+
+def test_a_run_with_ages_needs_a_store_with_times(planted_store):
+    config = tiny_config(planted_store, **{"model.attention.age": True})
+    with pytest.raises(DinError, match=r"has no times of: history; config\.model"):
+        open_run(config)
