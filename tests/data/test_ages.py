@@ -110,6 +110,11 @@ def test_a_store_without_times_is_written_as_before_there_were_times(tmp_path):
         ),
         (
             TIMED,
+            TIMES | {"samples/time": [0, 7, 40]},
+            r"samples/time\[1\] is 7, before .*its history, events/history.time\[1\], 8",
+        ),
+        (
+            TIMED,
             TIMES | {"samples/time": [0, 9, 29]},
             r"samples/time\[2\] is 29, before .*its history, events/history.time\[3\], 30",
         ),
