@@ -11,6 +11,7 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare import vocabularies
 from din_jax.prepare.log.spec import Column, SideTable
+from din_jax.prepare.log.times import in_seconds
 
 
 class Feature(NamedTuple):
@@ -37,12 +38,16 @@ class Feature(NamedTuple):
 
 
 class BehaviorSequence(NamedTuple):
-    """Behaviours, sorted by user and time, and each sample's history: [start, end)."""
+    """Behaviours, sorted by user and time, and each sample's history: [start, end).
+
+    `time`: int64 [events], in seconds; None if it is unknown.
+    """
 
     features: dict[str, Feature]
     events: int
     start: np.ndarray
     end: np.ndarray
+    time: np.ndarray | None
 
     def in_histories_of(self, samples: slice) -> np.ndarray:
         """[events] whether each behaviour lies in the history of one of these samples."""
@@ -105,7 +110,11 @@ def joined_features(
 
 
 def behavior_sequence(
-    features: dict[str, Feature], events: pl.DataFrame, samples: pl.DataFrame, user: np.ndarray
+    features: dict[str, Feature],
+    events: pl.DataFrame,
+    samples: pl.DataFrame,
+    user: np.ndarray,
+    unit: str | None,
 ) -> BehaviorSequence:
     """Computes the histories: of each sample's user, the events before the sample's time.
 
@@ -114,15 +123,19 @@ def behavior_sequence(
       events: sorted by ".user", a number, then by ".time". Without ".time" all events of the user
         are history.
       samples, user: the samples, and the number of each sample's user.
+      unit: of the times, if it is known.
     """
+    time = None
     user_of_event = events[".user"].to_numpy()
     start = np.searchsorted(user_of_event, user, "left")
     if ".time" in events.columns:
         # "left": after earlier events, before those of the sample's own time.
         end = search_by_time(events, ".user", user, samples[".time"], "left")
+        if unit is not None:
+            time = in_seconds(events[".time"], unit)
     else:
         end = np.searchsorted(user_of_event, user, "right")
-    return BehaviorSequence(features, len(events), start, end)
+    return BehaviorSequence(features, len(events), start, end, time)
 
 
 def search_by_time(

@@ -20,6 +20,7 @@ from din_jax.prepare.log.features import (
 from din_jax.prepare.log.spec import Behaviors, Spec
 from din_jax.prepare.log.splits import split_impressions
 from din_jax.prepare.log.tables import Tables
+from din_jax.prepare.log.times import in_seconds, time_unit
 
 
 class JoinedLog:
@@ -33,6 +34,7 @@ class JoinedLog:
       notes: of what is not an error but may be a mistake.
       splits: {split: its samples}.
       label, user: [samples].
+      time: int64 [samples], in seconds; None if no sequence has times.
       users, items: the raw ids.
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
@@ -47,6 +49,8 @@ class JoinedLog:
         samples, self.splits = split_impressions(spec, impressions, seed)
         self.counts["impressions"]["in no split"] = len(impressions) - len(samples)
         self.label = samples[".label"].to_numpy()
+        self._unit = time_unit(spec, self._frames, self.notes)
+        self.time = None if self._unit is None else in_seconds(samples[".time"], self._unit)
         self.users = samples[".user"].unique(maintain_order=True)
         self.user = index_in(self.users, samples[".user"])
         with_items = [samples, *(self._frames[b.files.section] for b in spec.behaviors)]
@@ -113,7 +117,7 @@ class JoinedLog:
         order = [c for c in (".user", ".time", ".order") if c in events.columns]
         events = events.sort(order, maintain_order=True)
         features = self._item_features(events) | own_features(behaviors.ad, events)
-        return behavior_sequence(features, events, samples, self.user)
+        return behavior_sequence(features, events, samples, self.user, self._unit)
 
     def _clicks(self, samples: pl.DataFrame) -> BehaviorSequence:
         """The sequence of the clicked impressions."""
@@ -128,7 +132,7 @@ class JoinedLog:
             name: feature._replace(value_index=feature.value_index[sample])
             for name, feature in self.fields["ad"].items()
         }
-        clicks = behavior_sequence(features, events, samples, self.user)
+        clicks = behavior_sequence(features, events, samples, self.user, self._unit)
         self._check_clicks(clicks, sample)
         return clicks
 

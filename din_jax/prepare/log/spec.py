@@ -40,13 +40,17 @@ class TableFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Impressions:
-    """The table of samples; `fields` is {"user" | "ad" | "context": the columns of the group}."""
+    """The table of samples; `fields` is {"user" | "ad" | "context": the columns of the group}.
+
+    `time_unit` is that of all times that are numbers; None where the spec does not name it.
+    """
 
     files: TableFiles
     label: str
     user: str
     item: str
     time: str
+    time_unit: str | None
     fields: dict[str, tuple[Column, ...]]
 
 

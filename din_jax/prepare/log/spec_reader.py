@@ -19,11 +19,15 @@ from din_jax.prepare.log.spec import (
     TableOptions,
 )
 from din_jax.prepare.log.spec_checks import check_across_sections
+from din_jax.prepare.log.times import UNITS
 from din_jax.prepare.log.toml_section import Section, suggestion
 
 _FILE_KEYS = ("path", "delimiter")
 _KEYS = {
-    "impressions": (*_FILE_KEYS, "label", "user", "item", "time", "profile", "ad", "context"),
+    "impressions": (
+        *(*_FILE_KEYS, "label", "user", "item", "time", "time_unit"),
+        *("profile", "ad", "context"),
+    ),
     "behaviours": (*_FILE_KEYS, "user", "item", "time", "order", "prior", "ad"),
     "items": (*_FILE_KEYS, "item", "valid_from", "columns"),
     "users": (*_FILE_KEYS, "user", "valid_from", "columns"),
@@ -172,12 +176,17 @@ class _Reader:
     def _impressions(self) -> Impressions:
         section = self._section("impressions", "", self.top.value["impressions"])
         self._check_distinct(section, "label", "user", "item", "time")
+        units = f"the unit of times that are numbers: {', '.join(UNITS)}"
+        time_unit = section.optional_text("time_unit", units)
+        if time_unit is not None and time_unit not in UNITS:
+            raise section.invalid("time_unit", units)
         return Impressions(
             files=self._files(section),
             label=section.text("label"),
             user=section.text("user"),
             item=section.text("item"),
             time=section.text("time"),
+            time_unit=time_unit,
             fields={
                 "user": self._columns(section, "profile"),
                 "ad": self._columns(section, "ad"),

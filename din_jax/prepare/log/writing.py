@@ -45,6 +45,8 @@ def write_store(
     with StoreWriter(out, schema) as writer:
         writer.append("samples/label", log.label)
         writer.append("samples/user", log.user.astype(smallest_unsigned(len(log.users))))
+        if log.time is not None:
+            writer.append("samples/time", log.time)
         for name, feature in log.all_fields().items():
             rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
             rows.write(writer, f"fields/{name}")
@@ -55,6 +57,8 @@ def write_store(
             offset_type = smallest_unsigned(sequence.events)
             writer.append(f"sequences/{name}.start", sequence.start.astype(offset_type))
             writer.append(f"sequences/{name}.end", sequence.end.astype(offset_type))
+            if sequence.time is not None:
+                writer.append(f"events/{name}.time", sequence.time)
             for field, feature in sequence.features.items():
                 rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
                 rows.write(writer, f"events/{name}/{field}")
@@ -142,6 +146,7 @@ def _schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
                     BehaviorField(field, f.table, ad=field, multi_hot=f.multi_hot)
                     for field, f in sequence.features.items()
                 ),
+                times=sequence.time is not None,
             )
             for name, sequence in log.sequences.items()
         ),
