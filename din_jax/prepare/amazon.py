@@ -103,6 +103,7 @@ def prepare(
     with StoreWriter(out, schema) as writer:
         writer.append("events/history/item", good_rows.astype(id_type["item"]))
         writer.append("events/history/category", category_rows.astype(id_type["category"]))
+        writer.append("events/history.time", events.time)
         written = 0
         for split, positions in (
             ("train", (k >= 1) & (k <= reviews_of_user - 3)),
@@ -115,6 +116,7 @@ def prepare(
             ad = np.stack([events.good[chosen], negative[chosen]], axis=1).reshape(-1)
             writer.append("samples/label", np.tile(np.array([1, 0], np.uint8), len(chosen)))
             writer.append("samples/user", user.astype(id_type["user"]))
+            writer.append("samples/time", np.repeat(events.time[chosen], 2))
             writer.append("fields/item", (ad + 1).astype(id_type["item"]))
             writer.append("fields/category", categories_of_goods[ad].astype(id_type["category"]))
             writer.append("fields/user_id", (user + 1).astype(id_type["user"]))
@@ -167,6 +169,7 @@ def _schema(goods: int, categories: int, users: int) -> Schema:
                     BehaviorField("item", "item", ad="item"),
                     BehaviorField("category", "category", ad="category"),
                 ),
+                times=True,
             ),
         ),
     )
@@ -177,6 +180,7 @@ class _Events(NamedTuple):
 
     user: np.ndarray  # index into users
     good: np.ndarray  # index into goods
+    time: np.ndarray  # seconds
     users: pl.Series
     goods: pl.Series
 
@@ -189,6 +193,7 @@ def _events(reviews: pl.DataFrame) -> _Events:
     return _Events(
         user=ordered["reviewerID"].cast(pl.Enum(users)).to_physical().to_numpy().astype(np.int64),
         good=ordered["asin"].cast(pl.Enum(goods)).to_physical().to_numpy().astype(np.int64),
+        time=ordered["unixReviewTime"].to_numpy(),
         users=users,
         goods=goods,
     )

@@ -175,6 +175,8 @@ def prepare(
             written += len(values)
             writer.append("samples/label", (events.rating[part] >= POSITIVE).astype(np.uint8))
             writer.append("samples/user", user.astype(user_type))
+            for name in ("samples/time", "events/history.time"):
+                writer.append(name, events.time[part])
             user_row = np.where(user < train_users, user + 1, 0)
             writer.append("fields/user_id", user_row.astype(id_type["user"]))
             writer.append("sequences/history.start", history_start.astype(offset_type))
@@ -237,6 +239,7 @@ def _schema(films: int, genres: int, users: int) -> Schema:
                     BehaviorField("film", "film", ad="film"),
                     BehaviorField("genres", "genre", ad="genres", multi_hot=True),
                 ),
+                times=True,
             ),
         ),
     )

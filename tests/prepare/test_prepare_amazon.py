@@ -95,6 +95,33 @@ def test_positions_histories_and_splits_by_hand(store):
     ]
 
 
+def ages_of(store, split):
+    """The ages of each sample's behaviours, in seconds."""
+    starts, ends = (store.column(f"sequences/history.{e}").tolist() for e in ("start", "end"))
+    then, now = store.column("events/history.time"), store.column("samples/time")
+    return [(now[i] - then[starts[i] : ends[i]]).tolist() for i in store.split(split)]
+
+
+def test_ages_by_hand(store):
+    # Ann's reviews are at 10, 20, 20, 30, 40; Bob's at 5 and 7. A negative has its positive's ages.
+    assert ages_of(store, "train") == [[10], [10], [10, 0], [10, 0]]
+    assert ages_of(store, "validation") == [[20, 10, 10]] * 2
+    assert ages_of(store, "test") == [[30, 20, 20, 10]] * 2 + [[2]] * 2
+
+
+def test_ages_are_differences_of_review_times(larger):
+    times = {}
+    for user, _, when in random_reviews():
+        times.setdefault(user, []).append(when)
+    expected = {split: [] for split in SPLITS}
+    for user in sorted(times):
+        ordered = sorted(times[user])
+        for k in range(1, len(ordered)):
+            split = {1: "test", 2: "validation"}.get(len(ordered) - k, "train")
+            expected[split] += [[ordered[k] - then for then in ordered[:k]]] * 2
+    assert {split: ages_of(larger, split) for split in SPLITS} == expected
+
+
 def test_each_position_has_one_negative_that_the_user_never_reviewed(store):
     reviewed = {user: {g for u, g, _ in REVIEWS if u == user} for user, _, _ in REVIEWS}
     for split in SPLITS:

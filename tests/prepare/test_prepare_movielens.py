@@ -78,6 +78,21 @@ def oracle(ties):
     return samples
 
 
+def timestamps_before(ties):
+    """{raw user: the ages of the ratings before each}, in time order."""
+    times = collections.defaultdict(list)
+    for user, _, _, time in dict.fromkeys(raw()[0]):
+        times[user].append(time)
+    ages = {}
+    for user, of_user in times.items():
+        of_user.sort()
+        ages[user] = [
+            [now - then for then in of_user[:k] if then < now or ties == "file_order"]
+            for k, now in enumerate(of_user)
+        ]
+    return ages
+
+
 @pytest.mark.parametrize("ties", movielens.TIES)
 def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
     store = prepare(tmp_path / "a", ties=ties)
@@ -95,6 +110,23 @@ def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
                 for film, label, history in expected.pop(user)
             ]
     assert expected == {}
+
+
+@pytest.mark.parametrize("ties", movielens.TIES)
+def test_ages_are_differences_of_timestamps(tmp_path, ties):
+    store = prepare(tmp_path / "a", ties=ties)
+    times, start, end = (
+        store.column(name).tolist()
+        for name in ("events/history.time", "sequences/history.start", "sequences/history.end")
+    )
+    now, user_of = store.column("samples/time").tolist(), store.column("samples/user").tolist()
+    ages = collections.defaultdict(list)
+    for split, users in users_of(store).items():
+        for i in store.split(split):
+            ages[users[user_of[i]]].append([now[i] - times[j] for j in range(start[i], end[i])])
+    assert ages == timestamps_before(ties)
+    least = min(age for samples in ages.values() for of_sample in samples for age in of_sample)
+    assert least == (1 if ties == "strict" else 0)
 
 
 def test_users_are_split_and_stored_once(store):
