@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from din_jax import evaluate, train
 from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.checkpoint.compatibility import completed
+from din_jax.data.source import BatchSource
+from din_jax.data.store import Store
 from din_jax.errors import DinError
 
 
@@ -44,6 +46,13 @@ def test_a_run_of_version_0_1_0_goes_on(old):
     logged = [json.loads(line) for line in Path("runs/old/metrics.jsonl").read_text().splitlines()]
     (found,) = (line for line in logged if (line["step"], line["split"]) == (76, "validation"))
     assert metrics_of(found) == pytest.approx(metrics_of(old[76, "validation"]), rel=1e-3)
+
+
+def test_a_store_of_version_0_1_0_has_no_times(old):
+    store = Store("data/planted")
+    assert [s.times for s in store.schema.sequences] == [False]
+    with pytest.raises(DinError, match=r"data/planted: the store has no times of: history; "):
+        BatchSource(store, "train", 8, ages=True)
 
 
 def test_a_config_without_a_key_that_it_had_then_is_refused():
