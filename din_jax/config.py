@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
 from din_jax.errors import DinError
+
+# Keys whose defaults depend on `model.preset`; "released_code" has those of "paper".
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "model.pooling": "sum",
+        "model.interest_product": False,
+        "model.match_counts": False,
+        "model.attention.normalize": "none",
+        "model.attention.position": False,
+        "model.attention.match": False,
+        "optimizer.decay_samples": None,  # required: the paper does not give it
+        "regularizer.name": "none",
+        "regularizer.rate": 0.01,
+        "train.epochs": 3,
+        "train.evaluations_per_epoch": 1,
+        "train.patience": 0,
+    },
+    "recommended": {
+        "model.pooling": "mean",
+        "model.interest_product": True,
+        "model.match_counts": True,
+        "model.attention.normalize": "softmax",
+        "model.attention.position": True,
+        "model.attention.match": True,
+        "optimizer.decay_samples": 1_000_000,
+        "regularizer.name": "mba",
+        "regularizer.rate": 1.0,
+        "train.epochs": 12,
+        "train.evaluations_per_epoch": 1,
+        "train.patience": 3,
+    },
+}
+
+
+class _Operation(NamedTuple):
+    """The operation of a lazy `FieldReference`: its value is `fn(value, *args)`."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+def _preset_value(preset: config_dict.FieldReference, key: str) -> config_dict.FieldReference:
+    """A key whose value is that of the preset, until it is set."""
+    examples = [values[key] for values in PRESETS.values() if values[key] is not None]
+    operation = _Operation(functools.partial(_in_preset, key), (preset,))
+    return config_dict.FieldReference(examples[0], op=operation)
+
+
+def _in_preset(key: str, _: Any, preset: str) -> Any:
+    return PRESETS.get(preset, PRESETS["paper"])[key]
 
 
 def default_config() -> ConfigDict:
@@ -43,25 +94,43 @@ def default_config() -> ConfigDict:
     # "lr", "base", "wide_deep", "pnn", "deepfm" or "din"; any other name is the model of `module`.
     c.model.name = "din"
     c.model.module = ""  # your own model: a file FILE.py or an importable MODULE (docs/library.md)
-    c.model.preset = "paper"  # "paper", or "released_code": the network of the authors' repository
+    # "paper"; "recommended", for a log of your own: other defaults of some keys (`PRESETS`); or
+    # "released_code": the network of the authors' repository.
+    c.model.preset = "paper"
+    preset = functools.partial(_preset_value, c.model.get_ref("preset"))
     c.model.activation = "dice"  # of the MLP: "dice", "prelu", "sigmoid" or "relu"
     c.model.embedding_dim = 12  # width D of every table
     c.model.table_dims = ""  # width D of single tables: "item=16,category=4"
     c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
+    # What it is multiplied by: "constant": 1; "width": 1 / √D.
+    c.model.embedding_init = "constant"
     c.model.hidden = (200, 80)  # widths of the MLP's hidden layers
-    c.model.pooling = "sum"  # "sum" or "mean", of multi-hot fields, and of histories except DIN's
+    # "sum" or "mean", of multi-hot fields, and of histories except DIN's.
+    c.model.pooling = preset("model.pooling")
     c.model.extra_fields = ()  # optional fields to use as inputs, for instance ("user_id",)
     c.model.without = ()  # tables to leave out, with their fields: ("item",) for the goods' ids
     c.model.item_bias = ""  # ad field: adds one scalar per id to the logit (not in the paper)
-    c.model.interest_product = False  # also concatenate interest ∘ ad (not in the paper)
+    c.model.bias_fields = ()  # fields that add one scalar per id to the logit (not in the paper)
+    # Whether to concatenate interest ∘ ad as well (not in the paper).
+    c.model.interest_product = preset("model.interest_product")
+    # Whether to concatenate, for each field of DIN's histories, the number and the fraction of the
+    # behaviours that have the ad's id (not in the paper).
+    c.model.match_counts = preset("model.match_counts")
     c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
     c.model.attention.hidden = (36,)  # widths of its hidden layers
     c.model.attention.activation = ""  # of its hidden layers; "": model.activation
     c.model.attention.difference = False  # whether ad − behaviour is also an input
     c.model.attention.outer = False  # whether ad ⊗ behaviour replaces ad ∘ behaviour as an input
-    # Whether the log bucket of a behaviour's age at the impression is also an input of the unit
-    # (the store must have times).
+    # How the unit's outputs w become weights: "none": w, as in Eq. 3; over a history of H
+    # behaviours "mean": w / H, "sqrt": w / √H, "softmax"; "sigmoid": σ(w).
+    c.model.attention.normalize = preset("model.attention.normalize")
+    c.model.attention.bias_init = 0.0  # initial value of the output's bias
+    # Whether further inputs are (not in the paper): the log bucket of a behaviour's place from the
+    # end of the history; the log bucket of its age at the impression (the store must have times);
+    # for each field, whether the behaviour has the ad's id.
+    c.model.attention.position = preset("model.attention.position")
     c.model.attention.age = False
+    c.model.attention.match = preset("model.attention.match")
     # Number of behaviours that it computes at a time; 0: all. A block needs less memory with long
     # histories (docs/performance.md).
     c.model.attention.block = 0
@@ -85,17 +154,22 @@ def default_config() -> ConfigDict:
     # `din_jax.optim.row_sparse.row_sparse`). False: update every row in every step, like Optax.
     c.optimizer.lazy = True
     c.optimizer.learning_rate = 0.001  # initial learning rate lr₀; the paper: Adam 0.001, SGD 1.0
+    # Factors of the learning rate of single tables: "user=0.1,item=0.5".
+    c.optimizer.table_rates = ""
+    # Number of samples over which the learning rate rises linearly from 0; 0: no warm-up.
+    c.optimizer.warmup_samples = 0
     c.optimizer.decay_rate = 0.9  # factor per decay_samples; the paper: Adam 0.9, SGD 0.1
     # Number of samples after which the learning rate is multiplied by decay_rate (required: the
     # paper does not give it).
-    c.optimizer.decay_samples = config_dict.placeholder(int)
+    c.optimizer.decay_samples = preset("optimizer.decay_samples")
     c.optimizer.staircase = False  # decay in steps every decay_samples, instead of continuously
     c.optimizer.end_value = 0.0  # lower bound of the learning rate
     c.optimizer.clip_norm = 0.0  # clip gradients to this global norm; 0: no clipping
 
     c.regularizer = ConfigDict()
-    c.regularizer.name = "none"  # "none", "mba" (Eq. 7), "difacto", "dropout" or "filter"
-    c.regularizer.rate = 0.01  # λ of mba and difacto
+    # "none", "mba" (Eq. 7), "difacto", "dropout" or "filter".
+    c.regularizer.name = preset("regularizer.name")
+    c.regularizer.rate = preset("regularizer.rate")  # λ of mba and difacto
     c.regularizer.dropout = 0.5  # probability that dropout drops a feature id
     c.regularizer.behaviors_only = False  # whether dropout drops only ids of behaviours
     # Tables whose ids are filtered; (): the table of each sequence's first field (the goods).
@@ -106,8 +180,11 @@ def default_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.batch_size = 256  # B, over all devices
-    c.train.epochs = 3
-    c.train.evaluations_per_epoch = 1  # evaluations on validation; the best weights are saved
+    c.train.epochs = preset("train.epochs")
+    # Evaluations on validation; the best weights are saved.
+    c.train.evaluations_per_epoch = preset("train.evaluations_per_epoch")
+    # Stop after this many evaluations in a row that are not the best so far; 0: never.
+    c.train.patience = preset("train.patience")
     c.train.select = "user_weighted_auc"  # validation metric that selects them; or auc, log_loss
 
     c.eval = ConfigDict()
@@ -119,10 +196,12 @@ def default_config() -> ConfigDict:
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data.fit": ("train", "train+validation"),
     "model.name": ("lr", "base", "wide_deep", "pnn", "deepfm", "din"),
-    "model.preset": ("paper", "released_code"),
+    "model.preset": ("paper", "recommended", "released_code"),
     "model.activation": ("dice", "prelu", "sigmoid", "relu"),
     "model.attention.activation": ("", "dice", "prelu", "sigmoid", "relu"),
     "model.pooling": ("sum", "mean"),
+    "model.embedding_init": ("constant", "width"),
+    "model.attention.normalize": ("none", "mean", "sqrt", "softmax", "sigmoid"),
     "model.pnn.product": ("inner", "outer"),
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
     "optimizer.lazy": (True, False),
@@ -144,11 +223,13 @@ _MINIMUM: dict[str, float] = {
     "optimizer.learning_rate": 0,
     "optimizer.decay_samples": 1,
     "optimizer.end_value": 0,
+    "optimizer.warmup_samples": 0,
     "optimizer.clip_norm": 0,
     "regularizer.rate": 0,
     "train.batch_size": 1,
     "train.epochs": 1,
     "train.evaluations_per_epoch": 1,
+    "train.patience": 0,
     "eval.batch_size": 1,
     "processes.join_timeout_s": 1,
     "processes.heartbeat_timeout_s": 10,

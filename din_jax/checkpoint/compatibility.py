@@ -20,6 +20,7 @@ _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 # Prefixes of keys that may change when a run continues: they change neither the model nor steps.
 _MAY_CHANGE = (
     "train.epochs",
+    "train.patience",
     "eval.batch_size",
     "data.store",
     "data.prepare",
@@ -29,7 +30,20 @@ _MAY_CHANGE = (
     "processes.",
 )
 # Keys that checkpoints of older versions lack, with the value that reproduces these versions.
-_ADDED_KEYS = {"model.module": "", "model.attention.age": False}
+_ADDED_KEYS = {
+    "model.module": "",
+    "model.embedding_init": "constant",
+    "model.bias_fields": (),
+    "model.match_counts": False,
+    "model.attention.age": False,
+    "model.attention.normalize": "none",
+    "model.attention.bias_init": 0.0,
+    "model.attention.position": False,
+    "model.attention.match": False,
+    "optimizer.table_rates": "",
+    "optimizer.warmup_samples": 0,
+    "train.patience": 0,
+}
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
 # any working directory.
 _PATH_KEYS = ("data.store", "model.module")

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from din_jax.data.packing import Batch
+from din_jax.data.packing import Batch, Packed
 from din_jax.data.schema import Schema
 from din_jax.models.features import (
     ITEM_BIAS,
     Features,
     Options,
+    bias_table,
     embed_and_pool,
     lookups,
     options,
@@ -25,6 +26,7 @@ from din_jax.models.features import (
 )
 from din_jax.nn.embedding import Lookups, Tables, lookup
 from din_jax.nn.mlp import MLP
+from din_jax.nn.pooling import segment_pool
 
 __all__ = ["BaseModel", "Head", "lookups", "module", "tables"]
 
@@ -59,7 +61,20 @@ class Head(nn.Module):
         if self.options.item_bias:
             bias = lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
             logits = logits.at[:, 1].add(bias)
+        for field in self.options.bias_fields:
+            bias = _bias(field, tables, lookups, batch)
+            logits = logits.at[:, 1].add(bias)
         return logits
+
+
+def _bias(field: str, tables: Tables, lookups: Lookups, batch: Batch) -> jax.Array:
+    """[B] the sum of the scalars of a field's ids."""
+    name = bias_table(field)
+    scalars = lookup(tables[name], lookups[name][name])
+    ids = batch.fields[field]
+    if isinstance(ids, Packed):
+        scalars = segment_pool(scalars, ids.segment_ids, len(batch.label))
+    return scalars[:, 0]
 
 
 class BaseModel(nn.Module):

@@ -1,7 +1,8 @@
 """The Deep Interest Network (section 4.3): the base model with a local activation unit.
 
 Eq. 3: the interest in an ad is the sum of the behaviours' vectors, weighted by the unit's raw
-outputs. There is no softmax, so that the sum of the weights expresses the strength of the interest.
+outputs. In the paper there is no softmax, so that the sum of the weights expresses the strength of
+the interest.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from din_jax.data.packing import Batch
-from din_jax.data.schema import Schema
+from din_jax.data.packing import AGE_BUCKETS, Batch
+from din_jax.data.schema import Schema, Sequence
 from din_jax.models.base import Head
 from din_jax.models.features import Options, embed, lookups, options, tables
 from din_jax.nn.activation_unit import ActivationUnit
 from din_jax.nn.activations import ActivationFactory, activation_factory
+from din_jax.nn.codes import Code, lengths, matches, position_code
 from din_jax.nn.embedding import Lookups, Tables
-from din_jax.nn.pooling import weighted_pool
+from din_jax.nn.pooling import normalize_weights, segment_pool, weighted_pool
 
 __all__ = ["DIN", "lookups", "module", "tables"]
 
@@ -30,7 +33,13 @@ class DIN(nn.Module):
       options: see `Options`; `mean` does not apply to the history, which is a weighted sum.
       attention_hidden: widths of the activation unit's hidden layers.
       attention_activation: makes the module after each of them.
-      difference, outer, block: see `ActivationUnit`.
+      difference, outer, block, bias_init: see `ActivationUnit`.
+      normalize: see `normalize_weights`.
+      position, age, match: whether the unit's inputs are also: a behaviour's place from the end of
+        the history, its age, and for each of its fields whether it has an id of the ad (not in the
+        paper).
+      match_counts: whether the MLP's inputs are also, for each field, how many behaviours have an
+        id of the ad, and their fraction (not in the paper).
     """
 
     options: Options
@@ -39,6 +48,12 @@ class DIN(nn.Module):
     difference: bool = False
     outer: bool = False
     block: int = 0
+    bias_init: float = 0.0
+    normalize: str = "none"
+    position: bool = False
+    age: bool = False
+    match: bool = False
+    match_counts: bool = False
 
     @nn.compact
     def __call__(
@@ -46,31 +61,79 @@ class DIN(nn.Module):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Returns logits [B, 2] and a dict.
 
-        The dict is {"activation_weights": {sequence: [T]}, "interest": {sequence: [B, E]}}.
+        The dict is {"activation_weights": {sequence: [T]}, "interest": {sequence: [B, E]}}; the
+        weights are normalized.
         """
         o = self.options
+        samples = len(batch.label)
         features = embed(tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean)
-        weights, interests = {}, {}
-        for name, s in features.sequences.items():
+        weights, interests, counts = {}, {}, []
+        for sequence in o.schema.sequences:
+            name, s = sequence.name, features.sequences[sequence.name]
             unit = ActivationUnit(
                 self.attention_hidden,
                 self.attention_activation,
                 difference=self.difference,
                 outer=self.outer,
                 block=self.block,
+                bias_init=self.bias_init,
                 name=f"activation_unit_{name}",
             )
-            weights[name] = unit(s.behaviors, s.ad, s.segment_ids, s.mask, train=train)
+            codes = []
+            if self.position:
+                codes.append(position_code(s.segment_ids, samples))
+            if self.age:
+                age = batch.sequences[name].age
+                assert age is not None  # `din_jax.training.run` asks for it
+                codes.append(Code(age, AGE_BUCKETS))
+            if self.match or self.match_counts:
+                found = _matches(sequence, batch, lookups)
+                codes += [Code(matched, 1) for matched in found if self.match]
+                if self.match_counts:
+                    counts.append(_match_counts(found, s.segment_ids, samples))
+            raw = unit(s.behaviors, s.ad, s.segment_ids, s.mask, codes=codes, train=train)
+            weights[name] = normalize_weights(raw, s.segment_ids, samples, s.mask, self.normalize)
             interests[name] = weighted_pool(
-                weights[name],
-                s.behaviors,
-                s.segment_ids,
-                len(batch.label),
-                block=self.block,
+                weights[name], s.behaviors, s.segment_ids, samples, block=self.block
             )
-        head = Head(o)
-        logits = head(features, interests, tables, lookups, batch, train=train)
+        logits = Head(o)(
+            features,
+            interests,
+            tables,
+            lookups,
+            batch,
+            train=train,
+            products=jnp.concatenate(counts, axis=1) if counts else None,
+        )
         return logits, {"activation_weights": weights, "interest": interests}
+
+
+def _matches(sequence: Sequence, batch: Batch, lookups: Lookups) -> list[jax.Array]:
+    """For each field of a sequence, int32[T]: whether a behaviour has an id of the ad."""
+    behaviors, samples = batch.sequences[sequence.name], len(batch.label)
+    found = []
+    for field in sequence.fields:
+        looked_up = lookups[field.table]
+        # The batch's ids, not those of the lookups, which may be renumbered; unknown ones are 0.
+        shared = matches(
+            behaviors.fields[field.name],
+            batch.fields[field.ad],
+            behaviors.segment_ids,
+            samples,
+            looked_up[f"{sequence.name}.{field.name}"].mask,
+            looked_up[field.ad].mask,
+        )
+        found.append(jnp.minimum(shared, 1))
+    return found
+
+
+def _match_counts(found: list[jax.Array], segment_ids: jax.Array, samples: int) -> jax.Array:
+    """float32 [B, 2 F + 1]: log(1 + n) and n / H of each field's matches n; log(1 + H)."""
+    matched = segment_pool(jnp.stack(found, axis=1), segment_ids, samples).astype(jnp.float32)
+    length = lengths(segment_ids, samples)[:, None].astype(jnp.float32)
+    return jnp.concatenate(
+        [jnp.log1p(matched), matched / jnp.maximum(length, 1), jnp.log1p(length)], axis=1
+    )
 
 
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
@@ -85,4 +148,10 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
         difference=unit.difference,
         outer=unit.outer,
         block=unit.block,
+        bias_init=unit.bias_init,
+        normalize=unit.normalize,
+        position=unit.position,
+        age=unit.age,
+        match=unit.match,
+        match_counts=config.match_counts,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from flax import linen as nn
 
 from din_jax.config import table_dims
 from din_jax.data.packing import Batch, Packed
-from din_jax.data.schema import Schema
+from din_jax.data.schema import Field, Schema
 from din_jax.errors import DinError
 from din_jax.nn.activations import ActivationFactory, activation_factory
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
@@ -23,6 +24,11 @@ from din_jax.nn.pooling import segment_mean, segment_pool
 ITEM_BIAS = "item-bias"
 
 
+def bias_table(field: str) -> str:
+    """The name of the table with one scalar per id of a field of `config.bias_fields`."""
+    return f"{field}-field-bias"
+
+
 def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
     """The specifications of the tables that the model uses.
 
@@ -30,16 +36,46 @@ def tables(schema: Schema, config: Any) -> dict[str, TableSpec]:
       schema: the data set's schema.
       config: `config.model`.
     """
-    initializer = nn.initializers.normal(config.embedding_stddev)
     names = {f.table for f in schema.inputs(config.extra_fields)} | {
         behavior.table for sequence in schema.sequences for behavior in sequence.fields
     }
     dims = table_dims(config, [table.name for table in schema.tables])
-    specs = {name: TableSpec(schema.rows(name), dims[name], initializer) for name in sorted(names)}
+    specs = {
+        name: TableSpec(
+            schema.rows(name), dims[name], nn.initializers.normal(_stddev(config, dims[name]))
+        )
+        for name in sorted(names)
+    }
     if config.item_bias:
         rows = schema.rows(schema.ad_field(config.item_bias).table)
         specs[ITEM_BIAS] = TableSpec(rows, 1, nn.initializers.zeros, decayed=False)
+    for field in _bias_fields(schema, config):
+        specs[bias_table(field.name)] = TableSpec(
+            schema.rows(field.table), 1, nn.initializers.zeros, decayed=False
+        )
     return specs
+
+
+def _stddev(config: Any, dim: int) -> float:
+    """The standard deviation of a table's initial values, from `config.model` and its width."""
+    stddev: float = config.embedding_stddev
+    return stddev / math.sqrt(dim) if config.embedding_init == "width" else stddev
+
+
+def _bias_fields(schema: Schema, config: Any) -> list[Field]:
+    """The fields that `config.bias_fields` names.
+
+    Raises:
+      DinError: there is no such field.
+    """
+    fields = {field.name: field for field in schema.fields}
+    for name in config.bias_fields:
+        if name not in fields:
+            raise DinError(
+                f"config.model.bias_fields names {name!r}; the data set's fields are: "
+                + ", ".join(fields)
+            )
+    return [fields[name] for name in dict.fromkeys(config.bias_fields)]
 
 
 def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lookup]]:
@@ -49,6 +85,9 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
         name = schema.ad_field(config.item_bias).name
         bias = _lookup_of(batch.fields[name], batch.weight > 0, len(batch.label))
         by_table[ITEM_BIAS] = {ITEM_BIAS: bias}
+    for field in _bias_fields(schema, config):
+        ids = _lookup_of(batch.fields[field.name], batch.weight > 0, len(batch.label))
+        by_table[bias_table(field.name)] = {bias_table(field.name): ids}
     return by_table
 
 
@@ -125,6 +164,8 @@ class Options:
         paper).
       item_bias: whether one scalar per id is added to the logit of a click (not in the paper).
       extra_fields: names of the optional fields that are inputs.
+      bias_fields: names of the fields of which each id adds a scalar to the logit of a click (not
+        in the paper).
     """
 
     schema: Schema
@@ -134,6 +175,7 @@ class Options:
     interest_product: bool
     item_bias: bool
     extra_fields: tuple[str, ...]
+    bias_fields: tuple[str, ...]
 
 
 def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
@@ -146,6 +188,7 @@ def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
         interest_product=config.interest_product,
         item_bias=bool(config.item_bias),
         extra_fields=tuple(config.extra_fields),
+        bias_fields=tuple(config.bias_fields),
     )
 
 
@@ -230,7 +273,8 @@ def one_width(schema: Schema, config: Any) -> None:
       schema: the data set's schema.
       config: `config.model`.
     """
-    dims = {name: spec.dim for name, spec in tables(schema, config).items() if name != ITEM_BIAS}
+    tables_of_ids = {table.name for table in schema.tables}
+    dims = {n: spec.dim for n, spec in tables(schema, config).items() if n in tables_of_ids}
     if len(set(dims.values())) > 1:
         widths = ", ".join(f"{name}={dim}" for name, dim in dims.items())
         raise DinError(

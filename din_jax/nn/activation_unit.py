@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import linen as nn
 
 from din_jax.nn.activations import ActivationFactory, Activations, Dice
 from din_jax.nn.blocks import InBlocks
+from din_jax.nn.codes import Code
 from din_jax.nn.mlp import dense
 from din_jax.nn.pooling import rows_of_samples
 
@@ -32,6 +34,7 @@ class ActivationUnit(nn.Module):
       hidden: widths of the hidden layers; the paper has one of 36.
       activation: makes the module after each hidden layer, for example `Dice`.
       difference, outer: see above.
+      bias_init: initial value of the output's bias: about what all weights are at first.
       block: the number of behaviours that are computed at a time; 0 computes all together. With
         blocks no array [T, hidden width] is stored: the backward pass recomputes each block. Each
         Dice needs one more pass over all blocks, for its statistics.
@@ -42,6 +45,7 @@ class ActivationUnit(nn.Module):
     difference: bool = False
     outer: bool = False
     block: int = 0
+    bias_init: float = 0.0
 
     @nn.compact
     def __call__(
@@ -51,6 +55,7 @@ class ActivationUnit(nn.Module):
         segment_ids: jax.Array | None = None,
         mask: jax.Array | None = None,
         *,
+        codes: Sequence[Code] = (),
         train: bool = False,
     ) -> jax.Array:
         """Computes the weights of packed or padded behaviours.
@@ -61,13 +66,15 @@ class ActivationUnit(nn.Module):
           segment_ids: int32[T], ascending: the sample of each packed behaviour; B for padding.
           mask: bool[T] or bool[B, H], False for padding. By default padding has the segment id B
             in packed behaviours, and padded behaviours have none.
+          codes: further inputs of packed behaviours (`din_jax.nn.codes`). Their part of the first
+            layer begins at zero.
           train: whether Dice uses the mini-batch's statistics.
 
         Returns:
           [T] or [B, H]; 0 for padding.
 
         Raises:
-          ValueError: packed behaviours have no segment ids, or padded behaviours have.
+          ValueError: packed behaviours have no segment ids, or padded behaviours have, or codes.
         """
         if (segment_ids is None) != (behaviors.ndim == 3):
             raise ValueError(
@@ -75,9 +82,11 @@ class ActivationUnit(nn.Module):
                 + ("need segment_ids [T]" if segment_ids is None else "take no segment_ids")
                 + "; expected packed [T, E] with segment_ids, or padded [B, H, E] without"
             )
+        if codes and segment_ids is None:
+            raise ValueError("ActivationUnit: codes are for packed behaviours, with segment_ids")
         if segment_ids is not None:
             mask = segment_ids < len(ad) if mask is None else mask
-            return self._packed_weights(behaviors, ad, segment_ids, mask, train=train)
+            return self._packed_weights(behaviors, ad, segment_ids, mask, codes, train=train)
         samples, length, width = behaviors.shape
         mask = jnp.ones((samples, length), bool) if mask is None else mask
         weights = self._packed_weights(
@@ -85,6 +94,7 @@ class ActivationUnit(nn.Module):
             ad,
             jnp.repeat(jnp.arange(samples), length),
             mask.reshape(-1),
+            (),
             train=train,
         )
         return weights.reshape(samples, length)
@@ -95,6 +105,7 @@ class ActivationUnit(nn.Module):
         ad: jax.Array,
         segment_ids: jax.Array,
         mask: jax.Array,
+        codes: Sequence[Code],
         *,
         train: bool,
     ) -> jax.Array:
@@ -111,17 +122,26 @@ class ActivationUnit(nn.Module):
         w_product = kernel[sum(widths[:-1]) :]
 
         ad_term = ad @ w_ad + bias[None]
+        names = [f"code_{i}" for i in range(len(codes))]
+        w_codes = [
+            self.param(name, nn.initializers.zeros, (code.size, self.hidden[0]))
+            for name, code in zip(names, codes, strict=True)
+        ]
 
-        def first_layer(behaviors: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        def first_layer(
+            behaviors: jax.Array, segment_ids: jax.Array, **code_ids: jax.Array
+        ) -> jax.Array:
             ads = rows_of_samples(ad, segment_ids)
             if self.outer:
                 product = (ads[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
             else:
                 product = ads * behaviors
-            return (
-                behaviors @ w_behavior + product @ w_product + rows_of_samples(ad_term, segment_ids)
-            )
+            x = behaviors @ w_behavior + product @ w_product + rows_of_samples(ad_term, segment_ids)
+            for name, w in zip(names, w_codes, strict=True):
+                x += Code(code_ids[name], len(w)).encoded() @ w
+            return x
 
+        code_ids = {name: code.ids for name, code in zip(names, codes, strict=True)}
         x: Any
         if 0 < self.block < len(behaviors) and not self.is_initializing():
             x = InBlocks.of(
@@ -130,14 +150,15 @@ class ActivationUnit(nn.Module):
                 mask,
                 behaviors=(behaviors, 0),
                 segment_ids=(segment_ids, len(ad)),
+                **{name: (ids, 0) for name, ids in code_ids.items()},
             )
         else:
-            x = first_layer(behaviors, segment_ids)
+            x = first_layer(behaviors, segment_ids, **code_ids)
         for i, units in enumerate(self.hidden):
             if i:
                 x = _apply(dense(units, f"hidden_{i}"), x)
             x = self.activation(name=f"activation_{i}")(x, mask, train=train)
-        x = _apply(dense(1, "output"), x)
+        x = _apply(dense(1, "output", bias_init=self.bias_init), x)
         if isinstance(x, InBlocks):
             x = x.each(lambda weights, _: weights).reshape(-1, 1)[: len(mask)]
         return jnp.where(mask, x[:, 0], 0)

@@ -44,8 +44,12 @@ class MLP(nn.Module):
         return dense(self.outputs, "output")(x)
 
 
-def dense(width: int, name: str, *, use_bias: bool = True) -> nn.Dense:
-    """A linear layer with Glorot uniform initialization."""
+def dense(width: int, name: str, *, use_bias: bool = True, bias_init: float = 0.0) -> nn.Dense:
+    """A linear layer with Glorot uniform initialization; its bias begins at `bias_init`."""
     return nn.Dense(
-        width, use_bias=use_bias, kernel_init=nn.initializers.glorot_uniform(), name=name
+        width,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.glorot_uniform(),
+        bias_init=nn.initializers.constant(bias_init),
+        name=name,
     )

@@ -1,4 +1,4 @@
-"""Pooling over packed segments: sum, mean, the weighted sum of Eq. 3, and softmax."""
+"""Pooling over packed segments: sum, mean, the weighted sum of Eq. 3, and normalized weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> ja
 def segment_softmax(
     x: jax.Array, segment_ids: jax.Array, segments: int, mask: jax.Array
 ) -> jax.Array:
-    """Softmax of x [N] within each segment; 0 for padding. Only `released_code` uses it."""
+    """Softmax of x [N] within each segment; 0 for padding."""
     maximum = jax.ops.segment_max(
         jnp.where(mask, x, -jnp.inf), segment_ids, segments, indices_are_sorted=True
     )
@@ -72,3 +72,29 @@ def segment_softmax(
     exponentials = jnp.where(mask, jnp.exp(shifted), 0)
     total = segment_pool(exponentials, segment_ids, segments)
     return exponentials / rows_of_samples(jnp.where(total > 0, total, 1), segment_ids)
+
+
+def normalize_weights(
+    weights: jax.Array, segment_ids: jax.Array, segments: int, mask: jax.Array, how: str
+) -> jax.Array:
+    """Normalizes the activation unit's outputs w [T] over each history of H behaviours.
+
+    Eq. 3 has no normalization, so that an interest grows with the history. Padding is 0.
+
+    Args:
+      weights: w; 0 for padding.
+      segment_ids: int32[T], ascending: the sample of each behaviour; S for padding.
+      segments: S.
+      mask: bool[T], False for padding.
+      how: "none": w. "mean": w / H. "sqrt": w / √H. "softmax": exp(w) / Σ exp(w). "sigmoid":
+        σ(w), which is between 0 and 1 but not divided by anything.
+    """
+    if how == "softmax":
+        return segment_softmax(weights, segment_ids, segments, mask)
+    if how == "sigmoid":
+        return jnp.where(mask, jax.nn.sigmoid(weights), 0)
+    if how == "none":
+        return weights
+    length = segment_pool(jnp.where(mask, 1.0, 0.0), segment_ids, segments)
+    length = jnp.maximum(length if how == "mean" else jnp.sqrt(length), 1)
+    return weights / rows_of_samples(length, segment_ids)

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
     if state is None:
         state = run.init()
     trainer = _Trainer(run, checkpoints, best)
-    if processes.is_first() and int(state.step) < len(run.source):
+    if processes.is_first() and not trainer.is_complete(int(state.step)):
         for note in notes(_shuffled_batches(run), run.store.schema, run.config.model):
             print(note)
     with Log(workdir, from_step=int(state.step)) as log, stop_signal() as stop:
@@ -89,9 +89,23 @@ def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
     processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
 
 
-def _restored(
-    run: Run, workdir: Path, checkpoints: Checkpoints
-) -> tuple[TrainState | None, float | None]:
+class _Best(NamedTuple):
+    """The best validation metric of a run so far.
+
+    Attributes:
+      value: the metric, None before the first evaluation.
+      since: the number of evaluations after the best one.
+    """
+
+    value: float | None = None
+    since: int = 0
+
+    def ends(self, patience: int) -> bool:
+        """Whether training stops here (`config.train.patience`)."""
+        return 0 < patience <= self.since
+
+
+def _restored(run: Run, workdir: Path, checkpoints: Checkpoints) -> tuple[TrainState | None, _Best]:
     """Restores the last state and the best validation metric so far; None if there is no state."""
     for kind in KINDS:  # a run that was killed early may have only a best checkpoint
         if checkpoints.latest(kind) is not None:
@@ -99,7 +113,7 @@ def _restored(
             compatibility.check_same_run(saved, run.config, run.store, workdir)
             compatibility.check_same_batches(saved, run.source, workdir)
     if checkpoints.latest("last") is None:
-        return None, None
+        return None, _Best()
     state, saved = checkpoints.restore("last", run.state_shapes())
     done, total = int(state.step), len(run.source)
     if done > total:
@@ -107,10 +121,12 @@ def _restored(
             f"{workdir} holds a run of {done:,} steps, and config.train.epochs="
             f"{run.config.train.epochs} asks for {total:,}; give another --workdir"
         )
+    best = _Best(saved["best"], saved.get("evaluations_since_best", 0))
     if processes.is_first():
-        progress = "is complete" if done == total else "goes on"
+        complete = done == total or best.ends(run.config.train.patience)
+        progress = "is complete" if complete else "goes on"
         print(f"{workdir}: the run {progress} at step {done:,} of {total:,}")
-    return state, saved["best"]
+    return state, best
 
 
 def _shuffled_batches(run: Run) -> Iterator[Batch]:
@@ -130,7 +146,7 @@ def _shuffled_batches(run: Run) -> Iterator[Batch]:
 class _Trainer:
     """Takes the remaining steps of a run, and evaluates, saves and logs between them."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, best: float | None):
+    def __init__(self, run: Run, checkpoints: Checkpoints, best: _Best):
         self.run, self.config, self.source = run, run.config, run.source
         self.checkpoints, self.best = checkpoints, best
         self.meta = compatibility.describe(run.config, run.store.schema, run.source)
@@ -147,8 +163,14 @@ class _Trainer:
         )
         self.meter = Meter()
 
+    def is_complete(self, done: int) -> bool:
+        """Whether no step is left after `done` steps."""
+        return done == len(self.source) or self.best.ends(self.config.train.patience)
+
     def fit(self, state: TrainState, log: Log, stop: Stop) -> None:
         """Takes the steps after `state`'s, and saves the best and the last state."""
+        if self.is_complete(int(state.step)):
+            return
         take_steps = self.run.steps()
         batches_per_epoch = self.source.batches_per_epoch
         evaluate_after = _evaluation_places(
@@ -189,7 +211,9 @@ class _Trainer:
                 if evaluates or stops:
                     self._save("last", state)
                     self.meter.start()
-                if stops and done < total:
+                if self.is_complete(done):
+                    break
+                if stops:
                     raise Interrupted(
                         f"stopped and saved at step {done:,}; run the same command again to "
                         "continue",
@@ -232,17 +256,22 @@ class _Trainer:
             line += "  validation " + "  ".join(
                 f"{name} {metrics[name]:.4f}" for name in ("user_weighted_auc", "auc", "log_loss")
             )
-            value = metrics[self.config.train.select]
-            if self.best is None or _better(value, self.best, self.config.train.select):
-                self.best = value
+            select, old = self.config.train.select, self.best.value
+            if old is None or _better(metrics[select], old, select):
+                self.best = _Best(metrics[select])
                 self._save("best", state)
+            else:
+                self.best = self.best._replace(since=self.best.since + 1)
+            if self.best.ends(self.config.train.patience) and done < len(self.source):
+                line += f"  the last of {self.best.since} without a better {select}: stops here"
         for split, evaluator in self.curves.items():
             log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
         if processes.is_first():
             bar.write(line)
 
     def _save(self, kind: Kind, state: TrainState) -> None:
-        self.checkpoints.save(kind, state, self.meta | {"best": self.best})
+        best = {"best": self.best.value, "evaluations_since_best": self.best.since}
+        self.checkpoints.save(kind, state, self.meta | best)
 
 
 def _check_selectable(validation: Evaluator, metric: str) -> None:
