@@ -21,6 +21,7 @@ _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 _MAY_CHANGE = (
     "train.epochs",
     "eval.batch_size",
+    "eval.baselines",
     "data.store",
     "data.prepare",
     "devices",
@@ -29,7 +30,7 @@ _MAY_CHANGE = (
     "processes.",
 )
 # Keys that checkpoints of older versions lack, with the value that reproduces these versions.
-_ADDED_KEYS = {"model.module": ""}
+_ADDED_KEYS = {"model.module": "", "eval.baselines": False}
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
 # any working directory.
 _PATH_KEYS = ("data.store", "model.module")

@@ -9,7 +9,7 @@
       events/NAME/FIELD.npy                each behaviour once, user after user, in time order
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
       vocab/TABLE.parquet                  row, id, count
-      counts/…                             n_j, cached by runs that need it (`din_jax.data.counts`)
+      counts/…, baselines/…                cached results (`din_jax.data.cache`)
 
 Each behaviour is stored once: samples refer to ranges of events, so that nothing is padded or
 repeated. Samples are ordered by split: train, validation, test.
