@@ -17,22 +17,27 @@ def print_best_baseline(run: Run, metrics: Mapping[str, float]) -> None:
     The baselines are fitted on the samples that the model was fitted on, and the best one is chosen
     on validation, by `train.select`. If the model is below it, a sentence says so. Process 0 alone
     computes them. An error is printed, not raised: the run is complete and saved.
+
+    Args:
+      run: the run.
+      metrics: of the model on test.
     """
-    if processes.is_first():
-        config = run.config
+    data, select = run.config.data, run.config.train.select
+
+    def work() -> None:
         try:
-            best = best_baseline(
-                run.store,
-                config.train.select,
-                fit=config.data.fit,
-                max_history=config.data.max_history,
-            )
-            print(comparison(best, metrics, config.train.select))
+            best = best_baseline(run.store, select, fit=data.fit, max_history=data.max_history)
         except Exception as error:
             print(f"best simple baseline: not computed ({type(error).__name__}: {error})")
-        else:
-            print(f"all baselines: python -m din_jax.report baselines --store {run.store.path}")
-    processes.wait_for_all("simple baselines")  # JAX aborts processes that exit much earlier
+            return
+        print(comparison(best, metrics, select))
+        command = f"python -m din_jax.report baselines --store {run.store.path}"
+        print(
+            f"all baselines: {command}"
+            + f" --max_history {data.max_history}" * bool(data.max_history)
+        )
+
+    processes.first_alone(work)
 
 
 def comparison(best: Best, metrics: Mapping[str, float], select: str) -> str:
@@ -40,7 +45,7 @@ def comparison(best: Best, metrics: Mapping[str, float], select: str) -> str:
 
     Args:
       best: the baseline.
-      metrics: of the model, on test.
+      metrics: of the model on test.
       select: the metric that the two are compared by.
     """
     lines = [f"best simple baseline: {best.name}", f"  {'':<28}{'baseline':>12}{'model':>12}"]
