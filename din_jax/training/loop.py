@@ -75,6 +75,7 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
         state, _ = checkpoints.restore(final_kind(run, workdir), run.state_shapes())
         scores = evaluator.scores(state)
         log.write(scores.step, "test", scores.metrics)
+    del state
     if processes.is_first():
         print(metrics_table(f"test metrics, weights of step {scores.step:,}", scores.metrics))
     if run.config.eval.baselines:
