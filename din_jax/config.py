@@ -190,6 +190,7 @@ def default_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 1024  # over all devices; rounded up to a multiple of their number
     c.eval.curves = False  # also score train and test at each evaluation, for learning curves
+    c.eval.baselines = True  # show the best simple baseline beside the test metrics
     return c.lock()
 
 
@@ -206,6 +207,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
     "optimizer.lazy": (True, False),
     "eval.curves": (True, False),
+    "eval.baselines": (True, False),
     "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),
     "regularizer.rare": ("leave", "unknown"),
     "train.select": ("user_weighted_auc", "auc", "log_loss"),

@@ -14,6 +14,7 @@ def small_config(store, **keys):
     config = quickstart.get_config()
     config.data.store = str(store)
     config.data.prepare = ""
+    config.eval.baselines = False
     config.data.max_history = 4  # short batches: few buckets, few compilations
     config.train.batch_size = 64
     config.train.epochs = 2

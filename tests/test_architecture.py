@@ -11,7 +11,7 @@ LAYERS = [
     {"distributed"},
     {"config", "cli"},
     {"data"},
-    {"prepare", "nn"},
+    {"prepare", "nn", "baselines"},
     {"models"},
     {"optim"},
     {"step"},

@@ -22,6 +22,7 @@ _MAY_CHANGE = (
     "train.epochs",
     "train.patience",
     "eval.batch_size",
+    "eval.baselines",
     "data.store",
     "data.prepare",
     "devices",
@@ -43,6 +44,7 @@ _ADDED_KEYS = {
     "optimizer.table_rates": "",
     "optimizer.warmup_samples": 0,
     "train.patience": 0,
+    "eval.baselines": False,
 }
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
 # any working directory.

@@ -9,18 +9,14 @@ two entries of a prefix sum. L is `max_history`.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
-import json
-import os
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from din_jax.data.cache import cached
 from din_jax.data.packing import Packer, ranges
 from din_jax.data.schema import BehaviorField, Field
 from din_jax.data.store import Store
@@ -78,29 +74,18 @@ def cached_counts(
     Args: see `sample_counts`.
     """
     extra_fields = sorted(extra_fields)
-    key = [_VERSION, store.fingerprint, split, max_history, extra_fields]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    path = store.path / "counts" / digest
-    with contextlib.suppress(OSError):
-        saved = path.read_bytes()
-        # A file with another checksum is damaged, and overwritten below.
-        if len(saved) > 4 and saved[:4] == zlib.crc32(saved[4:]).to_bytes(4):
-            with np.load(io.BytesIO(saved[4:])) as arrays:
-                return dict(arrays)
-    counts: dict[str, Any] = sample_counts(
-        store, split, max_history=max_history, extra_fields=extra_fields
-    )
-    buffer = io.BytesIO()
-    np.savez(buffer, **counts)
-    content = buffer.getvalue()
-    partial = path.with_name(f".{digest}.partial-{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(zlib.crc32(content).to_bytes(4) + content)
-        partial.replace(path)
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
-    return counts
+
+    def compute() -> bytes:
+        counts: dict[str, Any] = sample_counts(
+            store, split, max_history=max_history, extra_fields=extra_fields
+        )
+        buffer = io.BytesIO()
+        np.savez(buffer, **counts)
+        return buffer.getvalue()
+
+    content = cached(store, "counts", [_VERSION, split, max_history, extra_fields], compute)
+    with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
 
 
 class _Ids:

@@ -11,7 +11,7 @@
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
-      counts/…                             n_j, cached by runs that need it (`din_jax.data.counts`)
+      counts/…, baselines/…                cached results (`din_jax.data.cache`)
 
 Each behaviour is stored once: samples refer to ranges of events, so that nothing is padded or
 repeated. Samples are ordered by split: train, validation, test.

@@ -6,9 +6,10 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 from din_jax.errors import DinError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_MEET_EVERY_S = 5.0
 
 
 def connect(processes: Any) -> None:
@@ -188,6 +190,26 @@ def wait_for_all(name: str) -> None:
     """Waits until every process has called this function with this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Calls `work` in process 0 while the others wait, however long it takes.
+
+    Processes that wait in one collective for longer than 30 s fail, and so do those that exit so
+    much earlier than another: they meet every few seconds.
+
+    Args:
+      work: raises nothing.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    thread = threading.Thread(target=work if is_first() else lambda: None)
+    thread.start()
+    works = True
+    while works:
+        thread.join(_MEET_EVERY_S)
+        works = bool(multihost_utils.process_allgather(np.array(thread.is_alive())).any())
 
 
 def check_equal(texts: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ after both embeddings are learned; a match tells it from the first step on, for 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +76,11 @@ def matches(
       samples: B.
       mask, ad_mask: bool, for each id of `behaviors` and `ad`; False: it matches nothing.
     """
-    ids, owners = behaviors, segment_ids
+    ids: Any = behaviors
+    owners = segment_ids
     if isinstance(behaviors, Packed):
-        ids, owners = behaviors.values, rows_of_samples(segment_ids, behaviors.segment_ids)
+        ids = behaviors.values
+        owners = rows_of_samples(segment_ids, behaviors.segment_ids)
     ids = jnp.where(mask, ids, 0)
     ad_ids = jnp.where(ad_mask, ad.values if isinstance(ad, Packed) else ad, 0)
 

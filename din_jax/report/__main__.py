@@ -1,8 +1,9 @@
-"""Trains and compares models over several seeds, and reproduces the paper's tables.
+"""Compares models over several seeds, the paper's tables, and the simple baselines of a store.
 
     python -m din_jax.report table3 --store …                 the paper's tables 3, 4 and 5
     python -m din_jax.report lines --config … --workdir …     the lines that a config file defines
     python -m din_jax.report compare --config … --workdir …   models and activations
+    python -m din_jax.report baselines --store …              simple baselines, in seconds
 
 Config keys are flags, as in train.py. The same command resumes: complete runs are not trained
 again, and a run that was stopped is continued.
@@ -21,25 +22,37 @@ from absl import flags
 from ml_collections import config_flags
 
 from din_jax import cli
+from din_jax.baselines.evaluate import Baselines
 from din_jax.data.store import Store
 from din_jax.errors import DinError
 from din_jax.report.compare import compare
 from din_jax.report.experiments import Lines, compare_lines
-from din_jax.report.markdown import as_markdown, lines_as_markdown, table_as_markdown
+from din_jax.report.markdown import (
+    as_markdown,
+    baselines_as_markdown,
+    lines_as_markdown,
+    table_as_markdown,
+)
 
 TABLES = ("table3", "table4", "table5")
-_REPORTS = (*TABLES, "lines", "compare")
+_TRAINED = (*TABLES, "lines", "compare")
+_REPORTS = (*_TRAINED, "baselines")
 _EXPECTED = (
-    "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…` "
-    "or `compare --config=…`"
+    "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…`, "
+    "`compare --config=…` or `baselines --store=…`"
 )
 # The reports that have a flag, for flags that not all reports have.
 _REPORTS_WITH = {
     "models": ("compare",),
     "activations": ("compare",),
-    "store": TABLES,
+    "store": (*TABLES, "baselines"),
     "protocol": TABLES,
     "line": (*TABLES, "lines"),
+    "config": _TRAINED,
+    "seeds": _TRAINED,
+    "workdir": _TRAINED,
+    "split": ("baselines",),
+    "max_history": ("baselines",),
 }
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -52,7 +65,7 @@ _MODELS = flags.DEFINE_list(
 _ACTIVATIONS = flags.DEFINE_list(
     "activations", "dice", "compare: the activations that each model is trained with."
 )
-_STORE = flags.DEFINE_string("store", None, "Tables: the store to train and test on.")
+_STORE = flags.DEFINE_string("store", None, "Tables and baselines: the store.")
 _PROTOCOL = flags.DEFINE_string(
     "protocol",
     "paper",
@@ -63,6 +76,13 @@ _LINE = flags.DEFINE_multi_string(
     "line",
     [],
     "Tables and lines: train only this line and the one that it is compared with; may be repeated.",
+)
+_SPLIT = flags.DEFINE_string("split", "test", "Baselines: the split to score.")
+_MAX_HISTORY = flags.DEFINE_integer(
+    "max_history",
+    0,
+    "Baselines: how many behaviours of a history to use, the most recent; 0: all.",
+    lower_bound=0,
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
@@ -104,6 +124,18 @@ def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
     if not published:
         text += "\n\nThe paper's results are not shown, because they are for other data."
     return result, text
+
+
+def _baselines() -> str:
+    """Measures the simple baselines of a store; returns the result as Markdown."""
+    baselines = Baselines(Store(_STORE.value), max_history=_MAX_HISTORY.value)
+    metrics = baselines.cached_metrics(_SPLIT.value)
+    samples, fitted = (len(baselines.store.split(name)) for name in (_SPLIT.value, "train"))
+    return (
+        f"simple baselines on {_SPLIT.value}, {samples:,} samples; fitted on train, {fitted:,} "
+        f"samples, the logistic regression on {baselines.regression_samples:,} of them\n\n"
+        + baselines_as_markdown(metrics)
+    )
 
 
 def _select_lines(lines: Lines, against: str) -> Lines:
@@ -177,10 +209,15 @@ def main() -> None:
     if not sys.argv[1].startswith("-") and sys.argv[1] not in _REPORTS:
         raise DinError(f"no report {sys.argv[1]!r}: {_EXPECTED}")
     argv = _with_config_of_table(sys.argv)
-    (name,) = cli.parse_flags(argv, required=("config", "workdir"), positional=1) or [""]
+    report = next((a for a in argv[1:] if a in _REPORTS), "")
+    required = ("store",) if report == "baselines" else ("config", "workdir")
+    (name,) = cli.parse_flags(argv, required=required, positional=1) or [""]
     if name not in _REPORTS:
         raise DinError(f"{f'no report {name!r}' if name else 'which report?'}: {_EXPECTED}")
     _check_flags(name)
+    if name == "baselines":
+        print(_baselines())
+        return
     workdir = Path(_WORKDIR.value)
     if name == "compare":
         result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)

@@ -72,6 +72,27 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def baselines_as_markdown(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Formats the metrics of simple baselines, {name: {metric: value}}, the best one first.
+
+    They are sorted by user_weighted_auc, then by auc. What can't be computed is left blank.
+    """
+    rows = [f"| baseline | {' | '.join(METRICS)} |", "| --- " * (len(METRICS) + 1) + "|"]
+
+    def value(name: str, metric: str) -> float:
+        return metrics[name].get(metric, np.nan)
+
+    for name in sorted(
+        metrics,
+        key=lambda name: [np.nan_to_num(value(name, m)) for m in ("user_weighted_auc", "auc")],
+        reverse=True,
+    ):
+        cells = (value(name, metric) for metric in METRICS)
+        texts = (f"{cell:.4f}" if np.isfinite(cell) else "" for cell in cells)
+        rows.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(rows)
+
+
 def _scores(line: Mapping[str, Any], metric: str) -> str:
     """Mean and standard deviation over seeds, and the number of seeds that diverged."""
     values, diverged = line[metric], line["diverged"]

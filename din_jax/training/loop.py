@@ -24,6 +24,7 @@ from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.models.registry import notes
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.step.state import TrainState
+from din_jax.training.baseline import print_best_baseline
 from din_jax.training.evaluation import Evaluator, Scores, metrics_table
 from din_jax.training.log import Log, Meter
 from din_jax.training.run import Run, open_run
@@ -74,8 +75,11 @@ def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
         state, _ = checkpoints.restore(final_kind(run, workdir), run.state_shapes())
         scores = evaluator.scores(state)
         log.write(scores.step, "test", scores.metrics)
+    del state
     if processes.is_first():
         print(metrics_table(f"test metrics, weights of step {scores.step:,}", scores.metrics))
+    if run.config.eval.baselines:
+        print_best_baseline(run, scores.metrics)
     return scores
 
 

@@ -171,7 +171,8 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     assert [line["step"] for line in lines if line["split"] == "validation"] == [94, 188, 282]
     started = two_processes(["-c", _EVALUATIONS, f"--workdir={workdir}", "--devices=all"])
     (evaluated, err), (_, err2) = (process.communicate(timeout=300) for process in started)
-    table = out[out.index("test metrics") :]
+    table, best, _ = out[out.index("test metrics") :].partition("best simple baseline: ")
+    assert best
     assert evaluated.endswith(table)  # Gloo prints before it
     for i, errors in enumerate((err, err2)):
         split = ("test", "train")[i]
@@ -180,6 +181,25 @@ def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
     run = reopen(workdir, devices=1)
     state, _ = Checkpoints(workdir).restore("last", run.state_shapes())
     assert int(state.step) == 282
+
+
+_ALONE = """
+import sys, time
+from configs.quickstart import get_config
+from din_jax.distributed import processes
+
+processes.connect(get_config().processes)
+processes.first_alone(lambda: print("worked", time.sleep(40)))
+"""
+
+
+@pytest.mark.long
+def test_processes_wait_for_the_first_one_however_long_it_works():
+    """They would fail after 30 seconds in one collective."""
+    started = two_processes(["-c", _ALONE])
+    (out, err), (quiet, _) = (process.communicate(timeout=300) for process in started)
+    assert [process.returncode for process in started] == [0, 0], err
+    assert "worked" in out and "worked" not in quiet
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,10 @@ def test_eval_prints_what_training_printed(planted_store, tmp_path):
     )
     assert trained.returncode == 0, trained.stderr
     assert evaluated.returncode == 0, evaluated.stderr
-    table = trained.stdout[trained.stdout.index("test metrics") :]
+    end = trained.stdout[trained.stdout.index("test metrics") :]
+    table, best, baseline = end.partition("best simple baseline: ")
     assert table == evaluated.stdout
+    assert best and re.search(r"^  auc +0\.\d+ +0\.\d+$", baseline, re.MULTILINE), trained.stdout
     for name in ("user_weighted_auc", "auc", "log_loss"):
         assert re.search(rf"^  {name} +0\.\d+$", table, re.MULTILINE)
     assert list((tmp_path / "run/tensorboard").iterdir())

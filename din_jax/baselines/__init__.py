@@ -1,0 +1,1 @@
+"""Simple baselines, fitted in seconds: what a model has to be better than."""
