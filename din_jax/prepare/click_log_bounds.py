@@ -103,7 +103,7 @@ class Bayes:
         result = np.empty(len(ad))
         for begin in range(0, len(ad), _SAMPLES_PER_CHUNK):
             chunk = slice(begin, begin + _SAMPLES_PER_CHUNK)
-            log_likelihood = sum(counts[chunk] @ log for counts, log in parts)
+            log_likelihood = sum(counts[chunk].astype(np.float64) @ log for counts, log in parts)
             # Scaled so that the likeliest set has 1.
             weight = np.exp(log_likelihood - np.max(log_likelihood, axis=1, keepdims=True))
             column = ad[chunk, None]

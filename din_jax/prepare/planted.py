@@ -140,12 +140,12 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--{name.replace('_', '-')} is not a flag of --shape {shape}, whose flags are: "
                 + ", ".join(f"--{flag.replace('_', '-')}" for flag in _FLAGS[shape])
             )
-    prepare_shape: Callable[..., dict[str, Any]] = {
+    shapes: dict[str, Callable[..., dict[str, Any]]] = {
         "quickstart": prepare,
         "industrial": industrial.prepare,
         "log": click_log.prepare,
-    }[shape]
-    origin = prepare_shape(arguments.out, seed=arguments.seed, **given)
+    }
+    origin = shapes[shape](arguments.out, seed=arguments.seed, **given)
     if shape == "log":
         print("\n".join(click_log.report(origin)))
     else:
