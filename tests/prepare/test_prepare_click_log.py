@@ -47,8 +47,12 @@ def test_equal_arguments_give_equal_stores(tmp_path, store, long_store):
         click_log.prepare(tmp_path / histories, seed=seed, histories=histories, **SIZE)
         again = Store(tmp_path / histories)
         assert again.fingerprint == expected.fingerprint and again.origin == expected.origin
-    click_log.prepare(tmp_path / "seed", seed=1, **SIZE)
-    assert Store(tmp_path / "seed").fingerprint != store.fingerprint
+
+
+def test_another_seed_gives_another_log():
+    of, kind = generated("short", **SIZE)
+    assert of.impressions.equals(click_log.generate(kind, 0).impressions)
+    assert not of.impressions.equals(click_log.generate(kind, 1).impressions)
 
 
 def test_the_raw_tables_give_the_same_store_through_prepare_log(tmp_path, raw, store):
@@ -63,6 +67,12 @@ def within_sigmas(hits, probability, sigmas=4):
     return bool((np.abs((hits - probability).sum(0)) < sigmas * spread).all())
 
 
+def shown(of, tastes, for_user):
+    """[len(tastes), traits] how often these users see each trait."""
+    mine = (tastes[:, :, None] == np.arange(len(of.popularity))).any(1) * of.popularity
+    return (1 - for_user) * of.popularity + for_user * mine / mine.sum(1, keepdims=True)
+
+
 @pytest.mark.parametrize("histories", ["short", "long"])
 def test_ads_and_clicks_are_as_often_of_a_taste_as_the_rates_say(histories):
     of, kind = generated(histories, samples=20_000)
@@ -71,20 +81,19 @@ def test_ads_and_clicks_are_as_often_of_a_taste_as_the_rates_say(histories):
     click = of.impressions["click"].to_numpy()
     assert within_sigmas(click[matches], kind.rates.click_of_taste, sigmas=3)
     assert within_sigmas(click[~matches], kind.rates.click_of_other, sigmas=3)
-    of_tastes = of.popularity[mine].sum(1)
-    t = kind.rates.ads_for_user
-    assert within_sigmas(matches, t + (1 - t) * of_tastes)
-    # Each trait as often as its popularity and the tastes say.
-    shown = (of.trait[:, None] == np.arange(len(of.popularity))).astype(float)
-    expected = np.tile((1 - t) * of.popularity, (len(mine), 1))
-    np.put_along_axis(
-        expected,
-        mine,
-        np.take_along_axis(expected, mine, 1) + t * of.popularity[mine] / of_tastes[:, None],
-        1,
-    )
-    np.testing.assert_allclose(expected.sum(1), 1)
-    assert within_sigmas(shown, expected)
+    expected = shown(of, mine, kind.rates.ads_for_user)
+    assert within_sigmas(matches, np.take_along_axis(expected, mine, 1).sum(1))
+    assert within_sigmas(of.trait[:, None] == np.arange(len(of.popularity)), expected)
+
+
+def test_views_before_the_log_are_less_often_of_a_taste_than_ads():
+    of, kind = generated("long", samples=1000)
+    assert kind.rates.views_for_user < kind.rates.ads_for_user
+    expected = shown(of, of.tastes, kind.rates.views_for_user)
+    views = of.views.sum(1)
+    hits = np.take_along_axis(of.views, of.tastes, 1).sum()
+    p = np.take_along_axis(expected, of.tastes, 1).sum(1)
+    assert abs(hits - (views * p).sum()) < 4 * np.sqrt((views * p * (1 - p)).sum())
 
 
 def test_few_users_are_very_active_and_few_goods_very_popular():
