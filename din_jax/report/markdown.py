@@ -9,6 +9,7 @@ import numpy as np
 
 from din_jax.metrics import rela_impr
 from din_jax.report.experiments import METRICS, shown
+from din_jax.report.search_space import written
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -68,6 +69,24 @@ def lines_as_markdown(result: dict[str, Any]) -> str:
         f"| {c['test_user_weighted_auc']:.4f} |"
         for line in result["lines"]
         for c in line["curves"]
+    ]
+    return "\n".join(rows)
+
+
+def search_as_markdown(result: Mapping[str, Any], trials: int = 10) -> str:
+    """Formats the result of `search`: how its trials ended, and the best of them."""
+    states = [trial["state"] for trial in result["trials"]]
+    counts = [f"{states.count(s)} {s}" for s in ("complete", "pruned", "diverged") if s in states]
+    rows = [
+        f"{len(states)} trials: {', '.join(counts)}",
+        "",
+        f"| trial | validation {result['select']} | values |",
+        "| --- | --- | --- |",
+    ]
+    rows += [
+        f"| {trial['trial']} | {trial['validation']:.4f} | {written(trial['setting'])} |"
+        for trial in result["trials"][:trials]
+        if trial["state"] == "complete"
     ]
     return "\n".join(rows)
 
