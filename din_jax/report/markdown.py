@@ -78,7 +78,7 @@ def search_as_markdown(result: Mapping[str, Any], trials: int = 10) -> str:
     states = [trial["state"] for trial in result["trials"]]
     counts = [f"{states.count(s)} {s}" for s in ("complete", "pruned", "diverged") if s in states]
     rows = [
-        f"{len(states)} trials: {', '.join(counts)}",
+        f"{len(states)} trial{'s' * (len(states) > 1)}: {', '.join(counts)}",
         "",
         f"| trial | validation {result['select']} | values |",
         "| --- | --- | --- |",

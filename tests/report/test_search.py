@@ -96,6 +96,19 @@ def test_a_search_finds_the_best_value_and_keeps_its_weights_alone(config, tmp_p
     assert kept == [best["trial"]]
 
 
+def test_trials_are_drawn_by_the_seed_and_the_scale(config, tmp_path, stand_in):
+    rates = {}
+    for seed, scale in ((0, "log"), (1, "log"), (0, "linear")):
+        config.seed = seed
+        space = {"optimizer.learning_rate": (scale, 1e-4, 1.0)}
+        trials = search(config, space, 10, tmp_path / f"{seed}-{scale}")["trials"]
+        rates[seed, scale] = sorted(t["setting"]["optimizer.learning_rate"] for t in trials)
+    assert rates[0, "log"] != rates[1, "log"]
+    assert rates[0, "log"][5] < 0.1 < rates[0, "linear"][5]
+    for rate in itertools.chain.from_iterable(rates.values()):
+        assert float(f"{rate:.3g}") == rate
+
+
 def test_the_first_trial_has_the_configs_own_values(config, tmp_path, stand_in):
     config.optimizer.learning_rate, config.regularizer.rate = 0.0123, 0.5
     trials = search(config, SPACE, 1, tmp_path)["trials"]

@@ -106,7 +106,7 @@ def test_the_best_of_a_search_is_trained_again_by_its_command(planted_store, tmp
         [*search, "--config.seed=2", "--trials=3"],
         [*search, "--config.data.fit=train+validation"],
     )
-    assert first.returncode == 0 and "1 trials: 1 complete" in first.stdout, first.stderr
+    assert first.returncode == 0 and "1 trial: 1 complete" in first.stdout, first.stderr
     assert done.returncode == 0, done.stderr
     assert "trials/0:" not in done.stdout and "trials/2:" in done.stdout
     for one, message in zip(failed, ("another search", "data.fit"), strict=True):
