@@ -23,6 +23,7 @@ of good and hour alone: what a model reaches that ignores the history.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.metrics import user_auc
-from din_jax.prepare import industrial
+from din_jax.prepare import click_log, industrial
 from din_jax.prepare.goods_sampler import GoodsSampler, sample_interests
 
 BUNDLES = 60
@@ -60,17 +61,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""
     parser.add_argument(
         "--shape",
-        choices=("quickstart", "industrial"),
+        choices=tuple(_FLAGS),
         default="quickstart",
         help="quickstart (the default): small and strong signals, as described above; industrial: "
         "the feature groups of the paper's table 1, weak signals, any size "
-        "(din_jax/prepare/industrial)",
+        "(din_jax/prepare/industrial); log: a plain click log, through `prepare log` "
+        "(din_jax/prepare/click_log.py)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
     parser.add_argument(
         "--users",
         type=int,
-        help="how many users (default 6000; industrial: a fortieth of the samples)",
+        help="how many users (default 6000; industrial: a fortieth of the samples; log: 3000, or "
+        "5000 with long histories)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help=f"industrial: training samples (default {industrial.SAMPLES:,}), while validation has "
+        "an eighth of that and test a quarter; log: samples of all splits (default 80,000, or "
+        "200,000 with long histories)",
+    )
+    parser.add_argument(
+        "--goods",
+        type=int,
+        help=f"how many goods (industrial: default 1 per {industrial.SAMPLES_PER_GOOD} training "
+        "samples; log: default 2000, or 3000 with long histories)",
     )
     quickstart = parser.add_argument_group("quickstart")
     quickstart.add_argument(
@@ -84,23 +100,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"strength of the activated behaviours; 0: the ad activates nothing (default {TASTE})",
     )
     shaped = parser.add_argument_group("industrial")
-    shaped.add_argument(
-        "--samples",
-        type=int,
-        help=f"training samples (default {industrial.SAMPLES:,}); validation has an eighth of "
-        "that, test a quarter",
-    )
     for name, default in (
-        ("goods", f"1 per {industrial.SAMPLES_PER_GOOD} training samples"),
         ("shops", f"1 per {industrial.GOODS_PER_SHOP} goods"),
         ("categories", "about the square root of the goods"),
     ):
         shaped.add_argument(f"--{name}", type=int, help=f"how many {name} (default {default})")
+    plain = parser.add_argument_group("log")
+    plain.add_argument(
+        "--histories",
+        choices=tuple(click_log.KINDS),
+        help="short (the default): the clicks of the log, caused by the item's category; long: "
+        "visits before the log too, and clicks are caused by one of the item's tags",
+    )
+    plain.add_argument("--raw", help="a new folder that keeps the tables of the log and their spec")
 
 
 _FLAGS = {
     "quickstart": ("users", "taste", "goods_per_category"),
     "industrial": ("users", "samples", "goods", "shops", "categories"),
+    "log": ("users", "samples", "goods", "histories", "raw"),
 }
 
 
@@ -122,10 +140,17 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--{name.replace('_', '-')} is not a flag of --shape {shape}, whose flags are: "
                 + ", ".join(f"--{flag.replace('_', '-')}" for flag in _FLAGS[shape])
             )
-    prepare_shape = prepare if shape == "quickstart" else industrial.prepare
-    origin = prepare_shape(arguments.out, seed=arguments.seed, **given)
-    for name, value in origin.items():
-        print(f"{name:<40}{value}")
+    shapes: dict[str, Callable[..., dict[str, Any]]] = {
+        "quickstart": prepare,
+        "industrial": industrial.prepare,
+        "log": click_log.prepare,
+    }
+    origin = shapes[shape](arguments.out, seed=arguments.seed, **given)
+    if shape == "log":
+        print("\n".join(click_log.report(origin)))
+    else:
+        for name, value in origin.items():
+            print(f"{name:<40}{value}")
     print(f"store written to {arguments.out}")
 
 

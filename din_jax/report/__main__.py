@@ -4,6 +4,7 @@
     python -m din_jax.report lines --config … --workdir …     the lines that a config file defines
     python -m din_jax.report compare --config … --workdir …   models and activations
     python -m din_jax.report baselines --store …              simple baselines, in seconds
+    python -m din_jax.report search --config … --workdir …    hyper-parameters, on validation
 
 Config keys are flags, as in train.py. The same command resumes: complete runs are not trained
 again, and a run that was stopped is continued.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,17 @@ from din_jax.report.markdown import (
     as_markdown,
     baselines_as_markdown,
     lines_as_markdown,
+    search_as_markdown,
     table_as_markdown,
 )
+from din_jax.report.search_space import as_flags, default_space
 
 TABLES = ("table3", "table4", "table5")
-_TRAINED = (*TABLES, "lines", "compare")
+_TRAINED = (*TABLES, "lines", "compare", "search")
 _REPORTS = (*_TRAINED, "baselines")
 _EXPECTED = (
     "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…`, "
-    "`compare --config=…` or `baselines --store=…`"
+    "`compare --config=…`, `search --config=…` or `baselines --store=…`"
 )
 # The reports that have a flag, for flags that not all reports have.
 _REPORTS_WITH = {
@@ -49,7 +53,8 @@ _REPORTS_WITH = {
     "protocol": TABLES,
     "line": (*TABLES, "lines"),
     "config": _TRAINED,
-    "seeds": _TRAINED,
+    "seeds": (*TABLES, "lines", "compare"),
+    "trials": ("search",),
     "workdir": _TRAINED,
     "split": ("baselines",),
     "max_history": ("baselines",),
@@ -85,6 +90,9 @@ _MAX_HISTORY = flags.DEFINE_integer(
     lower_bound=0,
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
+_TRIALS = flags.DEFINE_integer(
+    "trials", 40, "search: how many trials, with those of earlier calls.", lower_bound=1
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the report.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 
@@ -136,6 +144,36 @@ def _baselines() -> str:
         f"samples, the logistic regression on {baselines.regression_samples:,} of them\n\n"
         + baselines_as_markdown(metrics)
     )
+
+
+def _search(workdir: Path) -> tuple[dict[str, Any], str]:
+    """Searches hyper-parameters; returns the result, and the result as Markdown."""
+    try:
+        from din_jax.report.search import search
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise DinError(
+            "`search` needs Optuna, which is not installed: pip install 'din_jax[search]'"
+        ) from error
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    space = runpy.run_path(file).get("SEARCH", default_space(_CONFIG.value))
+    if isinstance(space, dict):  # a flag sets its key for all trials
+        space = {key: values for key, values in space.items() if key not in given}
+    result = search(_CONFIG.value, space, _TRIALS.value, workdir)
+    text = search_as_markdown(result)
+    best = result["trials"][0]
+    if best["state"] != "complete":
+        return result, f"{text}\n\nAll trials diverged: search smaller learning rates."
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    named = config.parse_known_args(sys.argv[1:])[0].config
+    train = ["python train.py", "--config", shlex.quote(named), *as_flags(given | best["setting"])]
+    text += "\n\nTo train the best, and to score the trial's own weights on test:\n\n"
+    text += f"    {' '.join(train)} --workdir {shlex.quote(str(workdir / 'best'))}\n"
+    text += f"    python eval.py --workdir {shlex.quote(str(workdir / 'trials' / best['trial']))}"
+    return result | {"flags": given | best["setting"]}, text
 
 
 def _select_lines(lines: Lines, against: str) -> Lines:
@@ -227,6 +265,8 @@ def main() -> None:
         lines = _select_lines(all_lines, next(iter(all_lines)))
         result = compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir)
         text = lines_as_markdown(result)
+    elif name == "search":
+        result, text = _search(workdir)
     else:
         result, text = _table(name, workdir)
     (workdir / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

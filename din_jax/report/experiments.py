@@ -73,7 +73,7 @@ def compare_lines(
         trials, epochs = [], []
         for setting in settings if len(settings) > 1 or refit else []:
             folder = workdir / "trials" / _folder_name(name, setting, lines[name])
-            value, epoch = _run_trial(_updated(config, setting | {"eval.curves": False}), folder)
+            value, epoch = _run_trial(updated(config, setting | {"eval.curves": False}), folder)
             trials.append(value)
             epochs.append(epoch)
         best = max if config.train.select != "log_loss" else min
@@ -91,7 +91,7 @@ def compare_lines(
             is_trial = trials and not (refit or config.eval.curves) and seed == config.seed
             folder = workdir / "trials" / run if is_trial else workdir / f"{run}-{seed}"
             try:
-                runs[seed] = tested(_updated(config, chosen | refit_keys | {"seed": seed}), folder)
+                runs[seed] = tested(updated(config, chosen | refit_keys | {"seed": seed}), folder)
             except Diverged as error:
                 print(error, flush=True)
                 continue
@@ -169,8 +169,8 @@ def _check_lines(
             raise DinError(f"two lines, or values of a line, would share the folder {name!r}")
     for settings in all_settings.values():
         for setting in settings:
-            check(_updated(config, setting))
-        open_run(_updated(config, settings[0]))  # also checks the data and the devices
+            check(updated(config, setting))
+        open_run(updated(config, settings[0]))  # also checks the data and the devices
 
 
 def _run_trial(config: ConfigDict, folder: Path) -> tuple[float | None, int]:
@@ -227,13 +227,13 @@ def _folder_name(name: str, setting: Mapping[str, Any], keys: Mapping[str, Any])
     return re.sub(r"[^\w.-]+", "_", "-".join(words))
 
 
-def _updated(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
+def updated(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
     """A copy of a config with the keys of a setting."""
     updated = config.copy_and_resolve_references()
     try:
         updated.update_from_flattened_dict(dict(setting))
     except (KeyError, TypeError) as error:
-        raise DinError(f"a line sets {dict(setting)}: {error.args[0]}") from error
+        raise DinError(f"can't set {dict(setting)}: {error.args[0]}") from error
     return updated
 
 

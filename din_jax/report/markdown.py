@@ -9,6 +9,7 @@ import numpy as np
 
 from din_jax.metrics import rela_impr
 from din_jax.report.experiments import METRICS, shown
+from din_jax.report.search_space import written
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -90,6 +91,24 @@ def baselines_as_markdown(metrics: Mapping[str, Mapping[str, float]]) -> str:
         cells = (value(name, metric) for metric in METRICS)
         texts = (f"{cell:.4f}" if np.isfinite(cell) else "" for cell in cells)
         rows.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(rows)
+
+
+def search_as_markdown(result: Mapping[str, Any], trials: int = 10) -> str:
+    """Formats the result of `search`: how its trials ended, and the best of them."""
+    states = [trial["state"] for trial in result["trials"]]
+    counts = [f"{states.count(s)} {s}" for s in ("complete", "pruned", "diverged") if s in states]
+    rows = [
+        f"{len(states)} trial{'s' * (len(states) > 1)}: {', '.join(counts)}",
+        "",
+        f"| trial | validation {result['select']} | values |",
+        "| --- | --- | --- |",
+    ]
+    rows += [
+        f"| {trial['trial']} | {trial['validation']:.4f} | {written(trial['setting'])} |"
+        for trial in result["trials"][:trials]
+        if trial["state"] == "complete"
+    ]
     return "\n".join(rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +34,24 @@ from din_jax.training.trained import final_kind
 _LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
 _LOWER_IS_BETTER = ("log_loss",)
+OnEvaluation = Callable[[float, Mapping[str, float]], None]
 
 
-def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Scores | None:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    test: bool = True,
+    on_evaluation: OnEvaluation | None = None,
+) -> Scores | None:
     """Trains a run, or continues it, and scores the test split once at the end.
 
     Args:
       config: see `din_jax.config`.
       workdir: the run's folder. If it has a run with this config, the run is continued.
       test: whether to score the test split; False for trials that are selected on validation.
+      on_evaluation: called with the epochs so far and the metrics on validation, after each
+        evaluation, when the state has been saved. An exception that it raises ends the training.
 
     Returns:
       The scores of the test split, with the best weights on validation, or with the last weights if
@@ -53,17 +62,19 @@ def train(config: ConfigDict, workdir: str | Path, *, test: bool = True) -> Scor
       Interrupted: a signal asked to stop; the state has been saved.
     """
     with processes.together():
-        return _train(open_run(config), Path(workdir), test=test)
+        return _train(open_run(config), Path(workdir), test, on_evaluation)
 
 
-def _train(run: Run, workdir: Path, *, test: bool) -> Scores | None:
+def _train(
+    run: Run, workdir: Path, test: bool, on_evaluation: OnEvaluation | None
+) -> Scores | None:
     checkpoints = run.checkpoints(workdir)
     _check_processes(run, workdir, checkpoints)
     evaluator = run.evaluator("test") if test else None  # before training: it checks the split
     state, best = _restored(run, workdir, checkpoints)
     if state is None:
         state = run.init()
-    trainer = _Trainer(run, checkpoints, best)
+    trainer = _Trainer(run, checkpoints, best, on_evaluation)
     if processes.is_first() and not trainer.is_complete(int(state.step)):
         for note in notes(_shuffled_batches(run), run.store.schema, run.config.model):
             print(note)
@@ -150,9 +161,15 @@ def _shuffled_batches(run: Run) -> Iterator[Batch]:
 class _Trainer:
     """Takes the remaining steps of a run, and evaluates, saves and logs between them."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, best: _Best):
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        best: _Best,
+        on_evaluation: OnEvaluation | None,
+    ):
         self.run, self.config, self.source = run, run.config, run.source
-        self.checkpoints, self.best = checkpoints, best
+        self.checkpoints, self.best, self.on_evaluation = checkpoints, best, on_evaluation
         self.meta = compatibility.describe(run.config, run.store.schema, run.source)
         self.learning_rate = decayed_learning_rate(
             self.config.optimizer, self.config.train.batch_size
@@ -211,18 +228,20 @@ class _Trainer:
                 if evaluates or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     metrics = self._log_training(done, log, bar)
                 if evaluates:
-                    self._evaluate(state, done, metrics, log, bar)
+                    validation = self._evaluate(state, done, metrics, log, bar)
                 if evaluates or stops:
                     self._save("last", state)
                     self.meter.start()
-                if self.is_complete(done):
-                    break
-                if stops:
+                if stops and not self.is_complete(done):
                     raise Interrupted(
                         f"stopped and saved at step {done:,}; run the same command again to "
                         "continue",
                         stop.signum,
                     )
+                if evaluates and validation is not None and self.on_evaluation is not None:
+                    self.on_evaluation(done / batches_per_epoch, validation)
+                if self.is_complete(done):
+                    break
 
     def _log_training(self, done: int, log: Log, bar: tqdm.tqdm) -> dict[str, float]:
         metrics = self.meter.read()
@@ -247,7 +266,9 @@ class _Trainer:
         train_metrics: dict[str, float],
         log: Log,
         bar: tqdm.tqdm,
-    ) -> None:
+    ) -> dict[str, float] | None:
+        """Evaluates, and saves the best state; returns the metrics on validation, if it has any."""
+        validation = None
         line = (
             f"step {done:,} of {len(self.source):,} (epoch {train_metrics['epoch']:.2f})  "
             f"train loss {self.meter.loss_since_start():.4f}  "
@@ -255,14 +276,15 @@ class _Trainer:
             f"input wait {train_metrics['input_wait']:.1%}"
         )
         if self.evaluator is not None:
-            metrics = self.evaluator.metrics(self.evaluator.probabilities(state))
-            log.write(done, "validation", metrics)
+            validation = self.evaluator.metrics(self.evaluator.probabilities(state))
+            log.write(done, "validation", validation)
             line += "  validation " + "  ".join(
-                f"{name} {metrics[name]:.4f}" for name in ("user_weighted_auc", "auc", "log_loss")
+                f"{name} {validation[name]:.4f}"
+                for name in ("user_weighted_auc", "auc", "log_loss")
             )
             select, old = self.config.train.select, self.best.value
-            if old is None or _better(metrics[select], old, select):
-                self.best = _Best(metrics[select])
+            if old is None or _better(validation[select], old, select):
+                self.best = _Best(validation[select])
                 self._save("best", state)
             else:
                 self.best = self.best._replace(since=self.best.since + 1)
@@ -272,6 +294,7 @@ class _Trainer:
             log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
         if processes.is_first():
             bar.write(line)
+        return validation
 
     def _save(self, kind: Kind, state: TrainState) -> None:
         best = {"best": self.best.value, "evaluations_since_best": self.best.since}

@@ -235,8 +235,8 @@ def test_models_are_compared_by_activation(planted_store, tmp_path, stand_in):
 @pytest.mark.parametrize(
     ("lines", "keys", "message"),
     [
-        ({"a": {"regularizer.rat": 1.0}}, {}, "a line sets {'regularizer.rat': 1.0}"),
-        ({"a": {"regularizer.rate": "much"}}, {}, "a line sets {'regularizer.rate': 'much'}"),
+        ({"a": {"regularizer.rat": 1.0}}, {}, "can't set {'regularizer.rat': 1.0}"),
+        ({"a": {"regularizer.rate": "much"}}, {}, "can't set {'regularizer.rate': 'much'}"),
         ({"a": {"regularizer.rate": []}}, {}, "the list of values of regularizer.rate is empty"),
         ({"a": {"regularizer.rate": [0.1, 0.1]}}, {}, "would share the folder 'a-0.1'"),
         (

@@ -109,6 +109,28 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(planted_store, tmp_pa
     assert len(whole) == 3  # two epochs on validation, then test
 
 
+def test_each_evaluation_is_reported_when_its_state_is_saved_and_may_end_the_run(
+    planted_store, tmp_path
+):
+    config = base_config(planted_store, **{"train.epochs": 2, "train.evaluations_per_epoch": 2})
+    reported = []
+
+    def report(epoch, metrics):
+        reported.append((epoch, metrics, Checkpoints(tmp_path).latest("last")))
+        if len(reported) == 3:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        train(config, tmp_path, test=False, on_evaluation=report)
+    train(config, tmp_path, test=False, on_evaluation=report)  # it goes on
+    assert [step for *_, step in reported] == [47, 94, 141, 188]
+    assert [epoch for epoch, *_ in reported] == [0.5, 1.0, 1.5, 2.0]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    logged = [m for m in map(json.loads, lines) if m["split"] == "validation"]
+    for line, (_, metrics, step) in zip(logged, reported, strict=True):
+        assert (line["step"], line["auc"]) == (step, metrics["auc"])
+
+
 def test_speeds_leave_out_compiling_evaluating_and_saving(planted_store, tmp_path, monkeypatch):
     class Clock:
         """A call takes a second; what is not training takes days."""

@@ -11,6 +11,7 @@ docs/your-data.md describes the spec.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def prepare(
-    spec: str | Path, out: str | Path, *, data: str | Path | None = None, seed: int = 0
+    spec: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    seed: int = 0,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a store from the tables of a log.
 
@@ -51,6 +57,7 @@ def prepare(
       out: folder of the store.
       data: the folder that the spec's paths start from; by default its own.
       seed: of a split by user, and of which ids are made unknown.
+      origin: further entries of the store's origin.
 
     Returns:
       Counts of the input and the output, which are also written to the store as its origin.
@@ -65,4 +72,4 @@ def prepare(
     parsed = spec_reader.read(spec, data)
     log = JoinedLog(parsed, seed)
     tables = {name: fit_table(log, name, options, seed) for name, options in parsed.tables.items()}
-    return write_store(log, tables, out, seed)
+    return write_store(log, tables, out, seed, origin or {})

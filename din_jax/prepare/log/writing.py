@@ -20,9 +20,13 @@ _ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
 
 
 def write_store(
-    log: JoinedLog, tables: Mapping[str, FittedTable], out: str | Path, seed: int
+    log: JoinedLog,
+    tables: Mapping[str, FittedTable],
+    out: str | Path,
+    seed: int,
+    further: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes the store, and returns its origin."""
+    """Writes the store, and returns its origin, which contains the `further` entries."""
     schema = _schema(log, tables)
     id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
     origin: dict[str, Any] = {
@@ -37,6 +41,7 @@ def write_store(
         "histories": {},
         "notes": log.notes,
         "spec": _as_json(log.spec.source),
+        **further,
     }
     for name, samples in log.splits.items():
         origin["samples"][name] = samples.stop - samples.start
