@@ -45,8 +45,11 @@ class Concatenated(ActivationUnit):
     """An activation unit that applies an MLP to its concatenated inputs."""
 
     @nn.compact
-    def __call__(self, behaviors: Any, ad: Any, segment_ids: Any, mask: Any, *, train: bool) -> Any:
-        """Computes the weights of behaviours, see `ActivationUnit`."""
+    def __call__(
+        self, behaviors: Any, ad: Any, segment_ids: Any, mask: Any, *, codes: Any, train: bool
+    ) -> Any:
+        """Computes the weights of behaviours, see `ActivationUnit`; without codes."""
+        assert not codes
         ads = jnp.take(ad, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
         inputs = [ads, behaviors, ads - behaviors, ads * behaviors]
         mlp = MLP(self.hidden, 1, self.activation)

@@ -8,6 +8,7 @@ multiplications, including padding, without exponentials and lookups.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import Any
@@ -29,7 +30,7 @@ MODELS = ("lr", "base", "wide_deep", "pnn", "pnn outer", "deepfm", "din")
 
 def sizes(config: ConfigDict, model: str) -> dict[str, Any]:
     """The numbers of scalars in the network, the embeddings and the other tables; FLOPs."""
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)
     config.model.name, _, product = model.partition(" ")
     config.model.pnn.product = product or "inner"
     config.train.batch_size = _BATCH.value

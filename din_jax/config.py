@@ -43,6 +43,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Of these keys a model has the paper's values, whatever the preset: it supports no others.
+_ONLY_PAPER = {
+    "lr": ("model.interest_product", "regularizer.name"),  # no products, and no n_j for MBA
+    "wide_deep": ("regularizer.name",),  # no n_j of crosses
+}
+
 
 class _Operation(NamedTuple):
     """The operation of a lazy `FieldReference`: its value is `fn(value, *args)`."""
@@ -51,15 +57,18 @@ class _Operation(NamedTuple):
     args: tuple[Any, ...]
 
 
-def _preset_value(preset: config_dict.FieldReference, key: str) -> config_dict.FieldReference:
-    """A key whose value is that of the preset, until it is set."""
+def _preset_value(model: ConfigDict, key: str) -> config_dict.FieldReference:
+    """A key whose value is that of `model.preset` (for `model.name`), until it is set."""
     examples = [values[key] for values in PRESETS.values() if values[key] is not None]
-    operation = _Operation(functools.partial(_in_preset, key), (preset,))
+    references = (model.get_ref("preset"), model.get_ref("name"))
+    operation = _Operation(functools.partial(_in_preset, key), references)
     return config_dict.FieldReference(examples[0], op=operation)
 
 
-def _in_preset(key: str, _: Any, preset: str) -> Any:
-    return PRESETS.get(preset, PRESETS["paper"])[key]
+def _in_preset(key: str, _: Any, preset: str, model: str) -> Any:
+    if preset not in PRESETS or key in _ONLY_PAPER.get(model, ()):
+        preset = "paper"
+    return PRESETS[preset][key]
 
 
 def default_config() -> ConfigDict:
@@ -95,9 +104,10 @@ def default_config() -> ConfigDict:
     c.model.name = "din"
     c.model.module = ""  # your own model: a file FILE.py or an importable MODULE (docs/library.md)
     # "paper"; "recommended", for a log of your own: other defaults of some keys (`PRESETS`); or
-    # "released_code": the network of the authors' repository.
+    # "released_code": the network of the authors' repository. Keys that are set keep their values,
+    # in a copy by `copy.deepcopy` too. (`copy_and_resolve_references` sets all keys.)
     c.model.preset = "paper"
-    preset = functools.partial(_preset_value, c.model.get_ref("preset"))
+    preset = functools.partial(_preset_value, c.model)
     c.model.activation = "dice"  # of the MLP: "dice", "prelu", "sigmoid" or "relu"
     c.model.embedding_dim = 12  # width D of every table
     c.model.table_dims = ""  # width D of single tables: "item=16,category=4"
@@ -113,8 +123,8 @@ def default_config() -> ConfigDict:
     c.model.bias_fields = ()  # fields that add one scalar per id to the logit (not in the paper)
     # Whether to concatenate interest ∘ ad as well (not in the paper).
     c.model.interest_product = preset("model.interest_product")
-    # Whether to concatenate, for each field of DIN's histories, the number and the fraction of the
-    # behaviours that have the ad's id (not in the paper).
+    # Whether DIN's MLP also takes, for each field of a history, how many behaviours n have an id of
+    # the ad, log(1 + n), and their fraction n / H; and log(1 + H) (not in the paper).
     c.model.match_counts = preset("model.match_counts")
     c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
     c.model.attention.hidden = (36,)  # widths of its hidden layers
@@ -122,12 +132,12 @@ def default_config() -> ConfigDict:
     c.model.attention.difference = False  # whether ad − behaviour is also an input
     c.model.attention.outer = False  # whether ad ⊗ behaviour replaces ad ∘ behaviour as an input
     # How the unit's outputs w become weights: "none": w, as in Eq. 3; over a history of H
-    # behaviours "mean": w / H, "sqrt": w / √H, "softmax"; "sigmoid": σ(w).
+    # behaviours "mean": w / H, "sqrt": w / √H, "softmax": exp(w) / Σ exp(w); "sigmoid": σ(w).
     c.model.attention.normalize = preset("model.attention.normalize")
     c.model.attention.bias_init = 0.0  # initial value of the output's bias
     # Whether further inputs are (not in the paper): the log bucket of a behaviour's place from the
     # end of the history; the log bucket of its age at the impression (the store must have times);
-    # for each field, whether the behaviour has the ad's id.
+    # for each field, whether the behaviour has an id of the ad.
     c.model.attention.position = preset("model.attention.position")
     c.model.attention.age = False
     c.model.attention.match = preset("model.attention.match")
@@ -285,12 +295,18 @@ def check(config: ConfigDict) -> None:
         raise DinError(
             f"config.regularizer.keep={config.regularizer.keep!r}: expected over 0, up to 1"
         )
-    means = config.model.pooling == "mean" or config.model.preset == "released_code"
+    normalizes = config.model.attention.normalize in ("mean", "sqrt", "softmax")
+    means = (
+        config.model.pooling == "mean"
+        or config.model.preset == "released_code"
+        or (config.model.name == "din" and (normalizes or config.model.match_counts))
+    )
     if config.regularizer.name == "filter" and config.regularizer.rare == "leave" and means:
         raise DinError(
-            "config.regularizer.rare='leave' removes ids from the history, but a mean or a softmax "
-            "over it (config.model.pooling='mean', preset='released_code') would still count them; "
-            "use config.regularizer.rare='unknown' or sum pooling"
+            "config.regularizer.rare='leave' removes ids from the history, but a mean, a softmax "
+            "or a fraction of it (config.model.pooling='mean', config.model.attention.normalize, "
+            "config.model.match_counts, preset='released_code') would still count them; "
+            "use config.regularizer.rare='unknown', or sums"
         )
     if not 0 < config.optimizer.decay_rate <= 1:
         raise DinError(

@@ -69,8 +69,8 @@ class Head(nn.Module):
 
 def _bias(field: str, tables: Tables, lookups: Lookups, batch: Batch) -> jax.Array:
     """[B] the sum of the scalars of a field's ids."""
-    name = bias_table(field)
-    scalars = lookup(tables[name], lookups[name][name])
+    table = bias_table(field)
+    scalars = lookup(tables[table], lookups[table][field])
     ids = batch.fields[field]
     if isinstance(ids, Packed):
         scalars = segment_pool(scalars, ids.segment_ids, len(batch.label))

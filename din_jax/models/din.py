@@ -109,27 +109,33 @@ class DIN(nn.Module):
 
 
 def _matches(sequence: Sequence, batch: Batch, lookups: Lookups) -> list[jax.Array]:
-    """For each field of a sequence, int32[T]: whether a behaviour has an id of the ad."""
+    """For each field of a sequence, float32[T]: whether a behaviour has an id of the ad.
+
+    An id that dropout drops matches nothing; the other matches are scaled like vectors, so that
+    training expects as many as evaluation. A rare id of the frequency filter, which
+    `regularizer.rare` "unknown" looks up in row 0, still matches itself.
+    """
     behaviors, samples = batch.sequences[sequence.name], len(batch.label)
     found = []
     for field in sequence.fields:
-        looked_up = lookups[field.table]
+        visited = lookups[field.table][f"{sequence.name}.{field.name}"]
+        shown = lookups[field.table][field.ad]
         # The batch's ids, not those of the lookups, which may be renumbered; unknown ones are 0.
         shared = matches(
             behaviors.fields[field.name],
             batch.fields[field.ad],
             behaviors.segment_ids,
             samples,
-            looked_up[f"{sequence.name}.{field.name}"].mask,
-            looked_up[field.ad].mask,
+            visited.mask,
+            shown.mask,
         )
-        found.append(jnp.minimum(shared, 1))
+        found.append(jnp.minimum(shared, 1) * jnp.float32(visited.scale * shown.scale))
     return found
 
 
 def _match_counts(found: list[jax.Array], segment_ids: jax.Array, samples: int) -> jax.Array:
     """float32 [B, 2 F + 1]: log(1 + n) and n / H of each field's matches n; log(1 + H)."""
-    matched = segment_pool(jnp.stack(found, axis=1), segment_ids, samples).astype(jnp.float32)
+    matched = segment_pool(jnp.stack(found, axis=1), segment_ids, samples)
     length = lengths(segment_ids, samples)[:, None].astype(jnp.float32)
     return jnp.concatenate(
         [jnp.log1p(matched), matched / jnp.maximum(length, 1), jnp.log1p(length)], axis=1

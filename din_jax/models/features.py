@@ -63,16 +63,17 @@ def _stddev(config: Any, dim: int) -> float:
 
 
 def _bias_fields(schema: Schema, config: Any) -> list[Field]:
-    """The fields that `config.bias_fields` names.
+    """The fields that `config.bias_fields` names, each once.
 
     Raises:
-      DinError: there is no such field.
+      DinError: there is no such field, or `config.without` leaves its table out.
     """
     fields = {field.name: field for field in schema.fields}
     for name in config.bias_fields:
         if name not in fields:
+            left = " that config.model.without leaves" if config.without else ""
             raise DinError(
-                f"config.model.bias_fields names {name!r}; the data set's fields are: "
+                f"config.model.bias_fields names {name!r}; the data set's fields{left} are: "
                 + ", ".join(fields)
             )
     return [fields[name] for name in dict.fromkeys(config.bias_fields)]
@@ -87,7 +88,7 @@ def lookups(batch: Batch, schema: Schema, config: Any) -> dict[str, dict[str, Lo
         by_table[ITEM_BIAS] = {ITEM_BIAS: bias}
     for field in _bias_fields(schema, config):
         ids = _lookup_of(batch.fields[field.name], batch.weight > 0, len(batch.label))
-        by_table[bias_table(field.name)] = {bias_table(field.name): ids}
+        by_table[bias_table(field.name)] = {field.name: ids}
     return by_table
 
 
@@ -188,7 +189,7 @@ def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
         interest_product=config.interest_product,
         item_bias=bool(config.item_bias),
         extra_fields=tuple(config.extra_fields),
-        bias_fields=tuple(config.bias_fields),
+        bias_fields=tuple(field.name for field in _bias_fields(schema, config)),
     )
 
 

@@ -112,7 +112,7 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> LR:
       DinError: a key is set that logistic regression does not support.
     """
     del axis_name  # no batch statistics
-    for key in ("item_bias", "interest_product"):
+    for key in ("item_bias", "bias_fields", "interest_product"):
         if config[key]:
             raise DinError(
                 f"config.model.{key}={config[key]!r}: config.model.name='lr' has a weight for "

@@ -27,8 +27,27 @@ from din_jax.nn.mlp import MLP
 from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax
 
 # Keys of `config.model` and `config.model.attention` that must have their default values.
-_FIXED = ("pooling", "extra_fields", "item_bias", "interest_product", "embedding_stddev")
-_FIXED_ATTENTION = ("activation", "difference", "outer", "block")
+_FIXED = (
+    "pooling",
+    "extra_fields",
+    "item_bias",
+    "bias_fields",
+    "interest_product",
+    "match_counts",
+    "embedding_stddev",
+    "embedding_init",
+)
+_FIXED_ATTENTION = (
+    "activation",
+    "difference",
+    "outer",
+    "block",
+    "normalize",
+    "bias_init",
+    "position",
+    "age",
+    "match",
+)
 _BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the authors use
 
 

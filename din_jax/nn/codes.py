@@ -22,7 +22,7 @@ class Code(NamedTuple):
 
     Attributes:
       ids: int32[T]; 0 for padding.
-      size: how many numbers there are. With 1, `ids` are 0 or 1 and are themselves the input.
+      size: how many numbers there are. With 1, `ids` are themselves the input, and may be floats.
     """
 
     ids: jax.Array
@@ -46,7 +46,7 @@ def position_code(segment_ids: jax.Array, segments: int) -> Code:
     """
     ends = jnp.cumsum(lengths(segment_ids, segments))
     place = rows_of_samples(ends, segment_ids) - 1 - jnp.arange(len(segment_ids))
-    place = jnp.where(segment_ids < segments, place, 0)
+    place = jnp.where(segment_ids < segments, place, 0).astype(jnp.int32)
     bucket = 31 - jax.lax.clz(1 + place)  # exact, unlike a logarithm
     return Code(jnp.minimum(bucket, POSITION_BUCKETS - 1), POSITION_BUCKETS)
 
@@ -65,7 +65,7 @@ def matches(
     mask: jax.Array,
     ad_mask: jax.Array,
 ) -> jax.Array:
-    """How many of each behaviour's ids the ad has too, int32[T]: 0 or 1 for one-hot fields.
+    """How many of each behaviour's ids the ad has too, int32[T]: 0 or 1 if it has one id.
 
     Unknown ids (0) match nothing.
 
@@ -93,9 +93,9 @@ def matches(
         begins = jnp.cumsum(counts) - counts
 
         def add(i: jax.Array, found: jax.Array) -> jax.Array:
-            """Adds the matches with each ad's id number i."""
+            """Adds the matches with each ad's id number i; repeated ids match once."""
             ith = jnp.take(ad_ids, begins + i, mode="clip")
-            return found + equal(jnp.where(i < counts, ith, 0))
+            return found | equal(jnp.where(i < counts, ith, 0))
 
         found = jax.lax.fori_loop(0, jnp.max(counts), add, jnp.zeros(len(ids), jnp.int32))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,6 @@ def compare(
 
 
 def _variant(config: ConfigDict, name: str, activation: str, seed: int) -> ConfigDict:
-    variant = config.copy_and_resolve_references()
+    variant = copy.deepcopy(config)  # other keys go on to follow `model.preset`
     variant.model.name, variant.model.activation, variant.seed = name, activation, seed
     return variant

@@ -105,7 +105,7 @@ def default_space(config: ConfigDict) -> dict[str, Any]:
         "model.embedding_stddev": ("log", 0.01, 0.3),
         "model.hidden": [(80, 40), (200, 80)],
     }
-    if config.model.name == "din" and config.model.preset == "paper":
+    if config.model.name == "din" and config.model.preset != "released_code":
         space["model.attention.hidden"] = [(36,), (80, 40)]
         space["model.attention.difference"] = [False, True]
     return space

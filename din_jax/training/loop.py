@@ -76,6 +76,8 @@ def _train(
         state = run.init()
     trainer = _Trainer(run, checkpoints, best, on_evaluation)
     if processes.is_first() and not trainer.is_complete(int(state.step)):
+        if run.config.data.fit != "train" and run.config.train.patience:
+            print(_no_validation(run.config.train.epochs))
         for note in notes(_shuffled_batches(run), run.store.schema, run.config.model):
             print(note)
     with Log(workdir, from_step=int(state.step)) as log, stop_signal() as stop:
@@ -102,6 +104,14 @@ def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
     processes.check_shared(workdir, "--workdir")
     last = checkpoints.latest("last")
     processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
+
+
+def _no_validation(epochs: int) -> str:
+    return (
+        "config.data.fit='train+validation' leaves no validation to stop on: config.train.patience "
+        f"is ignored, and the weights after config.train.epochs={epochs} are scored. Set it to the "
+        "epochs that were best on validation in a run with config.data.fit='train'"
+    )
 
 
 class _Best(NamedTuple):
@@ -138,9 +148,10 @@ def _restored(run: Run, workdir: Path, checkpoints: Checkpoints) -> tuple[TrainS
         )
     best = _Best(saved["best"], saved.get("evaluations_since_best", 0))
     if processes.is_first():
-        complete = done == total or best.ends(run.config.train.patience)
-        progress = "is complete" if complete else "goes on"
-        print(f"{workdir}: the run {progress} at step {done:,} of {total:,}")
+        stopped = done < total and best.ends(run.config.train.patience)
+        progress = "is complete" if done == total or stopped else "goes on"
+        why = f": {best.since} evaluations without a better one" if stopped else ""
+        print(f"{workdir}: the run {progress} at step {done:,} of {total:,}{why}")
     return state, best
 
 
