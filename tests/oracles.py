@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import option_oracles
 
 Rows = list[np.ndarray]  # one vector an entry
 Layers = list[dict[str, Any]]
@@ -118,14 +119,16 @@ def activation_unit(
     difference: bool,
     outer: bool,
     train: bool,
+    codes: Sequence[Rows] | None = None,
 ) -> tuple[list[list[float]], list[Rows]]:
     """Eq. 3's a(e_j, v_A): ([sample][behaviour], what entered each activation).
 
-    The first layer multiplies the concatenation [v_A, e_j, v_A − e_j, v_A ∘ e_j or v_A ⊗ e_j].
+    The first layer multiplies the concatenation [v_A, e_j, v_A − e_j, v_A ∘ e_j or v_A ⊗ e_j], and
+    with `codes`, [sample][behaviour], of these at its end.
     """
     inputs = []
-    for history, ad in zip(histories, ads, strict=True):
-        for behavior in history:
+    for i, (history, ad) in enumerate(zip(histories, ads, strict=True)):
+        for j, behavior in enumerate(history):
             parts = [ad, behavior]
             if difference:
                 parts.append(ad - behavior)
@@ -133,6 +136,8 @@ def activation_unit(
                 parts.append(np.array([a * e for a in ad for e in behavior]))
             else:
                 parts.append(np.array([a * e for a, e in zip(ad, behavior, strict=True)]))
+            if codes is not None:
+                parts.append(codes[i][j])
             inputs.append(np.concatenate(parts))
     out, entered = mlp(inputs, layers, train)
     scores = iter([float(row[0]) for row in out])
@@ -205,6 +210,12 @@ def paper(
     machine: bool = False,
     crosses: dict[str, int] | None = None,
     ad_values: int = 0,
+    normalize: str = "none",
+    position: bool = False,
+    age: bool = False,
+    match: bool = False,
+    match_counts: bool = False,
+    bias_fields: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The base model (section 4.2), and what other models add to it.
 
@@ -220,6 +231,8 @@ def paper(
       machine: add DeepFM's factorisation machine to the logit of a click.
       crosses: add the weights of Wide & Deep's crosses: {table: buckets}.
       ad_values: how many values of a multi-hot ad field are crossed.
+      normalize, position, age, match, match_counts, bias_fields: as in the config. The kernel of a
+        unit's first layer has rows for the codes at its end, and the MLP's first for the counts.
 
     Returns:
       logits [samples, 2]; interest {sequence: [samples, E]}; weights
@@ -245,7 +258,14 @@ def paper(
                 difference=difference,
                 outer=outer,
                 train=train,
+                codes=[
+                    option_oracles.codes(s, sequence, position=position, age=age, match=match)
+                    for s in samples
+                ],
             )
+            weights[sequence.name] = [
+                option_oracles.normalized(w, normalize) for w in weights[sequence.name]
+            ]
             interest[sequence.name] = [
                 weighted_sum(history, w, len(ad))
                 for history, w, ad in zip(histories, weights[sequence.name], ads, strict=True)
@@ -285,11 +305,17 @@ def paper(
             np.append(x, sum(np.outer(a, b) for a in v for b in v))
             for x, v in zip(inputs, vectors, strict=True)
         ]
+    if match_counts:
+        counts = [[option_oracles.match_counts(s, q) for q in schema.sequences] for s in samples]
+        inputs = [
+            np.concatenate([x, *of_sample]) for x, of_sample in zip(inputs, counts, strict=True)
+        ]
     logits, entered["mlp"] = mlp(inputs, network["mlp"], train)
     for i, sample in enumerate(samples):
         if machine:
             logits[i][1] += linear(sample, schema, tables, mean, extra_fields)
             logits[i][1] += math.fsum(pair_products(vectors[i]))
+        logits[i][1] += option_oracles.bias(sample, bias_fields, tables)
         for table, buckets in (crosses or {}).items():
             logits[i][1] += cross(sample, schema, tables[table], table, buckets, ad_values, mean)
     if item_bias:

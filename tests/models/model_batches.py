@@ -75,6 +75,7 @@ REAL = 6  # samples; the rest of a batch is padding
 
 def draw_samples(rng, schema, empty=False):
     """Random samples, as the oracles take them; one history of each sequence, or all, are empty."""
+    (age_rng,) = rng.spawn(1)
 
     def ids(field):
         rows = schema.rows(field.table)
@@ -88,7 +89,10 @@ def draw_samples(rng, schema, empty=False):
         sequences = {}
         for place, sequence in enumerate(schema.sequences):
             n = 0 if empty or i == without[place] else rng.integers(1, 5)
-            sequences[sequence.name] = [{f.name: ids(f) for f in sequence.fields} for _ in range(n)]
+            sequences[sequence.name] = [
+                {f.name: ids(f) for f in sequence.fields} | {"age": int(age_rng.integers(32))}
+                for _ in range(n)
+            ]
         samples.append(
             {
                 "label": float(rng.integers(0, 2)),
@@ -143,7 +147,8 @@ def make_batch(samples, schema, rng, sizes=SIZES):
                 values[field.name] = packed(rng, column, sizes.nested, t)
             else:
                 values[field.name] = padded(rng, column, t)
-        sequences[sequence.name] = Behaviors(values, segment_ids_of(histories, t, b))
+        age = padded(rng.spawn(1)[0], [behavior["age"] for behavior in behaviors], t)
+        sequences[sequence.name] = Behaviors(values, segment_ids_of(histories, t, b), age)
     return Batch(
         label=np.float32([s["label"] for s in samples] + [1] * (b - len(samples))),
         weight=np.float32([1] * len(samples) + [0] * (b - len(samples))),

@@ -33,6 +33,18 @@ TRAINED = {
         "interest_product": True,
         "extra_fields": ("user_id",),
     },
+    "din options": {
+        "name": "din",
+        "activation": "dice",
+        "attention.normalize": "softmax",
+        "attention.bias_init": 0.5,
+        "attention.position": True,
+        "attention.age": True,
+        "attention.match": True,
+        "match_counts": True,
+        "bias_fields": ("user_id", "tags", "goods"),
+        "embedding_init": "width",
+    },
     "lr mean": {"name": "lr", "pooling": "mean", "extra_fields": ("user_id",)},
     # Of 100 pairs of goods some share one of 40 buckets; pairs of shops and of tags have room.
     "wide_deep": {
@@ -78,6 +90,14 @@ SCORED = {
         "attention.difference": True,
         "attention.block": 7,
     },
+    "din options in blocks": {
+        "name": "din",
+        "activation": "dice",
+        "attention.normalize": "sqrt",
+        "attention.position": True,
+        "attention.match": True,
+        "attention.block": 7,
+    },
     "lr": {"name": "lr"},
     "wide_deep extras": {
         "name": "wide_deep",
@@ -86,6 +106,7 @@ SCORED = {
         "item_bias": "goods",
         "interest_product": True,
         "extra_fields": ("user_id",),
+        "bias_fields": ("tags", "hour"),
     },
     "pnn outer": {
         "name": "pnn",
@@ -270,7 +291,8 @@ def _layers_of(kind, params, stats):
 
 def _unit_layers_of(kind, params, stats):
     """As `_layers_of`, for an activation unit, which holds its first layer's weights itself."""
-    first = {k: params[k] for k in ("kernel", "bias")}
+    codes = [params[f"code_{i}"] for i in range(sum(k.startswith("code_") for k in params))]
+    first = {"kernel": np.concatenate([params["kernel"], *codes]), "bias": params["bias"]}
     return _layers_of(kind, {**params, "hidden_0": first}, stats)
 
 
@@ -296,7 +318,7 @@ def _paper_oracle(config, samples, variables, train, crosses):
             part = f"activation_unit_{sequence.name}"
             units[sequence.name] = _unit_layers_of(unit_kind, params[part], stats.get(part, {}))
     mlp = _layers_of(kind, params["Head_0"]["mlp"], stats.get("Head_0", {}).get("mlp", {}))
-    if config.name == "pnn":
+    if config.name == "pnn" or config.match_counts:
         beside = params["Head_0"]["mlp"]["products"]["kernel"]
         mlp[0]["kernel"] = np.concatenate([mlp[0]["kernel"], beside])
     return oracles.paper(
@@ -316,6 +338,12 @@ def _paper_oracle(config, samples, variables, train, crosses):
         machine=config.name == "deepfm",
         crosses=crosses,
         ad_values=config.wide.ad_values,
+        normalize=config.attention.normalize,
+        position=config.attention.position,
+        age=config.attention.age,
+        match=config.attention.match,
+        match_counts=config.match_counts,
+        bias_fields=config.bias_fields,
     )
 
 

@@ -26,7 +26,7 @@ from model_cases import (
 )
 from model_checks import assert_matches_the_oracle
 
-from din_jax.models.features import ITEM_BIAS
+from din_jax.models.features import ITEM_BIAS, bias_table
 from din_jax.models.registry import build_model
 
 trained = pytest.mark.parametrize("name", TRAINED)
@@ -45,7 +45,7 @@ def test_models_in_training_and_evaluation_match_the_oracle(name, seed):
     assert_matches_the_oracle(name, seed)
 
 
-@pytest.mark.parametrize("name", ["base mean", "din extras"])
+@pytest.mark.parametrize("name", ["base mean", "din extras", "din options"])
 def test_moving_averages_match_the_oracle(name):
     samples, batch, variables = setup(name, 3)
     stats = learned(name, variables, batch)["stats"]
@@ -148,6 +148,11 @@ def test_rows_outside_the_batch_have_no_gradient(name):
     if ITEM_BIAS in gradients:
         bias = config_of(name).item_bias or schema.sequences[0].fields[0].ad
         present[ITEM_BIAS] = {s["fields"][bias] for s in samples}
+    for field in config_of(name).bias_fields:
+        ids_of_samples = [s["fields"][field] for s in samples]
+        present[bias_table(field)] = {
+            i for ids in ids_of_samples for i in ([ids] if isinstance(ids, int) else ids)
+        }
     absent = 0
     for table, gradient in gradients.items():
         for row in range(len(gradient)):
@@ -191,7 +196,7 @@ def test_order_of_samples_permutes_the_logits(name, order):
     close_trees(two, one, atol=1e-5)
 
 
-@trained
+@pytest.mark.parametrize("name", [n for n in TRAINED if not config_of(n).attention.position])
 @examples
 @given(st.integers(0, REAL - 1), seeds)
 def test_order_of_behaviours_changes_nothing(name, which, seed):
@@ -221,7 +226,7 @@ def test_score_of_a_sample_does_not_depend_on_the_others(name):
 
 def test_model_over_mapped_axis_is_the_model_over_all_samples():
     # Four samples and two, and in the second part no behaviour at all in one sequence.
-    name = "din extras"
+    name = "din options"
     samples, _, variables = setup(name, 17)
     samples = [
         {**s, "sequences": {**s["sequences"], "visits": s["sequences"]["visits"] if i < 4 else []}}
@@ -244,7 +249,7 @@ def test_model_over_mapped_axis_is_the_model_over_all_samples():
 # Lookups
 
 
-@pytest.mark.parametrize("name", ["base mean", "din extras"])
+@pytest.mark.parametrize("name", ["base mean", "din extras", "din options"])
 def test_lookups_mask_all_padding(name):
     samples, batch, _ = setup(name, 20)
     looked_up = quick_jit(model_of(name).lookups)(batch)
