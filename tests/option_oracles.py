@@ -14,11 +14,16 @@ import numpy as np
 POSITIONS, AGES = 16, 32  # buckets
 
 
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(x_j) / Σ exp(x_i); of nothing, nothing."""
+    raised = [math.exp(x - max(scores)) for x in scores]
+    return [x / math.fsum(raised) for x in raised]
+
+
 def normalized(weights: Sequence[float], how: str) -> list[float]:
     """The weights of one history, as `config.model.attention.normalize` says."""
     if how == "softmax":
-        raised = [math.exp(w - max(weights)) for w in weights]
-        return [x / math.fsum(raised) for x in raised]
+        return softmax(weights)
     if how == "sigmoid":
         return [1 / (1 + math.exp(-w)) if w >= 0 else 1 - 1 / (1 + math.exp(w)) for w in weights]
     by = {"none": 1, "mean": len(weights), "sqrt": math.sqrt(len(weights))}[how]

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cross_oracles
 import numpy as np
 import option_oracles
 
@@ -142,12 +143,6 @@ def activation_unit(
     out, entered = mlp(inputs, layers, train)
     scores = iter([float(row[0]) for row in out])
     return [[next(scores) for _ in history] for history in histories], entered
-
-
-def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(x_j) / Σ exp(x_i); of nothing, nothing."""
-    raised = [math.exp(x - max(scores)) for x in scores]
-    return [x / math.fsum(raised) for x in raised]
 
 
 def pool(vectors: Sequence[np.ndarray], width: int, mean: bool) -> np.ndarray:
@@ -317,7 +312,9 @@ def paper(
             logits[i][1] += math.fsum(pair_products(vectors[i]))
         logits[i][1] += option_oracles.bias(sample, bias_fields, tables)
         for table, buckets in (crosses or {}).items():
-            logits[i][1] += cross(sample, schema, tables[table], table, buckets, ad_values, mean)
+            logits[i][1] += cross_oracles.cross(
+                sample, schema, tables[table], table, buckets, ad_values, mean
+            )
     if item_bias:
         for sample, logit in zip(samples, logits, strict=True):
             logit[1] += tables["item-bias"][sample["fields"][item_bias]][0]
@@ -363,59 +360,6 @@ def linear(
     return total
 
 
-def bucket(visited: int, shown: int, rows: int, buckets: int) -> int:
-    """The row of a cross: exact if all pairs of known ids have room, else by MurmurHash3's mix."""
-    if not visited or not shown:
-        return 0
-    if (rows - 1) ** 2 <= buckets:
-        return 1 + (visited - 1) * (rows - 1) + shown - 1
-
-    def mixed(x: int) -> int:
-        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
-        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
-        return x ^ (x >> 16)
-
-    return 1 + mixed((mixed(visited) + shown) % 2**32) % buckets
-
-
-def crossed(sample: dict[str, Any], schema: Any, table: str, buckets: int, most: int) -> list[int]:
-    """The rows of a cross table, "SEQUENCE-FIELD-cross", that a sample looks up."""
-    visited, field = visited_ids(sample, schema, table)
-    shown = sample["fields"][field.ad]
-    return [
-        bucket(v, a, schema.rows(field.table), buckets)
-        for v in visited
-        for a in ([shown] if isinstance(shown, int) else shown[:most])
-    ]
-
-
-def visited_ids(sample: dict[str, Any], schema: Any, table: str) -> tuple[list[int], Any]:
-    """The ids of the behaviour field that a cross table is of, and that field."""
-    name, field_name, _ = table.split("-")
-    (field,) = (
-        f for s in schema.sequences for f in s.fields if (s.name, f.name) == (name, field_name)
-    )
-    visited: list[int] = []
-    for behavior in sample["sequences"][name]:
-        ids = behavior[field.name]
-        visited += [ids] if isinstance(ids, int) else ids
-    return visited, field
-
-
-def cross(
-    sample: dict[str, Any],
-    schema: Any,
-    weights: np.ndarray,
-    table: str,
-    buckets: int,
-    most: int,
-    mean: bool,
-) -> float:
-    """The sum of a sample's weights in a cross table, or their mean over the visited ids."""
-    total = math.fsum(weights[i][0] for i in crossed(sample, schema, table, buckets, most))
-    return total / max(len(visited_ids(sample, schema, table)[0]), 1) if mean else total
-
-
 def idle_batch_norm(row: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
     """Batch normalisation that stays in inference mode with mean 0 and variance 1."""
     return gamma * row / BATCH_NORM + beta
@@ -448,7 +392,7 @@ def released(
             ((scores,), _) = activation_unit(
                 [history], [item], network["unit"], difference=True, outer=False, train=False
             )
-            weights = softmax([score / math.sqrt(len(item)) for score in scores])
+            weights = option_oracles.softmax([score / math.sqrt(len(item)) for score in scores])
             interest = weighted_sum(history, weights, len(item))
         else:
             weights = []

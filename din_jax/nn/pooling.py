@@ -82,17 +82,23 @@ def normalize_weights(
     Eq. 3 has no normalization, so that an interest grows with the history. Padding is 0.
 
     Args:
-      weights: w; 0 for padding.
+      weights: w; what padding holds is ignored.
       segment_ids: int32[T], ascending: the sample of each behaviour; S for padding.
       segments: S.
       mask: bool[T], False for padding.
       how: "none": w. "mean": w / H. "sqrt": w / √H. "softmax": exp(w) / Σ exp(w). "sigmoid":
         σ(w), which is between 0 and 1 but not divided by anything.
+
+    Raises:
+      ValueError: `how` is none of these.
     """
     if how == "softmax":
         return segment_softmax(weights, segment_ids, segments, mask)
     if how == "sigmoid":
         return jnp.where(mask, jax.nn.sigmoid(weights), 0)
+    if how not in ("none", "mean", "sqrt"):
+        raise ValueError(f"normalize_weights: how={how!r}; see its docstring")
+    weights = jnp.where(mask, weights, 0)
     if how == "none":
         return weights
     length = segment_pool(jnp.where(mask, 1.0, 0.0), segment_ids, segments)

@@ -1,5 +1,6 @@
 """One config of each model in training: against the oracles, and what changes nothing."""
 
+import cross_oracles
 import jax
 import numpy as np
 import oracles
@@ -139,7 +140,7 @@ def test_rows_outside_the_batch_have_no_gradient(name):
         looked_up += [(f"{field}-weight", ids) for _, field, ids in ids_of]
         most = config_of(name).wide.ad_values
         looked_up += [
-            (table, oracles.crossed(sample, schema, table, buckets, most))
+            (table, cross_oracles.crossed(sample, schema, table, buckets, most))
             for table, buckets in buckets_of(name).items()
         ]
         for table, ids in looked_up:

@@ -1,6 +1,6 @@
+import cross_oracles
 import jax
 import numpy as np
-import oracles
 from compiling import quick_jit
 from model_batches import LARGER, SCHEMA, SIZES, draw_samples, make_batch
 from model_cases import config_of, model_of
@@ -44,7 +44,7 @@ def test_shared_buckets_are_counted():
         for b in s["sequences"]["clicks"]
         if b["goods"] and s["fields"]["goods"]
     }
-    buckets = [oracles.bucket(v, a, 11, 40) for v, a in pairs]
+    buckets = [cross_oracles.bucket(v, a, 11, 40) for v, a in pairs]
     shared = sum(buckets.count(i) > 1 for i in buckets)
     assert shared > 0
     tags, shops, goods = notes(batches, SCHEMA, config_of("wide_deep"))

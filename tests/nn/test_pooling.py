@@ -3,13 +3,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import option_oracles
 import oracles
 import pytest
 from compiling import quick_jit
 from hypothesis import given, strategies as st
 from layer_cases import CAPACITY, SAMPLES, WIDTH, examples, f64, normal, seeds
 
-from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax, weighted_pool
+from din_jax.nn.pooling import (
+    normalize_weights,
+    segment_mean,
+    segment_pool,
+    segment_softmax,
+    weighted_pool,
+)
 
 
 def segments_of(rng):
@@ -95,7 +102,7 @@ def test_segment_softmax_matches_the_oracle(seed, scale):
     segments, packed, segment_ids, mask = segments_of(rng)
     x = packed[:, 0] * np.where(mask, np.float32(scale), 1)
     out, _ = softmax_with_gradient(x, np.zeros_like(x), segment_ids, mask)
-    expected = [oracles.softmax(f64(s[:, 0] * np.float32(scale))) for s in segments]
+    expected = [option_oracles.softmax(f64(s[:, 0] * np.float32(scale))) for s in segments]
     np.testing.assert_allclose(out[mask], np.concatenate(expected), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out[~mask], 0)
 
@@ -113,9 +120,64 @@ def test_segment_softmax_gradient_matches_the_oracle(offset, padding):
     _, of_x = softmax_with_gradient(x, g, segment_ids, mask)
 
     def total(x):
-        weights = [oracles.softmax(part) for part in np.split(x, np.cumsum(lengths)[:-1])]
+        weights = [option_oracles.softmax(part) for part in np.split(x, np.cumsum(lengths)[:-1])]
         return np.dot(g[mask], np.concatenate(weights))
 
     expected = oracles.derivative(total, f64(x[mask]), 1e-5)
     np.testing.assert_allclose(of_x[mask], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(of_x[~mask], 0)
+
+
+NORMALIZATIONS = ("none", "mean", "sqrt", "softmax", "sigmoid")
+
+
+@quick_jit
+def normalized_with_gradient(w, g, segment_ids, mask):
+    """{how: (weights, gradient)}"""
+
+    def of(how):
+        normalize = functools.partial(normalize_weights, how=how)
+        out, pull = jax.vjp(lambda w: normalize(w, segment_ids, SAMPLES, mask), w)
+        return out, pull(g)[0]
+
+    return {how: of(how) for how in NORMALIZATIONS}
+
+
+@examples
+@given(seeds, st.sampled_from([0.3, 30.0, 1e30]))
+def test_normalized_weights_match_the_oracle(seed, scale):
+    """With empty histories and with those of one behaviour, whose softmax is 1."""
+    rng = np.random.default_rng(seed)
+    segments, packed, segment_ids, mask = segments_of(rng)
+    g = normal(rng, CAPACITY)
+    w = packed[:, 0] * np.where(mask, np.float32(scale), 1)  # padding is large
+    for how, (out, of_w) in normalized_with_gradient(w, g, segment_ids, mask).items():
+        histories = np.split(f64(w[mask]), np.cumsum([len(s) for s in segments])[:-1])
+        expected = [option_oracles.normalized(h.tolist(), how) for h in histories]
+        np.testing.assert_allclose(out[mask], np.concatenate(expected), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(out[~mask], 0)
+        np.testing.assert_array_equal(of_w[~mask], 0)
+        assert np.isfinite(of_w).all()
+
+
+def test_weights_are_normalized_in_a_known_way():
+    with pytest.raises(ValueError, match="normalize_weights: how='max'"):
+        normalize_weights(np.ones(1), np.zeros(1, np.int32), 1, np.ones(1, bool), "max")
+
+
+def test_gradients_of_normalized_weights_match_the_oracle():
+    rng = np.random.default_rng(18)
+    lengths, g = [4, 0, 3, 0, 1], normal(rng, CAPACITY)
+    segment_ids = np.int32(np.repeat(np.arange(6), [*lengths, CAPACITY - 8]))
+    w, mask = normal(rng, CAPACITY), segment_ids < SAMPLES
+    w[~mask] = 7
+    for how, (_, of_w) in normalized_with_gradient(w, g, segment_ids, mask).items():
+
+        def total(w, how=how):
+            histories = np.split(w, np.cumsum(lengths)[:-1])
+            parts = [option_oracles.normalized(h.tolist(), how) for h in histories]
+            return np.dot(g[mask], np.concatenate(parts))
+
+        expected = oracles.derivative(total, f64(w[mask]), 1e-5)
+        np.testing.assert_allclose(of_w[mask], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(of_w[~mask], 0)
