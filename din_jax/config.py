@@ -17,6 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.pooling": "sum",
         "model.interest_product": False,
         "model.match_counts": False,
+        "model.intensity": False,
         "model.attention.normalize": "none",
         "model.attention.position": False,
         "model.attention.match": False,
@@ -31,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.pooling": "mean",
         "model.interest_product": True,
         "model.match_counts": True,
+        "model.intensity": True,
         "model.attention.normalize": "softmax",
         "model.attention.position": True,
         "model.attention.match": True,
@@ -126,6 +128,9 @@ def default_config() -> ConfigDict:
     # Whether DIN's MLP also takes, for each field of a history, how many behaviours n have an id of
     # the ad, log(1 + n), and their fraction n / H; and log(1 + H) (not in the paper).
     c.model.match_counts = preset("model.match_counts")
+    # Whether to concatenate the intensity of DIN's interests, log(1 + Σσ(w)) and Σσ(w) / H of the
+    # unit's outputs w over a history of H behaviours: normalized weights lose it.
+    c.model.intensity = preset("model.intensity")
     c.model.attention = ConfigDict()  # DIN's activation unit, Eq. 3
     c.model.attention.hidden = (36,)  # widths of its hidden layers
     c.model.attention.activation = ""  # of its hidden layers; "": model.activation
@@ -296,16 +301,17 @@ def check(config: ConfigDict) -> None:
             f"config.regularizer.keep={config.regularizer.keep!r}: expected over 0, up to 1"
         )
     normalizes = config.model.attention.normalize in ("mean", "sqrt", "softmax")
+    counts = config.model.match_counts or config.model.intensity
     means = (
         config.model.pooling == "mean"
         or config.model.preset == "released_code"
-        or (config.model.name == "din" and (normalizes or config.model.match_counts))
+        or (config.model.name == "din" and (normalizes or counts))
     )
     if config.regularizer.name == "filter" and config.regularizer.rare == "leave" and means:
         raise DinError(
             "config.regularizer.rare='leave' removes ids from the history, but a mean, a softmax "
             "or a fraction of it (config.model.pooling='mean', config.model.attention.normalize, "
-            "config.model.match_counts, preset='released_code') would still count them; "
+            "config.model.match_counts, config.model.intensity, preset='released_code') would still count them; "
             "use config.regularizer.rare='unknown', or sums"
         )
     if not 0 < config.optimizer.decay_rate <= 1:

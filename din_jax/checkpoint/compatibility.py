@@ -36,6 +36,7 @@ _ADDED_KEYS = {
     "model.embedding_init": "constant",
     "model.bias_fields": (),
     "model.match_counts": False,
+    "model.intensity": False,
     "model.attention.age": False,
     "model.attention.normalize": "none",
     "model.attention.bias_init": 0.0,

@@ -40,6 +40,8 @@ class DIN(nn.Module):
         paper).
       match_counts: whether the MLP's inputs are also, for each field, how many behaviours have an
         id of the ad, and their fraction (not in the paper).
+      intensity: whether the MLP's inputs are also the intensity of the interest (`_intensity`),
+        which a normalization takes from the weights (not in the paper).
     """
 
     options: Options
@@ -54,6 +56,7 @@ class DIN(nn.Module):
     age: bool = False
     match: bool = False
     match_counts: bool = False
+    intensity: bool = False
 
     @nn.compact
     def __call__(
@@ -67,7 +70,7 @@ class DIN(nn.Module):
         o = self.options
         samples = len(batch.label)
         features = embed(tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean)
-        weights, interests, counts = {}, {}, []
+        weights, interests, numbers = {}, {}, []
         for sequence in o.schema.sequences:
             name, s = sequence.name, features.sequences[sequence.name]
             unit = ActivationUnit(
@@ -90,8 +93,10 @@ class DIN(nn.Module):
                 found = _matches(sequence, batch, lookups)
                 codes += [Code(matched, 1) for matched in found if self.match]
                 if self.match_counts:
-                    counts.append(_match_counts(found, s.segment_ids, samples))
+                    numbers.append(_match_counts(found, s.segment_ids, samples))
             raw = unit(s.behaviors, s.ad, s.segment_ids, s.mask, codes=codes, train=train)
+            if self.intensity:
+                numbers.append(_intensity(raw, s.segment_ids, samples, s.mask))
             weights[name] = normalize_weights(raw, s.segment_ids, samples, s.mask, self.normalize)
             interests[name] = weighted_pool(
                 weights[name], s.behaviors, s.segment_ids, samples, block=self.block
@@ -103,7 +108,7 @@ class DIN(nn.Module):
             lookups,
             batch,
             train=train,
-            products=jnp.concatenate(counts, axis=1) if counts else None,
+            products=jnp.concatenate(numbers, axis=1) if numbers else None,
         )
         return logits, {"activation_weights": weights, "interest": interests}
 
@@ -142,6 +147,13 @@ def _match_counts(found: list[jax.Array], segment_ids: jax.Array, samples: int) 
     )
 
 
+def _intensity(raw: jax.Array, segment_ids: jax.Array, samples: int, mask: jax.Array) -> jax.Array:
+    """float32 [B, 2]: log(1 + Σ σ(w)) and Σ σ(w) / H of the unit's outputs w [T]."""
+    total = segment_pool(jnp.where(mask, jax.nn.sigmoid(raw), 0)[:, None], segment_ids, samples)
+    length = lengths(segment_ids, samples)[:, None].astype(jnp.float32)
+    return jnp.concatenate([jnp.log1p(total), total / jnp.maximum(length, 1)], axis=1)
+
+
 def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
     """Makes the module that `config.model` describes."""
     unit = config.attention
@@ -160,4 +172,5 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
         age=unit.age,
         match=unit.match,
         match_counts=config.match_counts,
+        intensity=config.intensity,
     )

@@ -34,6 +34,7 @@ _FIXED = (
     "bias_fields",
     "interest_product",
     "match_counts",
+    "intensity",
     "embedding_stddev",
     "embedding_init",
 )
