@@ -311,8 +311,8 @@ def check(config: ConfigDict) -> None:
         raise DinError(
             "config.regularizer.rare='leave' removes ids from the history, but a mean, a softmax "
             "or a fraction of it (config.model.pooling='mean', config.model.attention.normalize, "
-            "config.model.match_counts, config.model.intensity, preset='released_code') would still count them; "
-            "use config.regularizer.rare='unknown', or sums"
+            "config.model.match_counts, config.model.intensity, preset='released_code') would "
+            "still count them; use config.regularizer.rare='unknown', or sums"
         )
     if not 0 < config.optimizer.decay_rate <= 1:
         raise DinError(
