@@ -1,6 +1,7 @@
 """Time of a train step as the table of goods grows, with sparse updates and with dense Optax.
 
     python benchmarks/table_growth.py
+    python benchmarks/table_growth.py --optimizer adam --lazy catch_up --no-dense
     python benchmarks/table_growth.py --rows 1000000,100000000 --optimizer rowwise_adagrad \
         --no-dense --checkpoint /tmp/large
 
@@ -8,7 +9,8 @@ DIN with Dice (activation unit 80-40, MLP 80-40), goods and categories of width 
 on average, and mini-batch aware regularisation, on batches in memory. Sizes are measured in turns,
 so that other load on the machine affects all of them equally. The last line is JSON: `ms_ROWS` is
 the median time of a step, `ratio_LARGEST_over_SMALLEST` their ratio, `dense_ms_ROWS` the time with
-dense Optax. With `--checkpoint` the largest state is also saved and restored. `peak_over_tables` is
+dense Optax. With `--lazy catch_up` sparse updates have the result of dense ones
+(`din_jax.optim.catch_up`). With `--checkpoint` the largest state is also saved and restored. `peak_over_tables` is
 the process's peak memory over the bytes of all tables and their optimizer state.
 """
 
@@ -91,7 +93,7 @@ def make_batches(rows: int, size: int, seed: int = 0) -> list[Batch]:
 class Trial:
     """A model with a table of `rows` goods, and its train step."""
 
-    def __init__(self, rows: int, optimizer: str, batch_size: int, *, lazy: bool):
+    def __init__(self, rows: int, optimizer: str, batch_size: int, *, lazy: bool | str):
         self.rows = rows
         config = default_config()
         config.model.embedding_dim = 16
@@ -105,7 +107,7 @@ class Trial:
         self.batches = make_batches(rows, batch_size)
         counts = {name: jnp.ones(spec.rows) for name, spec in model.tables.items()}
         self.step = train_step(model, transform, Regularizer(counts=counts))
-        self.init = lambda: init_state(model, transform, self.batches[0], 0, lazy=lazy)
+        self.init = lambda: init_state(model, transform, self.batches[0], 0, lazy=bool(lazy))
         begin = time.perf_counter()
         self.state = jax.block_until_ready(self.init())
         self.init_s = time.perf_counter() - begin
@@ -147,7 +149,9 @@ def short(rows: int) -> str:
     return str(rows)
 
 
-def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> dict[str, float]:
+def measure(
+    sizes: list[int], arguments: argparse.Namespace, *, lazy: bool | str
+) -> dict[str, float]:
     """Times steps for each size, in turns."""
     rounds, steps = (arguments.rounds, 20) if lazy else (3, 2)
     trials = [Trial(k, arguments.optimizer, arguments.batch, lazy=lazy) for k in sizes]
@@ -213,6 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default="63001,1000000,10000000", help="sizes, ascending")
     parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--lazy", choices=("true", "catch_up"), default="true")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=10, help="of 20 steps for each size")
     parser.add_argument("--no-dense", action="store_true", help="do not measure dense Optax")
@@ -220,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     sizes = sorted(int(k) for k in arguments.rows.split(","))
-    figures = measure(sizes, arguments, lazy=True)
+    figures = measure(sizes, arguments, lazy=arguments.lazy == "true" or arguments.lazy)
     low, high = short(sizes[0]), short(sizes[-1])
     figures[f"ratio_{high}_over_{low}"] = round(figures[f"ms_{high}"] / figures[f"ms_{low}"], 3)
     if not arguments.no_dense:

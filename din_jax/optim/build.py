@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from din_jax.optim.catch_up import CatchUp, catch_up_adam
 from din_jax.optim.clipping import clip_by_global_norm
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
@@ -21,11 +22,12 @@ def build_optimizer(
     tables: Collection[str],
     axis: str | None = None,
     sharded: Collection[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformationExtraArgs | CatchUp:
     """Chains gradient clipping and decay, if the config has them, and the optimizer itself.
 
     The `update` of the result requires the keyword arguments `rows` (see `row_sparse`), and with
-    MBA `counts` (see `mba_decay`).
+    MBA `counts` (see `mba_decay`). With `lazy="catch_up"` Adam is a `CatchUp`. SGD and Adagrad have
+    no momentum: their absent rows have nothing to catch up with.
 
     Args:
       optimizer: `config.optimizer`.
@@ -42,6 +44,8 @@ def build_optimizer(
     if regularizer.name in decays:
         transformations.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
+    if optimizer.lazy == "catch_up" and optimizer.name == "adam":
+        return catch_up_adam(learning_rate, before=optax.chain(*transformations))
     if optimizer.name == "rowwise_adagrad":
         transformations.append(
             optax.partition(
