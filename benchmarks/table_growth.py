@@ -10,8 +10,9 @@ on average, and mini-batch aware regularisation, on batches in memory. Sizes are
 so that other load on the machine affects all of them equally. The last line is JSON: `ms_ROWS` is
 the median time of a step, `ratio_LARGEST_over_SMALLEST` their ratio, `dense_ms_ROWS` the time with
 dense Optax. With `--lazy catch_up` sparse updates have the result of dense ones
-(`din_jax.optim.catch_up`). With `--checkpoint` the largest state is also saved and restored. `peak_over_tables` is
-the process's peak memory over the bytes of all tables and their optimizer state.
+(`din_jax.optim.catch_up`). With `--checkpoint` the largest state is also saved and restored.
+`peak_over_tables` is the process's peak memory over the bytes of all tables and their optimizer
+state.
 """
 
 import argparse

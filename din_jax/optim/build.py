@@ -7,8 +7,9 @@ from typing import Any
 
 import optax
 
-from din_jax.optim.catch_up import CatchUp, catch_up_adam
+from din_jax.optim.catch_up import CatchUp, catch_up
 from din_jax.optim.clipping import clip_by_global_norm
+from din_jax.optim.dense import dense_adam
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
 from din_jax.optim.row_sparse import row_sparse, whole_tables
@@ -45,7 +46,7 @@ def build_optimizer(
         transformations.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
     if optimizer.lazy == "catch_up" and optimizer.name == "adam":
-        return catch_up_adam(learning_rate, before=optax.chain(*transformations))
+        return catch_up(dense_adam(learning_rate), optax.chain(*transformations))
     if optimizer.name == "rowwise_adagrad":
         transformations.append(
             optax.partition(

@@ -113,7 +113,7 @@ def row_sparse(
 def checked_init(
     inner: optax.GradientTransformation, check: Callable[[Any, Any], None]
 ) -> Callable[[Any], Any]:
-    """Makes `inner.init`, which first calls `check(inner, params)`, once for all numbers of rows."""
+    """Makes an `inner.init` that first calls `check(inner, params)`, once for all table sizes."""
     checked: set[Any] = set()  # shapes of parameters that passed
 
     def init(params: Any) -> Any:

@@ -14,7 +14,7 @@ from din_jax.distributed.devices import Placement, one_device, psum
 from din_jax.models.registry import Model
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
 from din_jax.nn.present_rows import apply_row_updates, gather_rows
-from din_jax.optim.catch_up import caught_up
+from din_jax.optim.catch_up import catch_up_present
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.batch_rows import model_tables, row_gradients, rows_of_batch
 from din_jax.step.binding import Stacked, bind
@@ -106,7 +106,7 @@ def _local_train_step(
         lookups = regularizer.training(model.lookups(batch), state.step, axis)
         batch_rows = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
         rows = batch_rows.rows
-        weights, options = caught_up(optimizer, state.opt_state, batch_rows.weights, rows)
+        weights, options = catch_up_present(optimizer, state.opt_state, batch_rows.weights, rows)
         tables = model_tables(batch_rows._replace(weights=weights), axis, placement.sharded)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
