@@ -46,7 +46,7 @@ def build_optimizer(
         transformations.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
     if optimizer.lazy == "catch_up" and optimizer.name == "adam":
-        return catch_up(dense_adam(learning_rate), optax.chain(*transformations))
+        return catch_up(dense_adam(learning_rate), transformations)
     if optimizer.name == "rowwise_adagrad":
         transformations.append(
             optax.partition(

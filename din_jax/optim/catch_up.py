@@ -12,7 +12,7 @@ sums up at its last step. The cost does not depend on how many steps it missed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,23 +100,23 @@ def catch_up_present(
     return weights, {"caught_up": caught_up}
 
 
-def catch_up(dense: Dense, before: optax.GradientTransformation | None = None) -> CatchUp:
+def catch_up(dense: Dense, before: Sequence[optax.GradientTransformation] = ()) -> CatchUp:
     """Makes a dense optimizer that updates only the rows that a batch looks up, with equal results.
 
     Args:
       dense: `dense_adam(…)`, `dense_sgd(…)` or `dense_rmsprop(…)`.
-      before: what transforms the gradients before it, such as clipping and `mba_decay`. It must
-        leave absent rows alone.
+      before: transformations of the gradients that come before it, such as clipping and
+        `mba_decay`. They must leave absent rows alone.
 
-    `init` raises ValueError if `before` does not, or can't be made row-sparse (`row_sparse`).
+    `init` raises ValueError if they do not, or can't be made row-sparse (`row_sparse`).
     """
-    before = optax.with_extra_args_support(before or optax.identity())
-    inner = optax.with_extra_args_support(optax.chain(before, dense.optimizer))
+    inner = optax.chain(*before, dense.optimizer)
     terms, n = dense.coefficients.shape
 
     def check(inner: Any, params: Any) -> None:
         check_separable(inner, params)
-        _check_rests(before, params)
+        for transformation in before:
+            _check_rests(optax.with_extra_args_support(transformation), params)
 
     init_inner = checked_init(inner, check)
 
@@ -269,16 +269,16 @@ def _with_row_state(inner_state: Any, leaves: dict[str, dict[str, Any]]) -> Any:
     return jax.tree_util.tree_map_with_path(replaced, inner_state)
 
 
-def _check_rests(before: optax.GradientTransformationExtraArgs, params: Any) -> None:
-    """Raises ValueError if `before` does not leave absent rows alone."""
-    remembers = any(row_leaves(before, params))
+def _check_rests(transformation: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Raises ValueError if a transformation does not leave absent rows alone."""
+    remembers = any(row_leaves(transformation, params))
 
     def moves() -> jax.Array:
         weights = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape), leaf.dtype), params)
         gradient = {**weights, "tables": jax.tree.map(jnp.zeros_like, weights["tables"])}
-        updates, _ = before.update(
+        updates, _ = transformation.update(
             gradient,
-            before.init(weights),
+            transformation.init(weights),
             weights,
             present={name: jnp.zeros(1, bool) for name in params["tables"]},
             counts={name: jnp.ones(1) for name in params["tables"]},
@@ -289,7 +289,7 @@ def _check_rests(before: optax.GradientTransformationExtraArgs, params: Any) -> 
 
     if remembers or trial(moves):
         raise ValueError(
-            "catch_up: what stands before the optimizer does not leave absent rows alone: it "
+            "catch_up: a transformation before the optimizer does not leave absent rows alone: it "
             + ("has a state of their own" if remembers else "changes a gradient of zero")
             + "; use dense updates (config.optimizer.lazy=False), or for weight decay `mba_decay`"
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from din_jax.distributed.devices import Placement, one_device
@@ -37,11 +38,16 @@ def settle(
     """
     if not isinstance(optimizer, CatchUp):
         return lambda state: state
+    placement = placement or one_device()
 
-    def local(state: TrainState, _: Any, __: Regularizer) -> tuple[TrainState, jax.Array]:
+    def local(
+        state: TrainState, no_batch: Any, regularizer: Regularizer
+    ) -> tuple[TrainState, jax.Array]:
+        del no_batch, regularizer
         names = [name for name in state.tables if not (only_dense and name in state.scratch)]
         tables, opt_state = optimizer.settle(state.tables, state.opt_state, names)
         return state.replace(tables=tables, opt_state=opt_state), state.step
 
-    bound = bind(local, placement or one_device(), None, trains=True)
-    return lambda state: jax.block_until_ready(bound(state, ()))[0]
+    bound = bind(local, placement, None, trains=True)
+    no_batch = np.zeros(len(placement.local))  # `jax.pmap` needs an argument with a device axis
+    return lambda state: jax.block_until_ready(bound(state, no_batch))[0]
