@@ -230,21 +230,37 @@ def catch_up(dense: Dense, before: Sequence[optax.GradientTransformation] = ()) 
 
 
 def _by_chunks(function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
-    """Replaces arrays [K, …] by `function(*arrays)`, some rows at a time, in place."""
+    """Replaces arrays [K, …] by `function(*arrays)`, some rows at a time, in place.
+
+    The last chunk may overlap the one before: `function` must not change rows that it has changed.
+    """
     rows = len(arrays[0])
     size = min(rows, _ROWS_AT_ONCE)
+    chunks = -(-rows // size)
 
-    def replace_chunk(i: jax.Array, arrays: Any) -> Any:
-        # The last chunk overlaps the one before: a row that has been brought stays what it is.
-        begin = jnp.minimum(i * size, rows - size)
-        chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, size), arrays)
+    def begin(i: jax.Array | int) -> Any:
+        return jnp.minimum(i * size, rows - size)
+
+    def read(arrays: Any, i: jax.Array | int) -> Any:
         return jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, begin, 0),
-            arrays,
-            function(*chunk),
+            lambda x: jax.lax.dynamic_slice_in_dim(x, begin(i), size), tuple(arrays)
         )
 
-    return jax.lax.fori_loop(0, -(-rows // size), replace_chunk, arrays)
+    def write(arrays: Any, i: jax.Array | int, chunk: Any) -> Any:
+        return jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, begin(i), 0), arrays, chunk
+        )
+
+    def next_chunk(i: jax.Array, carry: Any) -> Any:
+        # XLA copies an array that it may read after writing to it. So a chunk is written in the
+        # iteration after the one that reads it.
+        arrays, chunk = carry
+        arrays = write(arrays, i - 1, chunk)
+        return arrays, function(*read(arrays, i))
+
+    first = function(*read(arrays, 0))
+    arrays, last = jax.lax.fori_loop(1, chunks, next_chunk, (arrays, first))
+    return write(arrays, chunks - 1, last)
 
 
 def _row_state(inner_state: Any) -> dict[str, dict[str, Any]]:

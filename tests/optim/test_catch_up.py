@@ -215,6 +215,16 @@ def test_rows_catch_up_however_many_steps_pass(monkeypatch):
     )
 
 
+def test_settling_copies_no_table():
+    optimizer, rows = catch_up(dense_adam(RATE)), 300_007
+    params = {"params": jnp.zeros(1), "tables": {"t": jnp.zeros((rows, 2))}}
+    state = jax.eval_shape(optimizer.init, params)
+    settle = jax.jit(optimizer.settle, donate_argnums=(0, 1))
+    memory = settle.lower(params["tables"], state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * state.sums.size * 4 + rows * 4
+    assert memory.alias_size_in_bytes > rows * 7 * 4, "weights, two moments, last steps"
+
+
 @pytest.mark.parametrize(
     ("before", "message"),
     [

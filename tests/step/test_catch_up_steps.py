@@ -51,9 +51,9 @@ def test_steps_that_catch_up_are_those_of_dense_adam(planted_store, model):
 
     state, dense = take(state, dense, batches[12:18])
     # As if it went on where a batch looks up more ids: then the table is updated densely.
-    state = settle(run.optimizer, only_dense=True)(state.replace(scratch={}))
-    state, dense = take(state, dense, batches[18:])
-    assert_trained_alike(settle(run.optimizer)(state), dense)
+    settle_dense = settle(run.optimizer, only_dense=True)
+    state, dense = take(settle_dense(state.replace(scratch={})), dense, batches[18:])
+    assert_trained_alike(settle_dense(state), dense)
 
 
 def test_states_of_other_optimizers_are_settled(planted_store):
