@@ -57,7 +57,7 @@ def main() -> None:
     for workdir in arguments.workdirs:
         run = reopen(workdir, arguments.store)
         kind = final_kind(run, workdir)
-        state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
+        state = run.restore(workdir, kind)
         scores = []
         for store in (run.store, permuted(run.store, arguments.split, arguments.seed)):
             evaluator = run._replace(store=store).evaluator(arguments.split)

@@ -1,6 +1,7 @@
 """Time of a train step as the table of goods grows, with sparse updates and with dense Optax.
 
     python benchmarks/table_growth.py
+    python benchmarks/table_growth.py --optimizer adam --lazy catch_up --no-dense
     python benchmarks/table_growth.py --rows 1000000,100000000 --optimizer rowwise_adagrad \
         --no-dense --checkpoint /tmp/large
 
@@ -10,6 +11,10 @@ so that other load on the machine affects all of them equally. The last line is 
 the median time of a step, `ratio_LARGEST_over_SMALLEST` their ratio, `dense_ms_ROWS` the time with
 dense Optax. With `--checkpoint` the largest state is also saved and restored. `peak_over_tables` is
 the process's peak memory over the bytes of all tables and their optimizer state.
+
+With `--lazy catch_up` sparse updates have the result of dense ones (`din_jax.optim.catch_up`).
+`lazy_ms_ROWS` is the time of lazy ones, in turns with them; `settle_s_LARGEST` is how long all rows
+of the largest tables take to catch up.
 """
 
 import argparse
@@ -34,6 +39,7 @@ from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.models.registry import build_model
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.regularizer import Regularizer
+from din_jax.step.settle import settle
 from din_jax.step.state import init_state
 from din_jax.step.train import train_step
 
@@ -91,7 +97,7 @@ def make_batches(rows: int, size: int, seed: int = 0) -> list[Batch]:
 class Trial:
     """A model with a table of `rows` goods, and its train step."""
 
-    def __init__(self, rows: int, optimizer: str, batch_size: int, *, lazy: bool):
+    def __init__(self, rows: int, optimizer: str, batch_size: int, *, lazy: bool | str):
         self.rows = rows
         config = default_config()
         config.model.embedding_dim = 16
@@ -105,7 +111,8 @@ class Trial:
         self.batches = make_batches(rows, batch_size)
         counts = {name: jnp.ones(spec.rows) for name, spec in model.tables.items()}
         self.step = train_step(model, transform, Regularizer(counts=counts))
-        self.init = lambda: init_state(model, transform, self.batches[0], 0, lazy=lazy)
+        self.settle = settle(transform)
+        self.init = lambda: init_state(model, transform, self.batches[0], 0, lazy=bool(lazy))
         begin = time.perf_counter()
         self.state = jax.block_until_ready(self.init())
         self.init_s = time.perf_counter() - begin
@@ -123,6 +130,14 @@ class Trial:
             if timed:
                 self.times.append(time.perf_counter() - begin)
             self.steps_taken += 1
+
+    def settle_s(self) -> float:
+        """The time in which all rows catch up, in seconds."""
+        self.state = self.settle(self.state)  # compiles
+        self.take(BATCHES, timed=False)
+        begin = time.perf_counter()
+        self.state = jax.block_until_ready(self.settle(self.state))
+        return time.perf_counter() - begin
 
     def ms(self) -> float:
         """The median time of a step, in milliseconds."""
@@ -147,23 +162,31 @@ def short(rows: int) -> str:
     return str(rows)
 
 
-def measure(sizes: list[int], arguments: argparse.Namespace, *, lazy: bool) -> dict[str, float]:
-    """Times steps for each size, in turns."""
-    rounds, steps = (arguments.rounds, 20) if lazy else (3, 2)
-    trials = [Trial(k, arguments.optimizer, arguments.batch, lazy=lazy) for k in sizes]
+def measure(
+    sizes: list[int], arguments: argparse.Namespace, updates: dict[str, bool | str]
+) -> dict[str, float]:
+    """Times steps for each size and each of the updates {name of the figure: lazy}, in turns."""
+    dense = not any(updates.values())
+    rounds, steps = (3, 2) if dense else (arguments.rounds, 20)
+    named = [
+        (name, Trial(k, arguments.optimizer, arguments.batch, lazy=lazy))
+        for k in sizes
+        for name, lazy in updates.items()
+    ]
+    trials = [trial for _, trial in named]
     for trial in trials:
         trial.take(3, timed=False)
     for _ in range(rounds):
         for trial in trials:
             trial.take(steps, timed=True)
-    name = "ms" if lazy else "dense_ms"
-    figures = {f"{name}_{short(trial.rows)}": trial.ms() for trial in trials}
-    for trial in trials:
-        update = "sparse" if lazy else "dense"
-        print(f"{update:<6} {trial.rows:>13,} rows: {trial.ms():>10.3f} ms per step", flush=True)
-    if lazy:
+    figures = {f"{name}_{short(trial.rows)}": trial.ms() for name, trial in named}
+    for name, trial in named:
+        print(f"{name:<8} {trial.rows:>13,} rows: {trial.ms():>10.3f} ms per step", flush=True)
+    if not dense:
         largest = trials[-1]
         figures[f"init_s_{short(largest.rows)}"] = round(largest.init_s, 1)
+        if arguments.lazy == "catch_up":
+            figures[f"settle_s_{short(largest.rows)}"] = round(largest.settle_s(), 2)
         size = sum(trial.bytes() for trial in trials)
         figures["tables_mb"] = round(size / 1e6)
         if arguments.checkpoint:
@@ -213,6 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default="63001,1000000,10000000", help="sizes, ascending")
     parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--lazy", choices=("true", "catch_up"), default="true")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=10, help="of 20 steps for each size")
     parser.add_argument("--no-dense", action="store_true", help="do not measure dense Optax")
@@ -220,11 +244,13 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     sizes = sorted(int(k) for k in arguments.rows.split(","))
-    figures = measure(sizes, arguments, lazy=True)
+    catch_up = arguments.lazy == "catch_up"
+    updates = {"lazy_ms": True, "ms": "catch_up"} if catch_up else {"ms": True}
+    figures = measure(sizes, arguments, updates)
     low, high = short(sizes[0]), short(sizes[-1])
     figures[f"ratio_{high}_over_{low}"] = round(figures[f"ms_{high}"] / figures[f"ms_{low}"], 3)
     if not arguments.no_dense:
-        figures |= measure(sizes, arguments, lazy=False)
+        figures |= measure(sizes, arguments, {"dense_ms": False})
         figures[f"dense_over_rows_{high}"] = round(
             figures[f"dense_ms_{high}"] / figures[f"ms_{high}"], 1
         )

@@ -167,7 +167,8 @@ def default_config() -> ConfigDict:
     c.optimizer.name = "adam"  # "adam", "sgd", "adagrad" or "rowwise_adagrad"
     # True: update only the table rows that a batch looks up, with their state ("lazy" Adam, see
     # `din_jax.optim.row_sparse.row_sparse`). False: update every row in every step, like Optax.
-    c.optimizer.lazy = True
+    # "catch_up": the result of False at the cost of True (`din_jax.optim.catch_up`).
+    c.optimizer.lazy = config_dict.FieldReference(True, field_type=object)
     c.optimizer.learning_rate = 0.001  # initial learning rate lr₀; the paper: Adam 0.001, SGD 1.0
     # Factors of the learning rate of single tables: "user=0.1,item=0.5".
     c.optimizer.table_rates = ""
@@ -220,7 +221,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.attention.normalize": ("none", "mean", "sqrt", "softmax", "sigmoid"),
     "model.pnn.product": ("inner", "outer"),
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
-    "optimizer.lazy": (True, False),
+    "optimizer.lazy": (True, False, "catch_up"),
     "eval.curves": (True, False),
     "eval.baselines": (True, False),
     "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),

@@ -83,16 +83,27 @@ def scatter_rows(values: jax.Array, rows: Rows, new: jax.Array) -> jax.Array:
     return values.at[indices].set(new.astype(values.dtype), mode="drop")
 
 
-def apply_row_updates(table: jax.Array, rows: Rows, updates: jax.Array) -> jax.Array:
+def apply_row_updates(
+    table: jax.Array, rows: Rows, updates: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
     """Adds `updates` to the present rows of a table [K, D].
 
     Donate the table: otherwise it is copied. Dense `updates` [K, D] are added to all rows, as by
     `optax.apply_updates`; those of `row_sparse` are zero in absent rows.
+
+    Args:
+      table: [K, D].
+      rows: the present rows.
+      updates: [N, D], or dense [K, D].
+      weights: what they are added to, [N, D]: the rows after they caught up
+        (`din_jax.optim.catch_up`). By default the table's own rows.
     """
     updates = updates.astype(table.dtype)
     if rows.ids is None:
         # Keeps the bits of rows whose update is zero: adding 0.0 changes −0.0 and subnormals.
         return jnp.where(updates == 0, table, table + updates)
+    if weights is not None:
+        return scatter_rows(table, rows, weights + updates)
     return table.at[_row_indices(rows.present, rows.ids, table)].add(updates, mode="drop")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import optax
 
+from din_jax.optim.catch_up import CatchUp, catch_up
 from din_jax.optim.clipping import clip_by_global_norm
-from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.optim.dense import dense_adam
+from din_jax.optim.learning_rate import decayed_learning_rate, scale_tables
 from din_jax.optim.mba import difacto_decay, mba_decay, on_tables
 from din_jax.optim.row_sparse import row_sparse, whole_tables
 from din_jax.optim.rowwise_adagrad import rowwise_adagrad
@@ -21,11 +23,13 @@ def build_optimizer(
     tables: Collection[str],
     axis: str | None = None,
     sharded: Collection[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+    table_rates: Mapping[str, float] | None = None,
+) -> optax.GradientTransformationExtraArgs | CatchUp:
     """Chains gradient clipping and decay, if the config has them, and the optimizer itself.
 
     The `update` of the result requires the keyword arguments `rows` (see `row_sparse`), and with
-    MBA `counts` (see `mba_decay`).
+    MBA `counts` (see `mba_decay`). With `lazy="catch_up"` Adam is a `CatchUp`. SGD and Adagrad have
+    no momentum: their absent rows have nothing to catch up with.
 
     Args:
       optimizer: `config.optimizer`.
@@ -34,6 +38,7 @@ def build_optimizer(
       tables: names of the tables that are decayed.
       axis: the devices' mapped axis, or None for one device.
       sharded: names of the sharded tables.
+      table_rates: {table: factor of its learning rate}, by default 1.
     """
     transformations = []
     if optimizer.clip_norm:
@@ -42,6 +47,8 @@ def build_optimizer(
     if regularizer.name in decays:
         transformations.append(on_tables(decays[regularizer.name](regularizer.rate), tables))
     learning_rate = decayed_learning_rate(optimizer, batch_size)
+    if optimizer.lazy == "catch_up" and optimizer.name == "adam":
+        return catch_up(dense_adam(learning_rate), transformations, table_rates)
     if optimizer.name == "rowwise_adagrad":
         transformations.append(
             optax.partition(
@@ -55,5 +62,7 @@ def build_optimizer(
     else:
         optimizers = {"adam": optax.adam, "sgd": optax.sgd, "adagrad": optax.adagrad}
         transformations.append(optimizers[optimizer.name](learning_rate))
+    if table_rates:
+        transformations.append(scale_tables(table_rates))
     inner = optax.with_extra_args_support(optax.chain(*transformations))
     return row_sparse(inner) if optimizer.lazy else whole_tables(inner)

@@ -1,11 +1,14 @@
-"""The paper's learning rate schedule, exponential decay, after an optional warm-up."""
+"""The paper's learning rate schedule, after an optional warm-up; learning rates of tables."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+
+from din_jax.errors import DinError
 
 
 def decayed_learning_rate(config: Any, batch_size: int) -> optax.Schedule:
@@ -36,3 +39,52 @@ def decayed_learning_rate(config: Any, batch_size: int) -> optax.Schedule:
         return decay
     steps = config.warmup_samples / batch_size
     return lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / steps)
+
+
+def table_rates(text: str, tables: Collection[str]) -> dict[str, float]:
+    """The factors of tables' learning rates, {table: factor}; empty if `text` is.
+
+    Args:
+      text: `config.optimizer.table_rates`: factors of single tables, "user=0.1", and one of the
+        others, "0.5", separated by commas.
+      tables: the model's tables.
+
+    Raises:
+      DinError: it can't be parsed, or names a table that is not in `tables`.
+    """
+    others: dict[str, float] = {}
+    single: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (word.strip() for word in part.rpartition("="))
+        try:
+            rate = float(value)
+        except ValueError:
+            rate = -1.0
+        if not 0 <= rate < float("inf") or (equals and name not in tables):
+            raise DinError(
+                f"config.optimizer.table_rates has {part!r}: expected FACTOR or TABLE=FACTOR, of 0 "
+                f"or more; the model's tables are: {', '.join(sorted(tables))}"
+            )
+        if equals:
+            single[name] = rate
+        else:
+            others = dict.fromkeys(tables, rate)
+    return others | single
+
+
+def scale_tables(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Scales the updates of tables, after the optimizer: factors of their learning rates.
+
+    Args:
+      rates: {table: factor}; a table that is not in it is not scaled.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        scaled = {
+            name: update if rates.get(name, 1.0) == 1.0 else rates[name] * update
+            for name, update in updates["tables"].items()
+        }
+        return {**updates, "tables": scaled}, state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

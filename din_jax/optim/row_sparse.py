@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,17 +62,7 @@ def row_sparse(
       (`din_jax.nn.present_rows`).
     """
     inner = optax.with_extra_args_support(inner)
-    checked: set[Any] = set()  # shapes of parameters for which `inner` passed the trial
-
-    def init(params: Any) -> Any:
-        # The trial does not depend on the number of rows.
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
-        tables = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes["tables"].items()}
-        leaves, structure = jax.tree.flatten({**shapes, "tables": tables})
-        if (key := (structure, *leaves)) not in checked:
-            _check_separable(inner, params)
-            checked.add(key)
-        return inner.init(params)
+    init = checked_init(inner, check_separable)
 
     def update(
         updates: Any,
@@ -120,6 +110,24 @@ def row_sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def checked_init(
+    inner: optax.GradientTransformation, check: Callable[[Any, Any], None]
+) -> Callable[[Any], Any]:
+    """Makes an `inner.init` that first calls `check(inner, params)`, once for all table sizes."""
+    checked: set[Any] = set()  # shapes of parameters that passed
+
+    def init(params: Any) -> Any:
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+        tables = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes["tables"].items()}
+        leaves, structure = jax.tree.flatten({**shapes, "tables": tables})
+        if (key := (structure, *leaves)) not in checked:
+            check(inner, params)
+            checked.add(key)
+        return inner.init(params)
+
+    return init
+
+
 def row_leaves(inner: optax.GradientTransformation, params: Any) -> list[str | None]:
     """For each leaf of the state of `inner`, the name of the table whose rows it has, or None.
 
@@ -159,7 +167,7 @@ def _shape_of(inner: optax.GradientTransformation, params: Any, tables: dict[str
     return jax.eval_shape(inner.init, {**params, "tables": tables})
 
 
-def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) -> None:
+def check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) -> None:
     """Raises ValueError if `inner` can't be made row-sparse.
 
     Checks its state, and applies it to small random parameters: adding two rows of zeros must not
@@ -225,18 +233,23 @@ def _check_separable(inner: optax.GradientTransformationExtraArgs, params: Any) 
         )
         return ~jnp.all(jnp.stack(jax.tree.leaves(close)))
 
-    def differs_anywhere(_: jax.Array) -> jax.Array:
+    def differs_anywhere() -> jax.Array:
         return jnp.any(jax.vmap(differs)(jnp.array(_TRIAL_STEPS)))
 
-    try:  # with the devices' axis, which clipping by global norm needs
-        trial = jax.jit(jax.vmap(differs_anywhere, axis_name=AXIS)).lower(np.zeros(1))
-    except TypeError:  # `inner` requires another keyword argument
-        return
-    compiled = trial.compile()
-    with jax.ensure_compile_time_eval():  # `init` may be being traced
-        (any_differs,) = compiled(np.zeros(1))
-    if any_differs:
+    if trial(differs_anywhere):
         raise _not_separable("adding rows of zeros changes the results of the other rows")
+
+
+def trial(differs: Callable[[], jax.Array]) -> bool:
+    """The value of `differs()`, compiled; False if it requires other keyword arguments."""
+    try:  # with the devices' axis, which clipping by global norm needs
+        mapped = jax.jit(jax.vmap(lambda _: differs(), axis_name=AXIS)).lower(np.zeros(1))
+    except TypeError:  # a transformation requires another keyword argument
+        return False
+    compiled = mapped.compile()
+    with jax.ensure_compile_time_eval():  # `init` may be being traced
+        (result,) = compiled(np.zeros(1))
+    return bool(result)
 
 
 def _not_separable(reason: str) -> ValueError:

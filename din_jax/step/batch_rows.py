@@ -13,24 +13,23 @@ from din_jax.nn.present_rows import Rows, gather_rows, present_mask, present_row
 
 
 class BatchRows(NamedTuple):
-    """The tables and lookups of one step.
+    """The rows and lookups of one step.
 
     Attributes:
-      tables: the model's inputs, {table: [N, D] if it is updated sparsely, else [K, D]}.
-      lookups: the lookups, with ids that index `tables`.
       rows: {table: the rows that the global batch looks up}; of a sharded table, the rows in this
         device's block.
       weights: {table: the values of `rows`, [N, D]; if it is updated densely, the full table or
-        block}. On one device they equal `tables`.
+        block}.
+      lookups: the lookups, with ids that index the tables of `model_tables`.
       owners: {table: int32[M·N], the position in `rows` of each id of all devices; for a masked
-        id, the number of rows}, for the tables whose gradients are exchanged row by row.
+        id, the number of rows}, for the tables whose vectors and gradients are exchanged row by
+        row: on several devices all but those that are replicated and updated densely.
       scratch: the scratch for the next call.
     """
 
-    tables: dict[str, jax.Array]
-    lookups: dict[str, dict[str, Lookup]]
     rows: dict[str, Rows]
     weights: dict[str, jax.Array]
+    lookups: dict[str, dict[str, Lookup]]
     owners: dict[str, jax.Array]
     scratch: dict[str, jax.Array]
 
@@ -54,7 +53,7 @@ def rows_of_batch(
       axis: the devices' mapped axis, or None for one device.
       sharded: names of the sharded tables.
     """
-    result = BatchRows({}, {}, {}, {}, {}, {})
+    result = BatchRows({}, {}, {}, {}, {})
     for name, table in tables.items():
         table_lookups = lookups.get(name, {})
         ids, mask = _concatenated(table_lookups)
@@ -71,20 +70,37 @@ def rows_of_batch(
             weights = table
         result.rows[name], result.weights[name] = rows, weights
         if axis is None:
-            result.tables[name] = weights
-            result.lookups[name] = _with_ids(table_lookups, owners if name in scratch else ids)
+            new_ids = owners if name in scratch else ids
         elif name in sharded or name in scratch:
-            # One vector per id, with repetitions.
             result.owners[name] = owners
-            result.tables[name] = (
-                _vectors_from_owners(table, all_ids, all_masks, axis)
-                if name in sharded
-                else lookup(table, Lookup(ids, mask))
-            )
-            result.lookups[name] = _with_ids(table_lookups, jnp.arange(len(ids), dtype=jnp.int32))
+            new_ids = jnp.arange(len(ids), dtype=jnp.int32)  # one vector per id, with repetitions
         else:
-            result.tables[name], result.lookups[name] = table, dict(table_lookups)
+            new_ids = ids
+        result.lookups[name] = _with_ids(table_lookups, new_ids)
     return result
+
+
+def model_tables(
+    rows: BatchRows, axis: str | None, sharded: Collection[str]
+) -> dict[str, jax.Array]:
+    """The model's inputs {table: [N, D], or [K, D] if it is looked up as a whole}.
+
+    On one device they are `rows.weights`. On several, the owner of a sharded row sends its vector.
+
+    Args:
+      rows: the result of `rows_of_batch`.
+      axis, sharded: see `rows_of_batch`.
+    """
+    tables = dict(rows.weights)
+    for name, owners in rows.owners.items():
+        weights = rows.weights[name]
+        if name in sharded:
+            tables[name] = _vectors_from_owners(weights, owners, owners < len(weights), axis)
+        else:  # every device has the rows of all devices
+            count = len(owners) // jax.lax.axis_size(axis)
+            own = jax.lax.dynamic_slice_in_dim(owners, jax.lax.axis_index(axis) * count, count)
+            tables[name] = lookup(weights, Lookup(own, own < len(weights)))
+    return tables
 
 
 def row_gradients(
@@ -97,7 +113,7 @@ def row_gradients(
     all-reduced.
 
     Args:
-      grads: {table: this device's gradient with respect to `rows.tables`}.
+      grads: {table: this device's gradient with respect to the tables of `model_tables`}.
       rows: the result of `rows_of_batch`.
       axis: the devices' mapped axis, or None for one device.
     """

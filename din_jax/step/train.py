@@ -14,8 +14,9 @@ from din_jax.distributed.devices import Placement, one_device, psum
 from din_jax.models.registry import Model
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
 from din_jax.nn.present_rows import apply_row_updates, gather_rows
+from din_jax.optim.catch_up import catch_up_present
 from din_jax.optim.regularizer import Regularizer
-from din_jax.step.batch_rows import row_gradients, rows_of_batch
+from din_jax.step.batch_rows import model_tables, row_gradients, rows_of_batch
 from din_jax.step.binding import Stacked, bind
 from din_jax.step.state import TrainState
 
@@ -104,6 +105,9 @@ def _local_train_step(
     ) -> tuple[TrainState, jax.Array]:
         lookups = regularizer.training(model.lookups(batch), state.step, axis)
         batch_rows = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
+        rows = batch_rows.rows
+        weights, options = catch_up_present(optimizer, state.opt_state, batch_rows.weights, rows)
+        tables = model_tables(batch_rows._replace(weights=weights), axis, placement.sharded)
 
         def loss_of(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             (logits, _), updated = model.module.apply(
@@ -118,25 +122,24 @@ def _local_train_step(
             return weighted_mean(losses, batch.weight, axis), updated.get("batch_stats", {})
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            {"params": state.params, "tables": batch_rows.tables}
+            {"params": state.params, "tables": tables}
         )
         loss, param_grads = psum((loss, grads["params"]), axis)
-        counts = {
-            name: gather_rows(n, batch_rows.rows[name]) for name, n in regularizer.counts.items()
-        }
+        counts = {name: gather_rows(n, rows[name]) for name, n in regularizer.counts.items()}
         updates, opt_state = optimizer.update(
             {"params": param_grads, "tables": row_gradients(grads["tables"], batch_rows, axis)},
             state.opt_state,
-            {"params": state.params, "tables": batch_rows.weights},
-            rows=batch_rows.rows,
+            {"params": state.params, "tables": weights},
+            rows=rows,
             counts=counts,
+            **options,
         )
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates["params"]),
             batch_stats=batch_stats,
             tables={
-                name: apply_row_updates(table, batch_rows.rows[name], updates["tables"][name])
+                name: apply_row_updates(table, rows[name], updates["tables"][name], weights[name])
                 for name, table in state.tables.items()
             },
             opt_state=opt_state,

@@ -22,7 +22,9 @@ from din_jax.data.source import BatchSource
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.models.registry import notes
+from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.step.settle import settle
 from din_jax.step.state import TrainState
 from din_jax.training.baseline import print_best_baseline
 from din_jax.training.evaluation import Evaluator, Scores, metrics_table
@@ -32,6 +34,7 @@ from din_jax.training.stopping import Stop, stop_signal
 from din_jax.training.trained import final_kind
 
 _LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
+_SETTLE_EVERY = CAPACITY // 2  # steps; see `din_jax.optim.catch_up.CatchUp`
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
 _LOWER_IS_BETTER = ("log_loss",)
 OnEvaluation = Callable[[float, Mapping[str, float]], None]
@@ -85,10 +88,8 @@ def _train(
         if evaluator is None:
             return None
         del state  # frees the tables before they are restored
-        state, _ = checkpoints.restore(final_kind(run, workdir), run.state_shapes())
-        scores = evaluator.scores(state)
+        scores = evaluator.scores(run.restore(workdir, final_kind(run, workdir)))
         log.write(scores.step, "test", scores.metrics)
-    del state
     if processes.is_first():
         print(metrics_table(f"test metrics, weights of step {scores.step:,}", scores.metrics))
     if run.config.eval.baselines:
@@ -152,7 +153,7 @@ def _restored(run: Run, workdir: Path, checkpoints: Checkpoints) -> tuple[TrainS
         progress = "is complete" if done == total or stopped else "goes on"
         why = f": {best.since} evaluations without a better one" if stopped else ""
         print(f"{workdir}: the run {progress} at step {done:,} of {total:,}{why}")
-    return state, best
+    return settle(run.optimizer, run.placement, only_dense=True)(state), best
 
 
 def _shuffled_batches(run: Run) -> Iterator[Batch]:
@@ -203,7 +204,7 @@ class _Trainer:
         """Takes the steps after `state`'s, and saves the best and the last state."""
         if self.is_complete(int(state.step)):
             return
-        take_steps = self.run.steps()
+        take_steps, settle_all = self.run.steps(), self.run.settle()
         batches_per_epoch = self.source.batches_per_epoch
         evaluate_after = _evaluation_places(
             batches_per_epoch, self.config.train.evaluations_per_epoch
@@ -238,6 +239,8 @@ class _Trainer:
                     losses = None
                 if evaluates or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     metrics = self._log_training(done, log, bar)
+                if evaluates or done // _SETTLE_EVERY > call.start // _SETTLE_EVERY:
+                    state = settle_all(state)
                 if evaluates:
                     validation = self._evaluate(state, done, metrics, log, bar)
                 if evaluates or stops:

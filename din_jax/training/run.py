@@ -10,7 +10,7 @@ import numpy.typing as npt
 import optax
 from ml_collections import ConfigDict
 
-from din_jax.checkpoint.checkpoints import Checkpoints
+from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import check
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import Store
@@ -19,8 +19,11 @@ from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.distributed.devices import Placement, choose
 from din_jax.models.registry import Model, build_model, model_tables
 from din_jax.optim.build import build_optimizer
+from din_jax.optim.catch_up import CatchUp
+from din_jax.optim.learning_rate import table_rates
 from din_jax.optim.regularizer import Regularizer, build_regularizer, decayed_tables
 from din_jax.step.score import score_steps
+from din_jax.step.settle import Settle, settle
 from din_jax.step.state import TrainState, init_state, state_shapes
 from din_jax.step.train import TrainStep, TrainSteps, train_step, train_steps
 from din_jax.training.evaluation import Evaluator
@@ -47,7 +50,7 @@ class Run(NamedTuple):
     store: Store
     source: BatchSource
     model: Model
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformationExtraArgs | CatchUp
     regularizer: Regularizer
     placement: Placement
 
@@ -58,7 +61,7 @@ class Run(NamedTuple):
             self.optimizer,
             self.source[0],
             self.config.seed,
-            lazy=self.config.optimizer.lazy,
+            lazy=bool(self.config.optimizer.lazy),
             placement=self.placement,
         )
 
@@ -68,13 +71,18 @@ class Run(NamedTuple):
             self.model,
             self.optimizer,
             self.source[0],
-            lazy=self.config.optimizer.lazy,
+            lazy=bool(self.config.optimizer.lazy),
             placement=self.placement,
         )
 
     def checkpoints(self, workdir: str | Path) -> Checkpoints:
         """The run's checkpoints in `workdir`."""
         return Checkpoints(workdir, self.placement)
+
+    def restore(self, workdir: str | Path, kind: Kind) -> TrainState:
+        """Restores a saved state to score with, of which no row is behind."""
+        state, _ = self.checkpoints(workdir).restore(kind, self.state_shapes())
+        return self.settle()(state)
 
     def step(self) -> TrainStep:
         """Makes the train step on one batch; see `din_jax.step.train.train_step`."""
@@ -89,6 +97,13 @@ class Run(NamedTuple):
             self.placement,
             steps_per_call=self.source.steps_per_call,
         )
+
+    def settle(self) -> Settle:
+        """Makes a function state → state in which no row is behind: call it before scoring.
+
+        See `din_jax.step.settle.settle`.
+        """
+        return settle(self.optimizer, self.placement)
 
     def evaluator(self, split: str) -> Evaluator:
         """Makes the evaluator of a split of the store.
@@ -172,6 +187,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         decayed_tables(model),
         placement.axis,
         placement.sharded,
+        table_rates(config.optimizer.table_rates, model.tables),
     )
     run = Run(config, store, source, model, optimizer, regularizer, placement)
     check_memory(run.state_shapes(), model, optimizer, regularizer, placement)

@@ -38,8 +38,7 @@ def load_run(
     """
     run = reopen(workdir, store, devices=devices)
     kind = checkpoint or final_kind(run, workdir)
-    state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
-    return run, state
+    return run, run.restore(workdir, kind)
 
 
 def evaluate(
@@ -64,8 +63,7 @@ def evaluate(
     kind = checkpoint or final_kind(run, workdir)
     processes.check_equal({"--split": split, "--checkpoint": kind})
     evaluator = run.evaluator(split)
-    state, _ = run.checkpoints(workdir).restore(kind, run.state_shapes())
-    return evaluator.scores(state)
+    return evaluator.scores(run.restore(workdir, kind))
 
 
 def reopen(

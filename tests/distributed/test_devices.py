@@ -183,6 +183,9 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, 
     config.placement = "sharded"
     assert open_run(config).placement.sharded == rows.keys()
     assert "use at least 5 devices" in refusal(on_each(5, 1))
+    config.optimizer.lazy = "catch_up"  # also each row's last step
+    assert "use at least 6 devices" in refusal(on_each(5, 2) - 1)
+    config.optimizer.lazy = True
     # A filter's ids are kept whole on every device.
     config.regularizer.name = "filter"
     assert "use at least 6 devices" in refusal(on_each(5, 0) + rows["item"] - 1)

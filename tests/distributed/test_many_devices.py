@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from runs import tiny_config
-from states import assert_replicas_equal, assert_same_state, saved
+from states import assert_replicas_equal, assert_same_state, saved, unsharded
 
 from din_jax.data.packing import Packer
 from din_jax.data.store import Store
@@ -14,6 +14,7 @@ from din_jax.nn import present_rows as present_rows_module
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.score import score_step
+from din_jax.step.settle import settle
 from din_jax.step.state import init_state, state_shapes
 from din_jax.step.train import train_step
 
@@ -121,6 +122,18 @@ CASES = {
         ("replicated", "sharded"),
         {"model.name": "din", "model.activation": "dice", **SGD, **MBA, **CLIP},
     ),
+    "din-adam-catch-up": (
+        (4,),
+        ("replicated", "sharded"),
+        {
+            "model.name": "din",
+            "model.activation": "dice",
+            "optimizer.lazy": "catch_up",
+            **ADAM,
+            **MBA,
+            **CLIP,
+        },
+    ),
     "din-blocks": (
         (4,),
         ("replicated",),
@@ -199,6 +212,31 @@ def test_many_devices_are_one_for_models_with_tables_beside(rich, name):
     }
     config = tiny_config(rich[0].path, **keys, **SGD)
     train_on_one_and_many(rich[0], config, 4, "sharded,hour=replicated")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("placement", ["replicated", "sharded", "sharded,item=replicated"])
+def test_many_devices_whose_rows_catch_up_are_dense_adam_on_one(planted_store, placement):
+    """With MBA and clipping, over 64 steps, of which most rows miss most."""
+    keys = {"model.name": "base", "model.activation": "prelu", **ADAM, **MBA, **CLIP}
+    config = tiny_config(planted_store, **keys, **{"optimizer.lazy": False})
+    store, rng = Store(planted_store), np.random.default_rng(1)
+    pairs = [pair for _ in range(8) for pair in batch_pairs(store, rng, 4)]
+    tables = build_model(store.schema, config.model).tables
+    dense = Trained(store, config, placement_of(1), pairs[0][0])
+    config.optimizer.lazy = "catch_up"
+    many = Trained(store, config, choose(4, placement, tables), pairs[0][1])
+    settle_all = settle(many.optimizer, many.placement)
+    for i, (single, stacked) in enumerate(pairs):
+        assert many.take(stacked) == pytest.approx(dense.take(single), rel=1e-5)
+        if i == 20:
+            many.state = settle_all(many.state)
+        assert_replicas_equal(many.state)
+    last_step = unsharded(many.state.opt_state.last_step["item"], dense.state.tables["item"])
+    assert len(set(last_step)) > 20, "rows of many last steps"
+    many.state = settle_all(many.state)
+    assert_replicas_equal(many.state)
+    assert_same_state(trained(dense.state), trained(many.state), rtol=1e-5)
 
 
 def train_on_one_and_many(store, config, count, placement):

@@ -5,6 +5,28 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import tiny_config
+
+from din_jax.training.run import open_run
+
+
+def large_run(store, **keys):
+    """A run whose table of goods is large beside a batch."""
+    return open_run(
+        tiny_config(
+            store,
+            **{
+                "model.name": "base",
+                "model.without": ("shop", "age"),
+                "train.batch_size": 8,
+                "data.max_history": 5,
+                "regularizer.name": "mba",
+                "regularizer.rate": 3.0,
+                "optimizer.clip_norm": 0.5,
+                **keys,
+            },
+        )
+    )
 
 
 def arbitrary_state(run, seed=0):

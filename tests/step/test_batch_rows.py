@@ -10,7 +10,7 @@ from step_states import arbitrary_state
 from din_jax.nn.embedding import Lookup, lookup
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
 from din_jax.nn.present_rows import scatter_rows
-from din_jax.step.batch_rows import rows_of_batch
+from din_jax.step.batch_rows import model_tables, rows_of_batch
 from din_jax.training.run import open_run
 
 
@@ -34,7 +34,8 @@ def test_row_gradients_scattered_are_the_dense_gradient(rich, model):
     def dense_and_sparse(tables, scratch):
         dense = jax.value_and_grad(loss_of)(tables, lookups)
         of_batch = rows_of_batch(tables, lookups, scratch)
-        loss, gradients = jax.value_and_grad(loss_of)(of_batch.tables, of_batch.lookups)
+        present = model_tables(of_batch, None, ())
+        loss, gradients = jax.value_and_grad(loss_of)(present, of_batch.lookups)
         scattered = {
             name: scatter_rows(jnp.zeros_like(table), of_batch.rows[name], gradients[name])
             for name, table in tables.items()
@@ -63,9 +64,8 @@ def test_padding_and_repeats_of_several_lookups_share_one_row():
     @jax.jit
     def both(table, scratch):
         of_batch = rows_of_batch({"t": table}, lookups, scratch)
-        sparse = {
-            name: lookup(of_batch.tables["t"], at) for name, at in of_batch.lookups["t"].items()
-        }
+        rows = model_tables(of_batch, None, ())["t"]
+        sparse = {name: lookup(rows, at) for name, at in of_batch.lookups["t"].items()}
         return of_batch.rows["t"].present, sparse
 
     present, vectors = both(table, {"t": np.zeros(5, np.int32)})
