@@ -14,6 +14,8 @@ line is JSON:
                          metrics
     compile_s, shapes    time to compile the step for the first batches; number of their shapes
     peak_mb              the process's peak memory, up to the end of the training
+    step_over_paper      with --preset recommended: step_samples_per_s over that of the paper's
+                         preset, the median of seven measurements in turns
     matmul_share         FLOPs per second of the step's matrix products, over those of a 2048 x 2048
                          product
     copy_share           bytes per second that XLA counts for the step, over those of a copy
@@ -63,6 +65,7 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
     c = default_config()
     c.data.store = arguments.store
     c.data.max_history = 100
+    c.model.preset = arguments.preset
     c.model.embedding_dim = arguments.dim
     c.model.hidden = c.model.attention.hidden = (80, 40)
     c.model.attention.difference = True  # as in other libraries
@@ -75,6 +78,7 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that benchmarks on a store share."""
     parser.add_argument("--store", default=STORE)
+    parser.add_argument("--preset", choices=("paper", "recommended"), default="paper")
     parser.add_argument("--dim", type=int, default=64, help="width of goods, and of categories")
     parser.add_argument("--batch", type=int, default=1024)
 
@@ -240,8 +244,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config.data.max_history = arguments.max_history
     config.model.activation = arguments.activation
     config.optimizer.name = arguments.optimizer
-    config.optimizer.lazy = not arguments.dense
-    config.regularizer.name = "mba" if arguments.mba else "none"
+    if arguments.dense:
+        config.optimizer.lazy = False
+    if arguments.mba:
+        config.regularizer.name = "mba"
+    config.train.patience = 0
     logged = train_end_to_end(config, arguments.seconds / 2)
     peak = peak_mb()
     run = open_run(config)
@@ -252,6 +259,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     logged += train_end_to_end(config, arguments.seconds / 2)
     step_rates.append(steps.samples_per_s(arguments.seconds / 2))
     product_rates.append(product_rate())
+    over_paper = _over_paper(arguments, steps) if arguments.preset != "paper" else {}
     scoring_rates = scoring(run, steps.state, arguments.seconds / 2)
     step_rate = statistics.mean(step_rates)
     steps_per_s = step_rate / steps.samples_per_step
@@ -261,6 +269,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "step_samples_per_s": round(step_rate),
         "input_wait": round(statistics.median(line["input_wait"] for line in logged), 4),
         **scoring_rates,
+        **over_paper,
         "ms_a_step": round(1e3 / steps_per_s, 3),
         "compile_s": round(steps.compile_s, 1),
         "shapes": len(steps.calls_by_shape),
@@ -269,6 +278,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "matmul_gflops": round(statistics.mean(product_rates) / 1e9),
         "copy_share": round(steps.bytes_accessed() * steps_per_s / copy_rate(), 3),
     }
+
+
+def _over_paper(arguments: argparse.Namespace, steps: Steps) -> dict[str, float]:
+    """The preset's samples per second over the paper's, of the step, in turns."""
+    config = config_of(argparse.Namespace(**vars(arguments) | {"preset": "paper"}))
+    config.data.max_history = arguments.max_history
+    config.model.activation = arguments.activation
+    config.optimizer.name = arguments.optimizer
+    paper = Steps(open_run(config))
+    seconds = max(1.0, arguments.seconds / 5)
+    ratios = [steps.samples_per_s(seconds) / paper.samples_per_s(seconds) for _ in range(7)]
+    return {"step_over_paper": round(statistics.median(ratios), 3)}
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from din_jax.errors import DinError
 # Keys whose defaults depend on `model.preset`; "released_code" has those of "paper".
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
+        "model.embedding_dim": 12,
+        "model.hidden": (200, 80),
         "model.pooling": "sum",
         "model.interest_product": False,
         "model.match_counts": False,
@@ -21,6 +23,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.attention.normalize": "none",
         "model.attention.position": False,
         "model.attention.match": False,
+        "optimizer.lazy": True,
+        "optimizer.learning_rate": 0.001,  # the paper's, of Adam; of SGD 1.0
+        "optimizer.table_rates": "",
         "optimizer.decay_samples": None,  # required: the paper does not give it
         "regularizer.name": "none",
         "regularizer.rate": 0.01,
@@ -29,6 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.patience": 0,
     },
     "recommended": {
+        "model.embedding_dim": 32,
+        "model.hidden": (80, 40),
         "model.pooling": "mean",
         "model.interest_product": True,
         "model.match_counts": True,
@@ -36,6 +43,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.attention.normalize": "softmax",
         "model.attention.position": True,
         "model.attention.match": True,
+        "optimizer.lazy": "catch_up",
+        "optimizer.learning_rate": 0.003,
+        "optimizer.table_rates": "0.5",
         "optimizer.decay_samples": 1_000_000,
         "regularizer.name": "mba",
         "regularizer.rate": 1.0,
@@ -59,12 +69,14 @@ class _Operation(NamedTuple):
     args: tuple[Any, ...]
 
 
-def _preset_value(model: ConfigDict, key: str) -> config_dict.FieldReference:
+def _preset_value(
+    model: ConfigDict, key: str, field_type: type | None = None
+) -> config_dict.FieldReference:
     """A key whose value is that of `model.preset` (for `model.name`), until it is set."""
     examples = [values[key] for values in PRESETS.values() if values[key] is not None]
     references = (model.get_ref("preset"), model.get_ref("name"))
     operation = _Operation(functools.partial(_in_preset, key), references)
-    return config_dict.FieldReference(examples[0], op=operation)
+    return config_dict.FieldReference(examples[0], field_type=field_type, op=operation)
 
 
 def _in_preset(key: str, _: Any, preset: str, model: str) -> Any:
@@ -111,12 +123,12 @@ def default_config() -> ConfigDict:
     c.model.preset = "paper"
     preset = functools.partial(_preset_value, c.model)
     c.model.activation = "dice"  # of the MLP: "dice", "prelu", "sigmoid" or "relu"
-    c.model.embedding_dim = 12  # width D of every table
+    c.model.embedding_dim = preset("model.embedding_dim")  # width D of every table
     c.model.table_dims = ""  # width D of single tables: "item=16,category=4"
     c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
     # What it is multiplied by: "constant": 1; "width": 1 / √D.
     c.model.embedding_init = "constant"
-    c.model.hidden = (200, 80)  # widths of the MLP's hidden layers
+    c.model.hidden = preset("model.hidden")  # widths of the MLP's hidden layers
     # "sum" or "mean", of multi-hot fields, and of histories except DIN's.
     c.model.pooling = preset("model.pooling")
     c.model.extra_fields = ()  # optional fields to use as inputs, for instance ("user_id",)
@@ -168,10 +180,10 @@ def default_config() -> ConfigDict:
     # True: update only the table rows that a batch looks up, with their state ("lazy" Adam, see
     # `din_jax.optim.row_sparse.row_sparse`). False: update every row in every step, like Optax.
     # "catch_up": the result of False at the cost of True (`din_jax.optim.catch_up`).
-    c.optimizer.lazy = config_dict.FieldReference(True, field_type=object)
-    c.optimizer.learning_rate = 0.001  # initial learning rate lr₀; the paper: Adam 0.001, SGD 1.0
-    # Factors of the learning rate of single tables: "user=0.1,item=0.5".
-    c.optimizer.table_rates = ""
+    c.optimizer.lazy = preset("optimizer.lazy", field_type=object)
+    c.optimizer.learning_rate = preset("optimizer.learning_rate")  # the initial one, lr₀
+    # Factors of the tables' learning rates: "0.5" of all, "user=0.1" of one, "0.5,user=0.1".
+    c.optimizer.table_rates = preset("optimizer.table_rates")
     # Number of samples over which the learning rate rises linearly from 0; 0: no warm-up.
     c.optimizer.warmup_samples = 0
     c.optimizer.decay_rate = 0.9  # factor per decay_samples; the paper: Adam 0.9, SGD 0.1

@@ -5,16 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs import quickstart
+from din_jax.config import default_config
 
 ROOT = Path(__file__).parent.parent
 
 
 def small_config(store, **keys):
-    config = quickstart.get_config()
+    config = default_config()
     config.data.store = str(store)
-    config.data.prepare = ""
     config.eval.baselines = False
+    config.model.embedding_dim = 16
+    config.optimizer.learning_rate = 0.004
+    config.optimizer.decay_samples = 1_000_000
     config.data.max_history = 4  # short batches: few buckets, few compilations
     config.train.batch_size = 64
     config.train.epochs = 2
