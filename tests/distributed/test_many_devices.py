@@ -126,6 +126,16 @@ CASES = {
         ("replicated",),
         {"model.name": "din", "model.activation": "dice", "model.attention.block": 5, **SGD},
     ),
+    "din-options": (
+        (2,),
+        ("sharded",),
+        {
+            "model.preset": "recommended",
+            "model.bias_fields": ("item", "hour"),
+            **SGD,
+            **MBA,
+        },
+    ),
     "base-sgd": (
         (2,),
         ("sharded,category=replicated",),
