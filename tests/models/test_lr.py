@@ -25,10 +25,13 @@ def test_logistic_regression_ranks_ads_alike_whatever_the_history():
     close(moved, np.full(REAL, moved[0]), atol=1e-5)
 
 
-@pytest.mark.parametrize("key", ["item_bias", "interest_product"])
-def test_logistic_regression_names_what_it_does_not_have(key):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("item_bias", "goods"), ("bias_fields", ("goods",)), ("interest_product", True)],
+)
+def test_logistic_regression_names_what_it_does_not_have(key, value):
     config = default_config().model
     config.name = "lr"
-    config[key] = {"item_bias": "goods", "interest_product": True}[key]
+    config[key] = value
     with pytest.raises(DinError, match=f"config.model.{key}"):
         build_model(SCHEMA, config)

@@ -130,6 +130,10 @@ def test_the_default_regularizer_does_nothing():
             },
             "would still count them; use config.regularizer.rare='unknown'",
         ),
+        (
+            {"regularizer.name": "filter", "model.attention.normalize": "softmax"},
+            "config.regularizer.rare='leave' removes ids from the history, but a mean, a softmax",
+        ),
     ],
 )
 def test_a_wrong_key_is_explained(planted_store, keys, message):

@@ -232,6 +232,21 @@ def test_models_are_compared_by_activation(planted_store, tmp_path, stand_in):
         assert folder == f"{config.model.name}-{config.model.activation}-{config.seed}" and test
 
 
+def test_lines_and_models_that_are_compared_follow_the_preset(planted_store, tmp_path, stand_in):
+    config = config_of(planted_store)
+    stand_in.test = {"a-0": 0.1, "b-0": 0.2, "din-dice-0": 0.1, "lr-dice-0": 0.2}
+    experiments.compare_lines(config, {"a": {}, "b": {"model.preset": "recommended"}}, 1, tmp_path)
+    config.model.preset = "recommended"
+    compare(config, ["din", "lr"], ["dice"], 1, tmp_path)
+    trained = {folder: (c.model.pooling, c.regularizer.name) for folder, c, _ in stand_in.trained}
+    assert trained == {
+        "a-0": ("sum", "none"),
+        "b-0": ("mean", "none"),  # logistic regression has no n_j
+        "din-dice-0": ("mean", "mba"),
+        "lr-dice-0": ("mean", "none"),
+    }
+
+
 @pytest.mark.parametrize(
     ("lines", "keys", "message"),
     [

@@ -13,11 +13,28 @@ from din_jax.nn.present_rows import scatter_rows
 from din_jax.step.batch_rows import model_tables, rows_of_batch
 from din_jax.training.run import open_run
 
+# Matches are of the batch's ids, and not of the renumbered ones.
+OPTIONS = {
+    "model.bias_fields": ("film", "genres"),
+    "model.match_counts": True,
+    "model.attention.match": True,
+    "model.attention.age": True,
+    "model.attention.position": True,
+    "model.attention.normalize": "softmax",
+}
 
-@pytest.mark.parametrize("model", ["din", pytest.param("base", marks=pytest.mark.long)])
-def test_row_gradients_scattered_are_the_dense_gradient(rich, model):
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("din", OPTIONS),
+        pytest.param("din", {}, marks=pytest.mark.long),
+        pytest.param("base", {}, marks=pytest.mark.long),
+    ],
+)
+def test_row_gradients_scattered_are_the_dense_gradient(rich, model, options):
     """On a store with every kind of column and two sequences; the batch has padding samples."""
-    keys = {"model.name": model, "model.activation": "prelu", "train.select": "auc"}
+    keys = {"model.name": model, "model.activation": "prelu", "train.select": "auc", **options}
     run = open_run(tiny_config(rich[0].path, **keys))
     state, batch = arbitrary_state(run), run.source[0]
     assert not batch.weight.all()

@@ -18,12 +18,16 @@ from din_jax.step.train import train_step
     ("model", "optimizer"),
     [
         ("base", "adam"),
+        pytest.param("din with options", "sgd", marks=pytest.mark.long),
         pytest.param("base", "rowwise_adagrad", marks=pytest.mark.long),
         pytest.param("din", "sgd", marks=pytest.mark.long),
     ],
 )
 def test_a_step_with_sparse_updates_is_one_with_dense_updates(planted_store, model, optimizer):
     keys = {"model.name": model, "optimizer.name": optimizer, "optimizer.learning_rate": 0.05}
+    if model == "din with options":
+        keys |= {"model.preset": "recommended", "model.name": "din"}
+        keys |= {"model.bias_fields": ("item",)}
     run = large_run(planted_store, **keys)
     sparse, dense = arbitrary_state(run), arbitrary_state(run).replace(scratch={})
     assert "item" in sparse.scratch and "hour" not in sparse.scratch
