@@ -65,6 +65,12 @@ if TYPE_CHECKING:
         gather_rows as gather_rows,
         present_rows as present_rows,
     )
+    from din_jax.optim.catch_up import catch_up as catch_up
+    from din_jax.optim.dense import (
+        dense_adam as dense_adam,
+        dense_rmsprop as dense_rmsprop,
+        dense_sgd as dense_sgd,
+    )
     from din_jax.optim.mba import (
         difacto_decay as difacto_decay,
         mba_decay as mba_decay,
@@ -107,6 +113,8 @@ _MODULES = {
     "nn.mlp": ("MLP",),
     "nn.pooling": ("segment_mean", "segment_pool", "segment_softmax", "weighted_pool"),
     "nn.present_rows": ("Rows", "apply_row_updates", "gather_rows", "present_rows"),
+    "optim.catch_up": ("catch_up",),
+    "optim.dense": ("dense_adam", "dense_rmsprop", "dense_sgd"),
     "optim.mba": ("difacto_decay", "mba_decay", "on_tables"),
     "optim.row_sparse": ("row_sparse",),
     "optim.rowwise_adagrad": ("rowwise_adagrad",),

@@ -25,7 +25,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.attention.match": False,
         "optimizer.lazy": True,
         "optimizer.learning_rate": 0.001,  # the paper's, of Adam; of SGD 1.0
-        "optimizer.table_rates": "",
         "optimizer.decay_samples": None,  # required: the paper does not give it
         "regularizer.name": "none",
         "regularizer.rate": 0.01,
@@ -44,8 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.attention.position": True,
         "model.attention.match": True,
         "optimizer.lazy": "catch_up",
-        "optimizer.learning_rate": 0.003,
-        "optimizer.table_rates": "0.5",
+        "optimizer.learning_rate": 0.002,
         "optimizer.decay_samples": 1_000_000,
         "regularizer.name": "mba",
         "regularizer.rate": 1.0,
@@ -183,7 +181,7 @@ def default_config() -> ConfigDict:
     c.optimizer.lazy = preset("optimizer.lazy", field_type=object)
     c.optimizer.learning_rate = preset("optimizer.learning_rate")  # the initial one, lr₀
     # Factors of the tables' learning rates: "0.5" of all, "user=0.1" of one, "0.5,user=0.1".
-    c.optimizer.table_rates = preset("optimizer.table_rates")
+    c.optimizer.table_rates = ""
     # Number of samples over which the learning rate rises linearly from 0; 0: no warm-up.
     c.optimizer.warmup_samples = 0
     c.optimizer.decay_rate = 0.9  # factor per decay_samples; the paper: Adam 0.9, SGD 0.1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
@@ -99,7 +101,7 @@ class Run(NamedTuple):
         )
 
     def settle(self) -> Settle:
-        """Makes a function state → state in which no row is behind: call it before scoring.
+        """Makes a function state → state in which no row is behind; donates the state.
 
         See `din_jax.step.settle.settle`.
         """
@@ -137,6 +139,8 @@ class Run(NamedTuple):
           DinError: the store has no such split.
           Diverged: a probability is NaN or infinite.
         """
+        if isinstance(self.optimizer, CatchUp):  # settles a copy: the caller's state is not donated
+            state = self.settle()(jax.tree.map(jnp.copy, state))
         return self.evaluator(split).probabilities(state)
 
 

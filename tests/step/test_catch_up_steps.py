@@ -56,6 +56,19 @@ def test_steps_that_catch_up_are_those_of_dense_adam(planted_store, model):
     assert_trained_alike(settle_dense(state), dense)
 
 
+@pytest.mark.long
+def test_a_state_of_rows_that_are_behind_is_scored_as_if_they_were_not(planted_store):
+    run = large_run(planted_store, **{"optimizer.lazy": "catch_up", "optimizer.name": "adam"})
+    state, step = arbitrary_state(run), run.step()
+    for batch in equal_shapes(run.source, 12):
+        state, _ = step(state, batch)
+    found = run.probabilities(state, "validation")
+    stale = run.evaluator("validation").probabilities(state)
+    settled = run.settle()(state)
+    np.testing.assert_array_equal(found, run.evaluator("validation").probabilities(settled))
+    assert np.abs(found - stale).max() > 1e-4
+
+
 def test_states_of_other_optimizers_are_settled(planted_store):
     run = large_run(planted_store, **{"optimizer.name": "sgd", "optimizer.lazy": "catch_up"})
     state = arbitrary_state(run)
