@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     """The config of this experiment."""
     c = default_config()
     c.model.preset = "recommended"
+    c.model.hidden = (80, 40)
     c.optimizer.decay_samples = 1_000_000  # for the other presets, which have no default
     c.data.store = "data/mine"
     c.model.extra_fields = ("user_id",)  # users' click rates differ

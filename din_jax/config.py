@@ -15,7 +15,6 @@ from din_jax.errors import DinError
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "model.embedding_dim": 12,
-        "model.hidden": (200, 80),
         "model.pooling": "sum",
         "model.interest_product": False,
         "model.match_counts": False,
@@ -34,7 +33,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "recommended": {
         "model.embedding_dim": 32,
-        "model.hidden": (80, 40),
         "model.pooling": "mean",
         "model.interest_product": True,
         "model.match_counts": True,
@@ -126,7 +124,7 @@ def default_config() -> ConfigDict:
     c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
     # What it is multiplied by: "constant": 1; "width": 1 / √D.
     c.model.embedding_init = "constant"
-    c.model.hidden = preset("model.hidden")  # widths of the MLP's hidden layers
+    c.model.hidden = (200, 80)  # widths of the MLP's hidden layers
     # "sum" or "mean", of multi-hot fields, and of histories except DIN's.
     c.model.pooling = preset("model.pooling")
     c.model.extra_fields = ()  # optional fields to use as inputs, for instance ("user_id",)
