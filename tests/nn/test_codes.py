@@ -38,7 +38,7 @@ many = settings(max_examples=60, deadline=None, derandomize=True)
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_places_are_in_buckets_of_powers_of_two(x64):
-    lengths = [0, 1, 2, 3, 4, 0, 7, 8, 9, 2**15 + 3, 0]
+    lengths = [0, 1, 2, 3, 4, 0, 7, 8, 9, 2**16 + 3, 0]
     padding = 5
     segment_ids = np.repeat(np.arange(len(lengths) + 1), [*lengths, padding]).astype(np.int32)
     with jax.enable_x64(x64):
@@ -48,7 +48,7 @@ def test_places_are_in_buckets_of_powers_of_two(x64):
     assert code.ids.tolist() == [option_oracles.place_bucket(p) for p in places] + [0] * padding
     assert {0, 14, 15} <= set(code.ids.tolist())
     # The bucket changes at places 2ᵏ − 1, the last of which is in the history.
-    newest_first = code.ids[-padding - 1 :: -1][: 2**15 + 3]
+    newest_first = code.ids[-padding - 1 :: -1][: 2**16 + 3]
     (changes,) = np.nonzero(np.diff(newest_first))
     assert (changes + 1).tolist() == [2**k - 1 for k in range(1, 16)]
 
