@@ -103,13 +103,8 @@ def field_of(rng, entries, multi_hot, size, capacity):
     return Packed(values, segment_ids.astype(np.int32)), mask, kept
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("several", [False, True])
-@many
-@given(seeds)
-def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
-    """With unknown, repeated and dropped ids, empty ads, and ids of an ad in the padding."""
-    rng = np.random.default_rng(seed)
+def drawn(rng, nested, several):
+    """(what `found` takes, what it gives)"""
     full = rng.random() < 0.3  # no padding
     real = BEHAVIORS if full else int(rng.integers(BEHAVIORS))
     samples = SAMPLES if full else int(rng.integers(1, SAMPLES + 1))
@@ -119,13 +114,32 @@ def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
     shown = ragged(rng, samples, SHOWN) if several else rng.integers(0, 4, samples).tolist()
     behaviors, mask, visited = field_of(rng, visited, nested, BEHAVIORS, NESTED)
     ad, ad_mask, shown = field_of(rng, shown, several, SAMPLES, SHOWN)
-    counts = found(behaviors, ad, segment_ids, mask, ad_mask)
     expected = [
         option_oracles.matched(ids, shown[owner])
         for ids, owner in zip(visited, owners, strict=True)
     ]
+    return (behaviors, ad, segment_ids, mask, ad_mask), expected + [0] * (BEHAVIORS - real)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+@many
+@given(seeds)
+def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
+    """With unknown, repeated and dropped ids, empty ads, and ids of an ad in the padding."""
+    inputs, expected = drawn(np.random.default_rng(seed), nested, several)
+    counts = found(*inputs)
     assert counts.dtype == np.int32
-    assert counts.tolist() == expected + [0] * (BEHAVIORS - real)
+    assert counts.tolist() == expected
+
+
+def test_batches_that_are_scored_together_have_their_own_matches():
+    """As `score_steps` maps batches: their ads have different numbers of ids."""
+    rng = np.random.default_rng(32)
+    inputs, expected = zip(*[drawn(rng, True, True) for _ in range(4)], strict=True)
+    together = jax.tree.map(lambda *arrays: np.stack(arrays), *inputs)
+    run = quick_jit(jax.vmap(lambda *x: matches(*x[:3], SAMPLES, *x[3:])))
+    assert run(*together).tolist() == list(expected)
 
 
 # In the activation unit
