@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from din_jax.models.wide_deep import WideDeep as WideDeep
     from din_jax.nn.activation_unit import ActivationUnit as ActivationUnit
     from din_jax.nn.activations import Dice as Dice, PReLU as PReLU
+    from din_jax.nn.codes import (
+        Code as Code,
+        matches as matches,
+        position_code as position_code,
+    )
     from din_jax.nn.embedding import (
         Lookup as Lookup,
         TableSpec as TableSpec,
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from din_jax.nn.losses import negative_log_likelihood as negative_log_likelihood
     from din_jax.nn.mlp import MLP as MLP
     from din_jax.nn.pooling import (
+        normalize_weights as normalize_weights,
         segment_mean as segment_mean,
         segment_pool as segment_pool,
         segment_softmax as segment_softmax,
@@ -108,10 +114,17 @@ _MODULES = {
     "models.wide_deep": ("WideDeep",),
     "nn.activation_unit": ("ActivationUnit",),
     "nn.activations": ("Dice", "PReLU"),
+    "nn.codes": ("Code", "matches", "position_code"),
     "nn.embedding": ("Lookup", "TableSpec", "init_tables", "lookup"),
     "nn.losses": ("negative_log_likelihood",),
     "nn.mlp": ("MLP",),
-    "nn.pooling": ("segment_mean", "segment_pool", "segment_softmax", "weighted_pool"),
+    "nn.pooling": (
+        "normalize_weights",
+        "segment_mean",
+        "segment_pool",
+        "segment_softmax",
+        "weighted_pool",
+    ),
     "nn.present_rows": ("Rows", "apply_row_updates", "gather_rows", "present_rows"),
     "optim.catch_up": ("catch_up",),
     "optim.dense": ("dense_adam", "dense_rmsprop", "dense_sgd"),

@@ -38,7 +38,7 @@ many = settings(max_examples=60, deadline=None, derandomize=True)
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_places_are_in_buckets_of_powers_of_two(x64):
-    lengths = [0, 1, 2, 3, 4, 0, 7, 8, 9, 2**15 + 3, 0]
+    lengths = [0, 1, 2, 3, 4, 0, 7, 8, 9, 2**16 + 3, 0]
     padding = 5
     segment_ids = np.repeat(np.arange(len(lengths) + 1), [*lengths, padding]).astype(np.int32)
     with jax.enable_x64(x64):
@@ -48,7 +48,7 @@ def test_places_are_in_buckets_of_powers_of_two(x64):
     assert code.ids.tolist() == [option_oracles.place_bucket(p) for p in places] + [0] * padding
     assert {0, 14, 15} <= set(code.ids.tolist())
     # The bucket changes at places 2ᵏ − 1, the last of which is in the history.
-    newest_first = code.ids[-padding - 1 :: -1][: 2**15 + 3]
+    newest_first = code.ids[-padding - 1 :: -1][: 2**16 + 3]
     (changes,) = np.nonzero(np.diff(newest_first))
     assert (changes + 1).tolist() == [2**k - 1 for k in range(1, 16)]
 
@@ -103,13 +103,8 @@ def field_of(rng, entries, multi_hot, size, capacity):
     return Packed(values, segment_ids.astype(np.int32)), mask, kept
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("several", [False, True])
-@many
-@given(seeds)
-def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
-    """With unknown, repeated and dropped ids, empty ads, and ids of an ad in the padding."""
-    rng = np.random.default_rng(seed)
+def drawn(rng, nested, several):
+    """(what `found` takes, what it gives)"""
     full = rng.random() < 0.3  # no padding
     real = BEHAVIORS if full else int(rng.integers(BEHAVIORS))
     samples = SAMPLES if full else int(rng.integers(1, SAMPLES + 1))
@@ -119,13 +114,32 @@ def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
     shown = ragged(rng, samples, SHOWN) if several else rng.integers(0, 4, samples).tolist()
     behaviors, mask, visited = field_of(rng, visited, nested, BEHAVIORS, NESTED)
     ad, ad_mask, shown = field_of(rng, shown, several, SAMPLES, SHOWN)
-    counts = found(behaviors, ad, segment_ids, mask, ad_mask)
     expected = [
         option_oracles.matched(ids, shown[owner])
         for ids, owner in zip(visited, owners, strict=True)
     ]
+    return (behaviors, ad, segment_ids, mask, ad_mask), expected + [0] * (BEHAVIORS - real)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+@many
+@given(seeds)
+def test_matches_are_the_ids_that_the_ad_has_too(nested, several, seed):
+    """With unknown, repeated and dropped ids, empty ads, and ids of an ad in the padding."""
+    inputs, expected = drawn(np.random.default_rng(seed), nested, several)
+    counts = found(*inputs)
     assert counts.dtype == np.int32
-    assert counts.tolist() == expected + [0] * (BEHAVIORS - real)
+    assert counts.tolist() == expected
+
+
+def test_batches_that_are_scored_together_have_their_own_matches():
+    """As `score_steps` maps batches: their ads have different numbers of ids."""
+    rng = np.random.default_rng(32)
+    inputs, expected = zip(*[drawn(rng, True, True) for _ in range(4)], strict=True)
+    together = jax.tree.map(lambda *arrays: np.stack(arrays), *inputs)
+    run = quick_jit(jax.vmap(lambda *x: matches(*x[:3], SAMPLES, *x[3:])))
+    assert run(*together).tolist() == list(expected)
 
 
 # In the activation unit

@@ -91,7 +91,7 @@ def evaluated(workdir):
 
 
 def test_training_stops_after_evaluations_without_a_better_one(
-    planted_store, tmp_path, select, capsys
+    planted_store, tmp_path, select, stand_ins, capsys
 ):
     scores = train(config_of(planted_store, select, 2), tmp_path)
     assert evaluated(tmp_path) == [24, 47, 71, 94]
@@ -103,6 +103,7 @@ def test_training_stops_after_evaluations_without_a_better_one(
     printed = capsys.readouterr().out
     assert "complete at step 94 of 188: 2 evaluations without a better one" in printed
     assert evaluated(tmp_path) == [24, 47, 71, 94]
+    assert len(stand_ins.taken) == 94
     assert evaluate(tmp_path).metrics == scores.metrics
     # With more patience it goes on, from the count that it had.
     train(config_of(planted_store, select, 3), tmp_path, test=False)
