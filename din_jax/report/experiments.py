@@ -8,6 +8,7 @@ stopped is continued.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import re
@@ -229,7 +230,7 @@ def _folder_name(name: str, setting: Mapping[str, Any], keys: Mapping[str, Any])
 
 def _updated(config: ConfigDict, setting: Mapping[str, Any]) -> ConfigDict:
     """A copy of a config with the keys of a setting."""
-    updated = config.copy_and_resolve_references()
+    updated = copy.deepcopy(config)  # keeps the types of keys that may have several
     try:
         updated.update_from_flattened_dict(dict(setting))
     except (KeyError, TypeError) as error:

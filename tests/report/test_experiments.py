@@ -232,6 +232,14 @@ def test_models_are_compared_by_activation(planted_store, tmp_path, stand_in):
         assert folder == f"{config.model.name}-{config.model.activation}-{config.seed}" and test
 
 
+def test_a_line_sets_a_key_of_several_types(planted_store):
+    config = tiny_config(planted_store)
+    setting = {"optimizer.lazy": "catch_up", "devices": "all"}
+    updated = experiments._updated(config, setting)
+    assert (updated.optimizer.lazy, updated.devices) == ("catch_up", "all")
+    assert (config.optimizer.lazy, config.devices) == (True, 1)
+
+
 @pytest.mark.parametrize(
     ("lines", "keys", "message"),
     [
