@@ -97,15 +97,19 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of the r
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 
 
-def _load_lines(path: str) -> dict[str, dict[str, Any]]:
-    """Loads the `LINES` of a config file."""
-    lines: dict[str, dict[str, Any]] | None = runpy.run_path(path).get("LINES")
+def _lines(path: str, workdir: Path) -> dict[str, Any]:
+    """Trains the `LINES` of a config file: again on train and validation if `REFIT` is true."""
+    module = runpy.run_path(path)
+    lines = module.get("LINES")
     if not lines:
         raise DinError(
             f"{path} defines no LINES: expected {{name: {{config key: value, or list of values to "
             "search}}, as in configs/regularizers.py"
         )
-    return lines
+    against = next(iter(lines))
+    lines = _select_lines(lines, against)
+    refit = module.get("REFIT", False)
+    return compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir, against=against, refit=refit)
 
 
 def _table(name: str, workdir: Path) -> tuple[dict[str, Any], str]:
@@ -261,9 +265,8 @@ def main() -> None:
         result = compare(_CONFIG.value, _MODELS.value, _ACTIVATIONS.value, _SEEDS.value, workdir)
         text = as_markdown(result)
     elif name == "lines":
-        all_lines = _load_lines(config_flags.get_config_filename(flags.FLAGS["config"]))
-        lines = _select_lines(all_lines, next(iter(all_lines)))
-        result = compare_lines(_CONFIG.value, lines, _SEEDS.value, workdir)
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        result = _lines(file, workdir)
         text = lines_as_markdown(result)
     elif name == "search":
         result, text = _search(workdir)

@@ -247,6 +247,14 @@ def test_lines_and_models_that_are_compared_follow_the_preset(planted_store, tmp
     }
 
 
+def test_a_line_sets_a_key_of_several_types(planted_store):
+    config = tiny_config(planted_store)
+    setting = {"optimizer.lazy": "catch_up", "devices": "all"}
+    updated = experiments.updated(config, setting)
+    assert (updated.optimizer.lazy, updated.devices) == ("catch_up", "all")
+    assert (config.optimizer.lazy, config.devices) == (True, 1)
+
+
 @pytest.mark.parametrize(
     ("lines", "keys", "message"),
     [

@@ -1,5 +1,6 @@
 """The training loop, end to end on a small planted data set."""
 
+import copy
 import json
 import os
 import shutil
@@ -16,12 +17,13 @@ from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.data.store import Store
 from din_jax.distributed import cpu
 from din_jax.errors import DinError, Interrupted
+from din_jax.nn import present_rows
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.prepare import planted
-from din_jax.training import log as log_module, run as run_module
+from din_jax.training import log as log_module, loop as loop_module, run as run_module
 from din_jax.training.evaluation import Evaluator
 from din_jax.training.loop import _calls, _evaluation_places, train
-from din_jax.training.run import open_run
+from din_jax.training.run import Run, open_run
 from din_jax.training.trained import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -74,13 +76,8 @@ def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_st
         assert list(_calls(source, call.start, places)) == calls[i:]
 
 
-@pytest.mark.parametrize("lazy", [True, pytest.param("catch_up", marks=pytest.mark.long)])
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    planted_store, tmp_path, monkeypatch, lazy
-):
-    config = base_config(planted_store, **{"train.epochs": 2, "optimizer.lazy": lazy})
-    train(config, tmp_path / "whole")
-
+def stop_at_130(config, workdir, monkeypatch):
+    """Trains until step 130, in the second epoch, after an evaluation."""
     taken = []
     original = run_module.train_steps
 
@@ -89,16 +86,25 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 
         def counted(state, batches):
             taken.extend(batches)
-            if len(taken) == 130:  # in the second epoch, after an evaluation
+            if len(taken) == 130:
                 os.kill(os.getpid(), signal.SIGINT)
             return steps(state, batches)
 
         return counted
 
-    monkeypatch.setattr(run_module, "train_steps", stopping)
-    with pytest.raises(Interrupted, match="saved at step 130; run the same command again"):
-        train(config, tmp_path / "stopped")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "train_steps", stopping)
+        with pytest.raises(Interrupted, match="saved at step 130; run the same command again"):
+            train(config, workdir)
+
+
+@pytest.mark.parametrize("lazy", [True, pytest.param("catch_up", marks=pytest.mark.long)])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    planted_store, tmp_path, monkeypatch, lazy
+):
+    config = base_config(planted_store, **{"train.epochs": 2, "optimizer.lazy": lazy})
+    train(config, tmp_path / "whole")
+    stop_at_130(config, tmp_path / "stopped", monkeypatch)
     if lazy == "catch_up":  # rows are behind where it was stopped, and not in what is scored
         last_step = last_state(config, tmp_path / "stopped").opt_state.last_step["item"]
         loaded = load_run(tmp_path / "stopped", checkpoint="last")[1].opt_state.last_step["item"]
@@ -138,6 +144,46 @@ def test_each_evaluation_is_reported_when_its_state_is_saved_and_may_end_the_run
     logged = [m for m in map(json.loads, lines) if m["split"] == "validation"]
     for line, (_, metrics, step) in zip(logged, reported, strict=True):
         assert (line["step"], line["auc"]) == (step, metrics["auc"])
+
+
+@pytest.mark.long
+def test_a_run_whose_rows_catch_up_is_one_of_dense_adam(planted_store, tmp_path, monkeypatch):
+    """In what it scores and saves; also if it goes on where a table is updated densely."""
+    keys = {"train.epochs": 2, "model.activation": "prelu", "optimizer.learning_rate": 0.001}
+    config = base_config(planted_store, **keys, **{"optimizer.lazy": False})
+    dense = train(config, tmp_path / "dense")
+    config.optimizer.lazy = "catch_up"
+    settled = []
+    original = Run.settle
+
+    def recorded(run):
+        return lambda state: settled.append(int(state.step)) or original(run)(state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "settle", recorded)
+        patched.setattr(loop_module, "_SETTLE_EVERY", 60)
+        scores = train(config, tmp_path / "whole")
+    *in_training, _ = settled  # the last is of the checkpoint that is scored
+    assert in_training == [60, 94, 122, 182, 188], "by calls of four steps"
+
+    stop_at_130(config, tmp_path / "moved", monkeypatch)
+    monkeypatch.setattr(present_rows, "SPARSE_ABOVE", 10**6)
+    train(config, tmp_path / "moved")
+    assert not open_run(config).state_shapes().scratch
+    assert scores.metrics == pytest.approx(dense.metrics, rel=1e-3)
+    for kind in ("best", "last"):
+        expected, *found = (
+            saved_tables(config, tmp_path / name, kind) for name in ("dense", "whole", "moved")
+        )
+        for tables in found:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), tables, expected)
+
+
+def saved_tables(config, workdir, kind):
+    config = copy.deepcopy(config)
+    config.optimizer.lazy = "catch_up" if workdir.name != "dense" else False
+    run = open_run(config)
+    return Checkpoints(workdir).restore(kind, run.state_shapes())[0].tables
 
 
 def test_speeds_leave_out_compiling_evaluating_and_saving(planted_store, tmp_path, monkeypatch):
