@@ -13,7 +13,12 @@ from configs import log
 
 LINES = {
     "Base, recommended": {"model.name": "base"},
-    "DIN, paper": {"model.preset": "paper", "train.epochs": 12, "train.patience": 3},
+    "DIN, paper": {
+        "model.preset": "paper",
+        "model.embedding_dim": 32,
+        "train.epochs": 12,
+        "train.patience": 3,
+    },
     "DIN, recommended": {},
 }
 
