@@ -1,4 +1,4 @@
-"""Reads a file of `export_samples.py` as the inputs of DeepCTR and DeepCTR-Torch."""
+"""Reads a file of `export_samples.py` as the inputs of other libraries."""
 
 from __future__ import annotations
 
@@ -118,6 +118,19 @@ class Samples:
         return self._split("validation")
 
     @cached_property
+    def both(self) -> Split:
+        """The training and the validation samples."""
+        return self.train.joined(self.validation)
+
+    @cached_property
     def test(self) -> Split:
         """The test samples."""
         return self._split("test")
+
+    def __getitem__(self, name: str) -> Split:
+        """Reads a split: "train", "validation", "both" or "test"."""
+        splits = {"train", "validation", "both", "test"}
+        if name not in splits:
+            raise KeyError(name)
+        split: Split = getattr(self, name)
+        return split
