@@ -80,6 +80,12 @@ def match_counts(sample: dict[str, Any], sequence: Any) -> np.ndarray:
     )
 
 
+def intensity(weights: Sequence[float]) -> np.ndarray:
+    """log(1 + Σ σ(w)) and Σ σ(w) / H of the unit's outputs for one history; of none, zeros."""
+    total = math.fsum(normalized(weights, "sigmoid"))
+    return np.array([math.log(1 + total), total / max(len(weights), 1)])
+
+
 def bias(sample: dict[str, Any], fields: Sequence[str], tables: dict[str, np.ndarray]) -> float:
     """The sum of the scalars of the ids in `config.model.bias_fields`."""
     total = 0.0

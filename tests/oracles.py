@@ -210,6 +210,7 @@ def paper(
     age: bool = False,
     match: bool = False,
     match_counts: bool = False,
+    intensity: bool = False,
     bias_fields: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The base model (section 4.2), and what other models add to it.
@@ -226,8 +227,8 @@ def paper(
       machine: add DeepFM's factorisation machine to the logit of a click.
       crosses: add the weights of Wide & Deep's crosses: {table: buckets}.
       ad_values: how many values of a multi-hot ad field are crossed.
-      normalize, position, age, match, match_counts, bias_fields: as in the config. The kernel of a
-        unit's first layer has rows for the codes at its end, and the MLP's first for the counts.
+      normalize, position, age, match, match_counts, intensity, bias_fields: as in the config. A
+        unit's first kernel has rows for the codes at its end, and the MLP's for the numbers.
 
     Returns:
       logits [samples, 2]; interest {sequence: [samples, E]}; weights
@@ -243,6 +244,7 @@ def paper(
     interest: dict[str, Rows] = {}
     with_ad: list[Rows] = []
     weights, entered = {}, {}
+    numbers: list[Rows] = []
     for sequence in schema.sequences:
         histories, ads = _histories(samples, sequence, tables, mean)
         if attention:
@@ -258,6 +260,10 @@ def paper(
                     for s in samples
                 ],
             )
+            if match_counts:
+                numbers.append([option_oracles.match_counts(s, sequence) for s in samples])
+            if intensity:
+                numbers.append([option_oracles.intensity(w) for w in weights[sequence.name]])
             weights[sequence.name] = [
                 option_oracles.normalized(w, normalize) for w in weights[sequence.name]
             ]
@@ -300,11 +306,7 @@ def paper(
             np.append(x, sum(np.outer(a, b) for a in v for b in v))
             for x, v in zip(inputs, vectors, strict=True)
         ]
-    if match_counts:
-        counts = [[option_oracles.match_counts(s, q) for q in schema.sequences] for s in samples]
-        inputs = [
-            np.concatenate([x, *of_sample]) for x, of_sample in zip(inputs, counts, strict=True)
-        ]
+    inputs = [np.concatenate([x, *(n[i] for n in numbers)]) for i, x in enumerate(inputs)]
     logits, entered["mlp"] = mlp(inputs, network["mlp"], train)
     for i, sample in enumerate(samples):
         if machine:

@@ -21,6 +21,7 @@ PAPER = {
     "model.pooling": "sum",
     "model.interest_product": False,
     "model.match_counts": False,
+    "model.intensity": False,
     "model.attention.normalize": "none",
     "model.attention.position": False,
     "model.attention.match": False,

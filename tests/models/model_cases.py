@@ -42,6 +42,7 @@ TRAINED = {
         "attention.age": True,
         "attention.match": True,
         "match_counts": True,
+        "intensity": True,
         "bias_fields": ("user_id", "tags", "goods"),
         "embedding_init": "width",
     },
@@ -94,6 +95,7 @@ SCORED = {
         "name": "din",
         "activation": "dice",
         "attention.normalize": "sqrt",
+        "intensity": True,
         "attention.position": True,
         "attention.match": True,
         "attention.block": 7,
@@ -318,7 +320,7 @@ def _paper_oracle(config, samples, variables, train, crosses):
             part = f"activation_unit_{sequence.name}"
             units[sequence.name] = _unit_layers_of(unit_kind, params[part], stats.get(part, {}))
     mlp = _layers_of(kind, params["Head_0"]["mlp"], stats.get("Head_0", {}).get("mlp", {}))
-    if config.name == "pnn" or config.match_counts:
+    if config.name == "pnn" or config.match_counts or config.intensity:
         beside = params["Head_0"]["mlp"]["products"]["kernel"]
         mlp[0]["kernel"] = np.concatenate([mlp[0]["kernel"], beside])
     return oracles.paper(
@@ -343,6 +345,7 @@ def _paper_oracle(config, samples, variables, train, crosses):
         age=config.attention.age,
         match=config.attention.match,
         match_counts=config.match_counts,
+        intensity=config.intensity,
         bias_fields=config.bias_fields,
     )
 

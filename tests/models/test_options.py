@@ -19,6 +19,7 @@ from din_jax.optim.regularizer import decayed_tables, drop_ids
 UNITS = ("activation_unit_clicks", "activation_unit_visits")
 ADDED = {
     "match_counts": {"Head_0/mlp/products/kernel": (5 + 3, 6)},
+    "intensity": {"Head_0/mlp/products/kernel": (2 + 2, 6)},
     "attention.position": {f"{unit}/code_0": (16, 5) for unit in UNITS},
     "attention.age": {f"{unit}/code_0": (32, 5) for unit in UNITS},
     "attention.match": {

@@ -43,6 +43,7 @@ def test_released_code_names_the_activations_it_has(activation):
         ("item_bias", "item"),
         ("bias_fields", ("item",)),
         ("match_counts", True),
+        ("intensity", True),
         ("embedding_init", "width"),
         ("attention.outer", True),
         ("attention.normalize", "softmax"),

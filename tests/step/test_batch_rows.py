@@ -17,6 +17,7 @@ from din_jax.training.run import open_run
 OPTIONS = {
     "model.bias_fields": ("film", "genres"),
     "model.match_counts": True,
+    "model.intensity": True,
     "model.attention.match": True,
     "model.attention.age": True,
     "model.attention.position": True,
