@@ -38,7 +38,7 @@ CASES = {
         (),
     ),
 }
-FAST = ("adam-stairs-clip-mba", "nesterov-stairs-mba")
+FAST = ("adam-stairs-clip-mba",)
 
 
 def parameters(rng):
