@@ -31,14 +31,14 @@ CASES = {
     "adam-other-moments": (dense_adam(WARM_UP, 0.8, 0.99, 1e-6), (CLIP,)),
     "momentum": (dense_sgd(RATE, 0.9), (CLIP,)),
     "nesterov-stairs-mba": (dense_sgd(STAIRS, 0.8, nesterov=True), (MBA,)),
-    "rmsprop": (dense_rmsprop(RATE), (MBA,)),
+    "rmsprop": (dense_rmsprop(RATE), ()),
     "rmsprop-momentum": (dense_rmsprop(STAIRS, momentum=0.9, centered=True), (CLIP,)),
     "rmsprop-nesterov": (
         dense_rmsprop(WARM_UP, momentum=0.7, nesterov=True, initial_scale=0.5),
         (),
     ),
 }
-FAST = ("adam-stairs-clip-mba", "nesterov-stairs-mba")
+FAST = ("adam-stairs-clip-mba",)
 
 
 def parameters(rng):
@@ -48,8 +48,8 @@ def parameters(rng):
 
 
 def gradient(tables, noise):
-    """A gradient that depends on the weights, of rows that are present."""
-    return {name: noise[name] * (1 + tables[name]) for name in tables}
+    """A gradient that depends on the weights, without cancelling anywhere."""
+    return {name: noise[name] * (1.5 + jnp.sin(tables[name])) for name in tables}
 
 
 def catching_up(optimizer):
@@ -122,6 +122,7 @@ def compiled(case):
         at = jnp.clip(rows.ids, 0, ROWS["sparse"] - 1)
         expected = jnp.take_along_axis(all_weights, at[:, :, None], axis=1)
         off = jnp.where(rows.present[:, :, None], jnp.abs(weights - expected), 0).max()
+        off /= jnp.maximum(jnp.abs(all_weights).max(), 1)
         return off, settle(carry), settle(settle(carry)), carry, reference
 
     return both
@@ -161,21 +162,19 @@ def test_rows_that_catch_up_are_those_of_dense_optax(case, seed, magnitude, rari
         params, batches_of(rng, magnitude, rarity)
     )
     assert off < 1e-5, "the weights that the steps differentiated at"
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        settled[0],
-        reference[0],
-    )
+    for a, b in zip(jax.tree.leaves(settled[0]), jax.tree.leaves(reference[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1))
     jax.tree.map(np.testing.assert_array_equal, settled, twice)  # nothing is left to catch up
     never = np.asarray(behind[1].last_step["sparse"]) == 0
     np.testing.assert_array_equal(
         settled[0]["tables"]["sparse"][never], params["tables"]["sparse"][never]
     )
+    assert not settled[1].last_step["sparse"][never].any()
     # The moments, on their own scale.
     for a, b in zip(jax.tree.leaves(settled[1].inner), jax.tree.leaves(reference[1]), strict=True):
         if len(np.atleast_1d(b)) == ROWS["sparse"]:
             a, b = a[~never], b[~never]
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max(initial=0))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max(initial=0))
 
 
 def test_rows_catch_up_however_many_steps_pass(monkeypatch):
