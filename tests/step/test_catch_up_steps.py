@@ -20,7 +20,8 @@ def assert_trained_alike(state, dense):
     )
 
 
-@pytest.mark.parametrize("model", ["base", pytest.param("din", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["base", "din"])
 def test_steps_that_catch_up_are_those_of_dense_adam(planted_store, model):
     """With MBA and clipping; before and after rows are settled, and a table becomes dense."""
     keys = {"model.name": model, "optimizer.name": "adam"}

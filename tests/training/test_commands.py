@@ -16,6 +16,7 @@ from din_jax.prepare import planted
 
 QUICKSTART = "--config=configs/quickstart.py"
 SMALL = (
+    "--config.model.preset=paper",  # compiles faster
     "--config.train.epochs=1",
     "--config.model.embedding_dim=4",
     "--config.model.hidden=(8,)",

@@ -56,7 +56,7 @@ def stand_ins(monkeypatch):
     return made
 
 
-@pytest.fixture(params=VALIDATION)
+@pytest.fixture(params=["user_weighted_auc", pytest.param("log_loss", marks=pytest.mark.long)])
 def select(request, monkeypatch):
     """The metric that selects, whose values on validation are those above."""
     by_scores = {
