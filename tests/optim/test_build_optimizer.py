@@ -16,7 +16,8 @@ def test_gradients_are_clipped_then_decayed_then_scaled(decay):
     optimizer.name, optimizer.lazy, optimizer.clip_norm = "sgd", False, 0.5
     optimizer.learning_rate, optimizer.decay_rate, optimizer.decay_samples = 0.25, 0.5, 64
     regularizer.name, regularizer.rate = decay, 3.0
-    transform = build_optimizer(optimizer, regularizer, 32, ("item",))
+    rates = {"item": 0.5, "bias": 3.0}
+    transform = build_optimizer(optimizer, regularizer, 32, ("item",), table_rates=rates)
 
     rng = np.random.default_rng(0)
     tables = {"item": (5, 2), "bias": (5, 1)}  # the second is not decayed
@@ -42,6 +43,8 @@ def test_gradients_are_clipped_then_decayed_then_scaled(decay):
     direction = jax.tree.map(lambda g: g * 0.5 / norm, grads)
     factor = 3.0 * present * ((n > 0) / n.clip(1) if decay == "mba" else 1)
     direction["tables"]["item"] += factor[:, None] * params["tables"]["item"]
+    for name, rate in rates.items():
+        direction["tables"][name] *= rate
     state = transform.init(single[1])
     for rate in (0.25, 0.25 * 0.5**0.5):  # a step is half of `decay_samples`
         updates, state = update(*single, state)

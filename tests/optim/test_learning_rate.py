@@ -1,4 +1,4 @@
-"""The warm-up of the learning rate, against a plain formula."""
+"""The warm-up of the learning rate, against a plain formula, and the rates of tables."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from din_jax.config import default_config
-from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.errors import DinError
+from din_jax.optim.learning_rate import decayed_learning_rate, table_rates
 
 STEPS = np.arange(60, dtype=np.int32)
 
@@ -28,3 +29,13 @@ def test_the_rate_rises_linearly_and_decays_from_the_start(samples, staircase):
         seen = (step + 1) * 50  # samples, with those of this step
         assert rate == pytest.approx(decayed * min(1, seen / samples if samples else 1), rel=1e-5)
     assert rates[0] > 0
+
+
+def test_the_learning_rates_of_tables_are_parsed():
+    tables = ("item", "user", "tag")
+    assert table_rates("", tables) == {}
+    assert table_rates("user=0.1", tables) == {"user": 0.1}
+    assert table_rates(" user=0.1, 0.5 ", tables) == {"item": 0.5, "user": 0.1, "tag": 0.5}
+    for text in ("usr=0.1", "item=fast", "-1", "item=-1", "nan", "inf", "=1"):
+        with pytest.raises(DinError, match=r"expected FACTOR or TABLE=FACTOR.*: item, tag, user"):
+            table_rates(text, tables)
