@@ -14,6 +14,7 @@ import jax
 import pytest
 from runs import small_config
 
+from configs import quickstart
 from din_jax import cli
 from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.data.store import Store
@@ -95,7 +96,8 @@ def test_two_processes_have_the_losses_of_one_and_see_one_folder(planted_store, 
         "optimizer.clip_norm": 0.1,
         "placement": "item=sharded",
     }
-    config = small_config(planted_store, **keys)
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(keys)
     run = open_run(config)
     step, state = run.step(), run.init()
     expected = []
@@ -128,7 +130,9 @@ sys.exit(cli.guarded(eval.main, sys.argv))
 
 @pytest.mark.long
 def test_a_run_outlives_a_process_that_is_killed(planted_store, tmp_path):
-    config = small_config(planted_store, **{"train.epochs": 3})
+    config = quickstart.get_config()
+    small = {"data.max_history": 4, "train.batch_size": 64, "train.epochs": 3}
+    config.update_from_flattened_dict(small | {"data.store": str(planted_store)})
     one = train(config, tmp_path / "one")
     workdir = tmp_path / "two"
     command = [
