@@ -21,6 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.intensity": False,
         "model.attention.normalize": "none",
         "model.attention.position": False,
+        "model.attention.age": False,
         "model.attention.match": False,
         "optimizer.lazy": True,
         "optimizer.learning_rate": 0.001,  # the paper's, of Adam; of SGD 1.0
@@ -30,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.epochs": 3,
         "train.evaluations_per_epoch": 1,
         "train.patience": 0,
+        "train.ema_epochs": 0.0,
     },
     "recommended": {
         "model.embedding_dim": 32,
@@ -39,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.intensity": True,
         "model.attention.normalize": "softmax",
         "model.attention.position": True,
+        "model.attention.age": "auto",
         "model.attention.match": True,
         "optimizer.lazy": "catch_up",
         "optimizer.learning_rate": 0.002,
@@ -48,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.epochs": 12,
         "train.evaluations_per_epoch": 1,
         "train.patience": 3,
+        "train.ema_epochs": 1.0,
     },
 }
 
@@ -149,10 +153,10 @@ def default_config() -> ConfigDict:
     c.model.attention.normalize = preset("model.attention.normalize")
     c.model.attention.bias_init = 0.0  # initial value of the output's bias
     # Whether further inputs are (not in the paper): the log bucket of a behaviour's place from the
-    # end of the history; the log bucket of its age at the impression (the store must have times);
-    # for each field, whether the behaviour has an id of the ad.
+    # end of the history; the log bucket of its age at the impression ("auto": if the store has
+    # times; True: it must have them); for each field, whether the behaviour has an id of the ad.
     c.model.attention.position = preset("model.attention.position")
-    c.model.attention.age = False
+    c.model.attention.age = preset("model.attention.age", field_type=object)
     c.model.attention.match = preset("model.attention.match")
     # Number of behaviours that it computes at a time; 0: all. A block needs less memory with long
     # histories (docs/performance.md).
@@ -209,6 +213,9 @@ def default_config() -> ConfigDict:
     c.train.evaluations_per_epoch = preset("train.evaluations_per_epoch")
     # Stop after this many evaluations in a row that are not the best so far; 0: never.
     c.train.patience = preset("train.patience")
+    # Half-life, in epochs, of the exponential moving average (EMA) of the weights that is scored and
+    # saved beside them, averaged eight times an epoch; 0: the weights themselves are scored.
+    c.train.ema_epochs = preset("train.ema_epochs")
     c.train.select = "user_weighted_auc"  # validation metric that selects them; or auc, log_loss
 
     c.eval = ConfigDict()
@@ -228,6 +235,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.embedding_init": ("constant", "width"),
     "model.attention.normalize": ("none", "mean", "sqrt", "softmax", "sigmoid"),
     "model.pnn.product": ("inner", "outer"),
+    "model.attention.age": (True, False, "auto"),
     "optimizer.name": ("adam", "sgd", "adagrad", "rowwise_adagrad"),
     "optimizer.lazy": (True, False, "catch_up"),
     "eval.curves": (True, False),
@@ -256,6 +264,7 @@ _MINIMUM: dict[str, float] = {
     "train.epochs": 1,
     "train.evaluations_per_epoch": 1,
     "train.patience": 0,
+    "train.ema_epochs": 0,
     "eval.batch_size": 1,
     "processes.join_timeout_s": 1,
     "processes.heartbeat_timeout_s": 10,

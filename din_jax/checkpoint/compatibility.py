@@ -45,6 +45,7 @@ _ADDED_KEYS = {
     "optimizer.table_rates": "",
     "optimizer.warmup_samples": 0,
     "train.patience": 0,
+    "train.ema_epochs": 0.0,
     "eval.baselines": False,
 }
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from

@@ -16,7 +16,7 @@ from flax import linen as nn
 from din_jax.data.packing import AGE_BUCKETS, Batch
 from din_jax.data.schema import Schema, Sequence
 from din_jax.models.base import Head
-from din_jax.models.features import Options, embed, lookups, options, tables
+from din_jax.models.features import Options, embed, lookups, options, reads_ages, tables
 from din_jax.nn.activation_unit import ActivationUnit
 from din_jax.nn.activations import ActivationFactory, activation_factory
 from din_jax.nn.codes import Code, lengths, matches, position_code
@@ -169,7 +169,7 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> DIN:
         bias_init=unit.bias_init,
         normalize=unit.normalize,
         position=unit.position,
-        age=unit.age,
+        age=reads_ages(schema, config),
         match=unit.match,
         match_counts=config.match_counts,
         intensity=config.intensity,

@@ -282,3 +282,9 @@ def one_width(schema: Schema, config: Any) -> None:
             f"config.model.name={config.name!r} multiplies the groups' vectors with each other, so "
             f"all tables need one width; found {widths}. Leave config.model.table_dims empty"
         )
+
+
+def reads_ages(schema: Schema, config: Any) -> bool:
+    """Whether `config.model` asks for the ages of behaviours; "auto": if the store has times."""
+    age = config.attention.age
+    return all(sequence.times for sequence in schema.sequences) if age == "auto" else bool(age)

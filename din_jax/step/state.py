@@ -21,6 +21,20 @@ from din_jax.nn.present_rows import updates_sparsely
 from din_jax.optim.row_sparse import row_leaves
 
 
+class Average(struct.PyTreeNode):
+    """Averages of a state's weights over the steps, see `din_jax.step.average.average`.
+
+    Attributes:
+      count: int32 [], the number of states averaged.
+      params, batch_stats, tables: the averages, of the shapes and placement of the state's.
+    """
+
+    count: jax.Array
+    params: Any
+    batch_stats: Any
+    tables: dict[str, jax.Array]
+
+
 class TrainState(struct.PyTreeNode):
     """The arrays that training updates.
 
@@ -33,6 +47,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state for {"params": …, "tables": …}.
       scratch: {table: int32[K]} of the tables that are updated sparsely, see `present_rows`. It is
         not saved.
+      average: the averages of the weights, None if the run averages none.
     """
 
     step: jax.Array
@@ -41,6 +56,18 @@ class TrainState(struct.PyTreeNode):
     tables: dict[str, jax.Array]
     opt_state: Any
     scratch: dict[str, jax.Array]
+    average: Average | None = None
+
+    def scored(self) -> TrainState:
+        """The state whose weights are scored: the averages, if any have been taken."""
+        if self.average is None or not int(self.average.count):
+            return self.replace(average=None)
+        return self.replace(
+            params=self.average.params,
+            batch_stats=self.average.batch_stats,
+            tables=self.average.tables,
+            average=None,
+        )
 
 
 def init_state(
@@ -50,6 +77,7 @@ def init_state(
     seed: int,
     *,
     lazy: bool = True,
+    averages: bool = False,
     placement: Placement | None = None,
 ) -> TrainState:
     """Makes the initial state. Up to rounding it does not depend on the placement.
@@ -60,10 +88,11 @@ def init_state(
       seed: the seed of the initial values.
       lazy: whether the optimizer is `row_sparse`. Then tables with many rows, compared with a
         batch's ids, are updated sparsely (`updates_sparsely`). Otherwise all updates are dense.
+      averages: whether the state has averages of the weights.
       placement: the devices, by default the first.
     """
     placement = placement or one_device()
-    init = functools.partial(_local_init, model, optimizer, lazy, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, averages, placement)
     axes = None
     if placement.axis is not None:
         owners = row_owners(_local_shapes(init, batch, placement), optimizer)
@@ -80,6 +109,7 @@ def _local_init(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     lazy: bool,
+    averages: bool,
     placement: Placement,
     seed: jax.Array,
     batch: Batch,
@@ -93,14 +123,14 @@ def _local_init(
     variables = model.module.init(params_key, narrow, lookups, batch, train=False)
     rows = {name: placement.block(model.tables[name].rows) for name in placement.sharded}
     tables = init_tables(model.tables, tables_key, blocks=rows, block=block)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ids = {
         name: sum(len(lookup.ids) for lookup in lookups.get(name, {}).values()) for name in tables
     }
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         tables=tables,
         opt_state=optimizer.init({"params": params, "tables": tables}),
         scratch={
@@ -108,6 +138,7 @@ def _local_init(
             for name, table in tables.items()
             if lazy and updates_sparsely(model.tables[name].rows, placement.count * ids[name])
         },
+        average=_no_average(params, batch_stats, tables) if averages else None,
     )
 
     def zero_padding(leaf: jax.Array, table: str) -> jax.Array:
@@ -118,6 +149,11 @@ def _local_init(
         return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
 
     return jax.tree.map(zero_padding, state, row_owners(state, optimizer))
+
+
+def _no_average(params: Any, batch_stats: Any, tables: dict[str, jax.Array]) -> Average:
+    zeros = jax.tree.map(jnp.zeros_like, (params, batch_stats, tables))
+    return Average(jnp.zeros((), jnp.int32), *zeros)
 
 
 def _local_shapes(init: Callable[..., Any], batch: Batch, placement: Placement) -> TrainState:
@@ -132,6 +168,7 @@ def state_shapes(
     batch: Batch,
     *,
     lazy: bool = True,
+    averages: bool = False,
     placement: Placement | None = None,
 ) -> TrainState:
     """The shapes, dtypes and shardings of a state's arrays, without making them.
@@ -141,7 +178,7 @@ def state_shapes(
     Args: see `init_state`.
     """
     placement = placement or one_device()
-    init = functools.partial(_local_init, model, optimizer, lazy, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, averages, placement)
     shapes = _local_shapes(init, batch, placement)
 
     def unsharded(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
@@ -156,10 +193,12 @@ def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> An
     """For each array of a state, the name of the table whose K rows it has, or ""."""
     owners = row_leaves(optimizer, {"params": state.params, "tables": state.tables})
     none: Any = jax.tree.map(lambda _: "", state)
+    tables = {name: name for name in state.tables}
     return none.replace(
-        tables={name: name for name in state.tables},
+        tables=tables,
         opt_state=jax.tree.unflatten(
             jax.tree.structure(state.opt_state), [owner or "" for owner in owners]
         ),
         scratch={name: name for name in state.scratch},
+        average=none.average and none.average.replace(tables=tables),
     )

@@ -144,6 +144,7 @@ def _local_train_step(
             },
             opt_state=opt_state,
             scratch=batch_rows.scratch,
+            average=state.average,
         )
         return state, loss
 

@@ -24,6 +24,7 @@ from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.models.registry import notes
 from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
+from din_jax.step.average import average
 from din_jax.step.settle import settle
 from din_jax.step.state import TrainState
 from din_jax.training.baseline import print_best_baseline
@@ -35,8 +36,10 @@ from din_jax.training.trained import final_kind
 
 _LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
 _SETTLE_EVERY = CAPACITY // 2  # steps; see `din_jax.optim.catch_up.CatchUp`
+_AVERAGES_PER_EPOCH = 8  # how often the weights are averaged in; more if there are more evaluations
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
 _LOWER_IS_BETTER = ("log_loss",)
+StateToState = Callable[[TrainState], TrainState]
 OnEvaluation = Callable[[float, Mapping[str, float]], None]
 
 
@@ -206,9 +209,8 @@ class _Trainer:
             return
         take_steps, settle_all = self.run.steps(), self.run.settle()
         batches_per_epoch = self.source.batches_per_epoch
-        evaluate_after = _evaluation_places(
-            batches_per_epoch, self.config.train.evaluations_per_epoch
-        )
+        evaluate_after = _places(batches_per_epoch, self.config.train.evaluations_per_epoch)
+        average_after, average_in = self._averages(batches_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
         losses, samples, compiled = None, 0, set[Any]()
@@ -233,14 +235,17 @@ class _Trainer:
                 done = call.stop
                 bar.update(len(call))
                 evaluates = (done - 1) % batches_per_epoch + 1 in evaluate_after
+                averages = _passes(call, average_after, batches_per_epoch)
                 stops = stop.wished(done)
                 if evaluates or stops:
                     self.meter.add(jax.block_until_ready(losses), samples)
                     losses = None
                 if evaluates or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     metrics = self._log_training(done, log, bar)
-                if evaluates or done // _SETTLE_EVERY > call.start // _SETTLE_EVERY:
+                if evaluates or averages or done // _SETTLE_EVERY > call.start // _SETTLE_EVERY:
                     state = settle_all(state)
+                if averages:
+                    state = average_in(state)
                 if evaluates:
                     validation = self._evaluate(state, done, metrics, log, bar)
                 if evaluates or stops:
@@ -256,6 +261,15 @@ class _Trainer:
                     self.on_evaluation(done / batches_per_epoch, validation)
                 if self.is_complete(done):
                     break
+
+    def _averages(self, batches_per_epoch: int) -> tuple[list[int], StateToState]:
+        """After which batches of an epoch the weights are averaged in, and the function."""
+        if not self.config.train.ema_epochs:
+            return [], lambda state: state
+        evaluations = self.config.train.evaluations_per_epoch
+        places = _places(batches_per_epoch, -(-_AVERAGES_PER_EPOCH // evaluations) * evaluations)
+        half_life = self.config.train.ema_epochs * len(places)
+        return places, average(half_life, self.run.placement)
 
     def _log_training(self, done: int, log: Log, bar: tqdm.tqdm) -> dict[str, float]:
         metrics = self.meter.read()
@@ -289,8 +303,9 @@ class _Trainer:
             f"{train_metrics['samples_per_s']:,.0f} samples/s  "
             f"input wait {train_metrics['input_wait']:.1%}"
         )
+        scored = state.scored()
         if self.evaluator is not None:
-            validation = self.evaluator.metrics(self.evaluator.probabilities(state))
+            validation = self.evaluator.metrics(self.evaluator.probabilities(scored))
             log.write(done, "validation", validation)
             line += "  validation " + "  ".join(
                 f"{name} {validation[name]:.4f}"
@@ -305,7 +320,7 @@ class _Trainer:
             if self.best.ends(self.config.train.patience) and done < len(self.source):
                 line += f"  the last of {self.best.since} without a better {select}: stops here"
         for split, evaluator in self.curves.items():
-            log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(state)))
+            log.write(done, f"{split}_curve", evaluator.metrics(evaluator.probabilities(scored)))
         if processes.is_first():
             bar.write(line)
         return validation
@@ -326,9 +341,15 @@ def _check_selectable(validation: Evaluator, metric: str) -> None:
         )
 
 
-def _evaluation_places(batches_per_epoch: int, per_epoch: int) -> list[int]:
-    """The numbers of batches in an epoch after which to evaluate, ascending; the last is all."""
+def _places(batches_per_epoch: int, per_epoch: int) -> list[int]:
+    """Divides an epoch into equal parts: their ends in batches, ascending; the last is all."""
     return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
+
+
+def _passes(call: range, places: list[int], batches_per_epoch: int) -> bool:
+    """Whether a call, which lies in one epoch, reaches one of the places in it."""
+    start = call.start % batches_per_epoch
+    return bisect.bisect_right(places, start) < bisect.bisect_right(places, start + len(call))
 
 
 def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:

@@ -19,6 +19,7 @@ from din_jax.data.store import Store
 from din_jax.distributed import processes
 from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.distributed.devices import Placement, choose
+from din_jax.models.features import reads_ages
 from din_jax.models.registry import Model, build_model, model_tables
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.catch_up import CatchUp
@@ -64,6 +65,7 @@ class Run(NamedTuple):
             self.source[0],
             self.config.seed,
             lazy=bool(self.config.optimizer.lazy),
+            averages=bool(self.config.train.ema_epochs),
             placement=self.placement,
         )
 
@@ -74,6 +76,7 @@ class Run(NamedTuple):
             self.optimizer,
             self.source[0],
             lazy=bool(self.config.optimizer.lazy),
+            averages=bool(self.config.train.ema_epochs),
             placement=self.placement,
         )
 
@@ -82,9 +85,9 @@ class Run(NamedTuple):
         return Checkpoints(workdir, self.placement)
 
     def restore(self, workdir: str | Path, kind: Kind) -> TrainState:
-        """Restores a saved state to score with, of which no row is behind."""
+        """Restores a saved state to score with: its weights are those that are scored."""
         state, _ = self.checkpoints(workdir).restore(kind, self.state_shapes())
-        return self.settle()(state)
+        return self.settle()(state).scored()
 
     def step(self) -> TrainStep:
         """Makes the train step on one batch; see `din_jax.step.train.train_step`."""
@@ -127,7 +130,7 @@ class Run(NamedTuple):
             split,
             batch_size=batch_size,
             max_history=self.config.data.max_history,
-            ages=_ages(self.config),
+            ages=_ages(self.store, self.config),
             shards=_shards(self.placement),
             steps_per_call=steps_per_call,
         )
@@ -139,9 +142,11 @@ class Run(NamedTuple):
           DinError: the store has no such split.
           Diverged: a probability is NaN or infinite.
         """
-        if isinstance(self.optimizer, CatchUp):  # settles a copy: the caller's state is not donated
+        averages = state.average is not None and int(state.average.count) > 0
+        if isinstance(self.optimizer, CatchUp) and not averages:
+            # Settles a copy: the caller's state is not donated.
             state = self.settle()(jax.tree.map(jnp.copy, state))
-        return self.evaluator(split).probabilities(state)
+        return self.evaluator(split).probabilities(state.scored())
 
 
 def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
@@ -176,7 +181,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         config.data.fit,
         batch_size if trains else placement.block(batch_size) * placement.count,
         max_history=config.data.max_history,
-        ages=_ages(config),
+        ages=_ages(store, config),
         seed=config.seed,
         epochs=config.train.epochs,
         shards=_shards(placement),
@@ -211,10 +216,10 @@ def _open_store(config: ConfigDict) -> Store:
     return Store(path)
 
 
-def _ages(config: ConfigDict) -> bool:
+def _ages(store: Store, config: ConfigDict) -> bool:
     """Whether batches carry the ages of behaviours, for DIN's activation unit or your own model."""
-    reads_ages = config.model.name == "din" or bool(config.model.module)
-    return bool(config.model.attention.age) and reads_ages
+    uses_them = config.model.name == "din" or bool(config.model.module)
+    return uses_them and reads_ages(store.schema, config.model)
 
 
 def _shards(placement: Placement) -> Shards:

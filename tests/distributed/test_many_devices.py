@@ -14,6 +14,7 @@ from din_jax.nn import present_rows as present_rows_module
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.score import score_step
+from din_jax.step.average import average
 from din_jax.step.settle import settle
 from din_jax.step.state import init_state, state_shapes
 from din_jax.step.train import train_step
@@ -80,12 +81,13 @@ class Trained:
             dropout=0.5 if config.regularizer.name == "dropout" else 0.0,
         )
         lazy = config.optimizer.lazy
-        self.state = init_state(
-            self.model, self.optimizer, batch, 1, lazy=lazy, placement=placement
-        )
-        self.shapes = state_shapes(
-            self.model, self.optimizer, batch, lazy=lazy, placement=placement
-        )
+        options = {
+            "lazy": lazy,
+            "averages": bool(config.train.ema_epochs),
+            "placement": placement,
+        }
+        self.state = init_state(self.model, self.optimizer, batch, 1, **options)
+        self.shapes = state_shapes(self.model, self.optimizer, batch, **options)
         self.step = train_step(self.model, self.optimizer, self.regularizer, placement)
         self.score = score_step(self.model, self.regularizer, placement)
 
@@ -232,8 +234,9 @@ def test_many_devices_are_one_for_models_with_tables_beside(rich, name):
 @pytest.mark.long
 @pytest.mark.parametrize("placement", ["replicated", "sharded", "sharded,item=replicated"])
 def test_many_devices_whose_rows_catch_up_are_dense_adam_on_one(planted_store, placement):
-    """With MBA and clipping, over 64 steps, of which most rows miss most."""
+    """With MBA, clipping and averages, over 64 steps, of which most rows miss most."""
     keys = {"model.name": "base", "model.activation": "prelu", **ADAM, **MBA, **CLIP}
+    keys |= {"train.ema_epochs": 1.0}
     config = tiny_config(planted_store, **keys, **{"optimizer.lazy": False})
     store, rng = Store(planted_store), np.random.default_rng(1)
     pairs = [pair for _ in range(8) for pair in batch_pairs(store, rng, 4)]
@@ -244,8 +247,9 @@ def test_many_devices_whose_rows_catch_up_are_dense_adam_on_one(planted_store, p
     settle_all = settle(many.optimizer, many.placement)
     for i, (single, stacked) in enumerate(pairs):
         assert many.take(stacked) == pytest.approx(dense.take(single), rel=1e-5)
-        if i == 20:
-            many.state = settle_all(many.state)
+        if i in (20, 40):
+            many.state = average(2, many.placement)(settle_all(many.state))
+            dense.state = average(2)(dense.state)
         assert_replicas_equal(many.state)
     last_step = unsharded(many.state.opt_state.last_step["item"], dense.state.tables["item"])
     assert len(set(last_step)) > 20, "rows of many last steps"

@@ -32,7 +32,7 @@ def large_run(store, **keys):
 def arbitrary_state(run, seed=0):
     """A state of random weights before its first step.
 
-    The optimizer's state is zeros, as Adam's and SGD's are; each call makes new arrays, which a
+    The optimizer's state, Adam's or SGD's, and the averages are zeros; each call makes new arrays, which a
     train step may be given: it deletes them.
     """
     rng = np.random.default_rng(seed)
@@ -51,6 +51,7 @@ def arbitrary_state(run, seed=0):
         batch_stats=jax.tree.map(filled(1), shapes.batch_stats),
         opt_state=jax.tree.map(filled(0), shapes.opt_state),
         scratch=jax.tree.map(filled(0), shapes.scratch),
+        average=jax.tree.map(filled(0), shapes.average),
     )
 
 

@@ -22,9 +22,9 @@ from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.prepare import planted
 from din_jax.training import log as log_module, loop as loop_module, run as run_module
 from din_jax.training.evaluation import Evaluator
-from din_jax.training.loop import _calls, _evaluation_places, train
+from din_jax.training.loop import _calls, _places, train
 from din_jax.training.run import Run, open_run
-from din_jax.training.trained import load_run
+from din_jax.training.trained import evaluate, load_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_calls_end_where_shapes_change_and_where_validation_is_scored(planted_st
     config = base_config(planted_store, **{"train.epochs": 2})
     source = open_run(config).source
     assert (source.batches_per_epoch, source.steps_per_call) == (94, 4)
-    places = _evaluation_places(94, evaluations)
+    places = _places(94, evaluations)
     assert len(places) == evaluations and places[-1] == 94
     calls = list(_calls(source, 0, places))
     assert [i for call in calls for i in call] == list(range(188))
@@ -144,6 +144,60 @@ def test_each_evaluation_is_reported_when_its_state_is_saved_and_may_end_the_run
     logged = [m for m in map(json.loads, lines) if m["split"] == "validation"]
     for line, (_, metrics, step) in zip(logged, reported, strict=True):
         assert (line["step"], line["auc"]) == (step, metrics["auc"])
+
+
+@pytest.mark.parametrize("lazy", [True, pytest.param("catch_up", marks=pytest.mark.long)])
+def test_averages_of_the_weights_are_scored_and_survive_a_stop(
+    planted_store, tmp_path, monkeypatch, lazy
+):
+    """The weights are averaged at eighths of an epoch, as far as calls of four steps end there."""
+    keys = {"train.epochs": 2, "optimizer.lazy": lazy}
+    train(base_config(planted_store, **keys), tmp_path / "plain")
+    config = base_config(planted_store, **keys, **{"train.ema_epochs": 0.5})
+    seen = []
+    original = loop_module.average
+
+    def recorded(half_life, placement):
+        assert half_life == 4
+        average_in = original(half_life, placement)
+
+        def record(state):
+            weights = jax.tree.map(np.asarray, (state.params, state.batch_stats, state.tables))
+            seen.append((int(state.step), weights))
+            return average_in(state)
+
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop_module, "average", recorded)
+        scores = train(config, tmp_path / "whole")
+    epoch = [12, 24, 36, 48, 60, 72, 84, 94]  # ⌈94 i / 8⌉, after the call that reaches it
+    assert [step for step, _ in seen] == [*epoch, *[94 + step for step in epoch]]
+    last = last_state(config, tmp_path / "whole")
+    if lazy is True:  # rows that catch up more often differ in their last bits
+        plain = last_state(base_config(planted_store, **keys), tmp_path / "plain")
+        assert same(last.replace(average=None), plain), "averaging changes no step"
+    shares = 2.0 ** (-np.arange(16.0)[::-1] / 4)
+    expected = jax.tree.map(
+        lambda *leaves: np.tensordot(shares / shares.sum(), np.stack(leaves), 1),
+        *[weights for _, weights in seen],
+    )
+    run, loaded = load_run(tmp_path / "whole", checkpoint="last")
+    found = (loaded.params, loaded.batch_stats, loaded.tables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )
+    np.testing.assert_array_equal(run.probabilities(loaded), run.probabilities(last))
+    assert scores.metrics["auc"] == evaluate(tmp_path / "whole").metrics["auc"]
+
+    stop_at_130(config, tmp_path / "stopped", monkeypatch)
+    train(config, tmp_path / "stopped")
+    assert same(last, last_state(config, tmp_path / "stopped"))
+    best = [
+        Checkpoints(tmp_path / name).restore("best", run.state_shapes())[0]
+        for name in ("whole", "stopped")
+    ]
+    assert same(*best)
 
 
 @pytest.mark.long

@@ -1,6 +1,8 @@
+import jax
 import pytest
 from runs import tiny_config
 
+from din_jax.data.packing import AGE_BUCKETS
 from din_jax.errors import DinError
 from din_jax.training.run import open_run
 
@@ -11,6 +13,15 @@ def test_batches_of_a_run_carry_the_ages_that_its_model_reads(rich, name, age):
     for source in (run.source, run.evaluator("test").source):
         ages = {s.age is not None for s in source[0].sequences.values()}
         assert ages == {name == "din" and age}
+
+
+def test_auto_reads_the_ages_of_a_store_that_has_times(rich, planted_store):
+    for store, has_times in ((rich[0].path, True), (planted_store, False)):
+        run = open_run(tiny_config(store, **{"model.name": "din", "model.attention.age": "auto"}))
+        ages = {s.age is not None for s in run.source[0].sequences.values()}
+        assert ages == {has_times}
+        kernels = [leaf.shape for leaf in jax.tree.leaves(run.state_shapes().params)]
+        assert any(shape[0] == AGE_BUCKETS for shape in kernels) == has_times
 
 
 def test_a_run_with_ages_needs_a_store_with_times(planted_store):
