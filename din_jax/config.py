@@ -213,8 +213,8 @@ def default_config() -> ConfigDict:
     c.train.evaluations_per_epoch = preset("train.evaluations_per_epoch")
     # Stop after this many evaluations in a row that are not the best so far; 0: never.
     c.train.patience = preset("train.patience")
-    # Half-life, in epochs, of the exponential moving average (EMA) of the weights that is scored and
-    # saved beside them, averaged eight times an epoch; 0: the weights themselves are scored.
+    # Half-life, in epochs, of an exponential moving average (EMA) of the weights, taken eight times
+    # an epoch, which is scored in their place; 0: the weights themselves are scored.
     c.train.ema_epochs = preset("train.ema_epochs")
     c.train.select = "user_weighted_auc"  # validation metric that selects them; or auc, log_loss
 

@@ -13,8 +13,8 @@ from din_jax.models.registry import build_model
 from din_jax.nn import present_rows as present_rows_module
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.regularizer import Regularizer
-from din_jax.step.score import score_step
 from din_jax.step.average import average
+from din_jax.step.score import score_step
 from din_jax.step.settle import settle
 from din_jax.step.state import init_state, state_shapes
 from din_jax.step.train import train_step

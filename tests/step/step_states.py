@@ -32,8 +32,8 @@ def large_run(store, **keys):
 def arbitrary_state(run, seed=0):
     """A state of random weights before its first step.
 
-    The optimizer's state, Adam's or SGD's, and the averages are zeros; each call makes new arrays, which a
-    train step may be given: it deletes them.
+    The optimizer's state, Adam's or SGD's, and the averages are zeros; each call makes new arrays,
+    which a train step may be given: it deletes them.
     """
     rng = np.random.default_rng(seed)
 

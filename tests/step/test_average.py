@@ -1,5 +1,7 @@
 """Averages of the weights, against weighted means in NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ WEIGHTS = ("params", "batch_stats", "tables")
 
 def weights_of(tree):
     return {name: getattr(tree, name) for name in WEIGHTS}
+
+
+def weighted_mean(shares, *leaves):
+    return np.tensordot(shares / shares.sum(), np.stack(leaves), 1)
 
 
 def as_float64(tree):
@@ -32,9 +38,7 @@ def test_the_average_of_the_weights_is_their_weighted_mean(planted_store, half_l
         jax.tree.map(np.testing.assert_array_equal, state.replace(average=None), before)
 
         shares = 2.0 ** (-np.arange(len(seen))[::-1] / half_life)
-        expected = jax.tree.map(
-            lambda *leaves, w=shares / shares.sum(): np.tensordot(w, np.stack(leaves), 1), *seen
-        )
+        expected = jax.tree.map(functools.partial(weighted_mean, shares), *seen)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
             weights_of(state.average),

@@ -20,8 +20,9 @@ def test_auto_reads_the_ages_of_a_store_that_has_times(rich, planted_store):
         run = open_run(tiny_config(store, **{"model.name": "din", "model.attention.age": "auto"}))
         ages = {s.age is not None for s in run.source[0].sequences.values()}
         assert ages == {has_times}
-        kernels = [leaf.shape for leaf in jax.tree.leaves(run.state_shapes().params)]
-        assert any(shape[0] == AGE_BUCKETS for shape in kernels) == has_times
+        params = jax.tree_util.tree_leaves_with_path(run.state_shapes().params)
+        codes = [leaf.shape for path, leaf in params if "code_" in jax.tree_util.keystr(path)]
+        assert codes == ([(AGE_BUCKETS, 4)] if has_times else [])
 
 
 def test_a_run_with_ages_needs_a_store_with_times(planted_store):
