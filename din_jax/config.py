@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.attention.age": "auto",
         "model.attention.match": True,
         "optimizer.lazy": "catch_up",
-        "optimizer.learning_rate": 0.002,
+        "optimizer.learning_rate": 0.003,
         "optimizer.decay_samples": 1_000_000,
         "regularizer.name": "mba",
         "regularizer.rate": 1.0,

@@ -136,10 +136,15 @@ class ActivationUnit(nn.Module):
                 product = (ads[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
             else:
                 product = ads * behaviors
-            x = behaviors @ w_behavior + product @ w_product + rows_of_samples(ad_term, segment_ids)
-            for name, w in zip(names, w_codes, strict=True):
-                x += Code(code_ids[name], len(w)).encoded() @ w
-            return x
+            kernel = w_product
+            if codes:  # one product of matrices is faster than one for each code
+                encoded = [
+                    Code(code_ids[name], code.size).encoded()
+                    for name, code in zip(names, codes, strict=True)
+                ]
+                product = jnp.concatenate([product, *encoded], axis=1)
+                kernel = jnp.concatenate([w_product, *w_codes])
+            return behaviors @ w_behavior + product @ kernel + rows_of_samples(ad_term, segment_ids)
 
         code_ids = {name: code.ids for name, code in zip(names, codes, strict=True)}
         x: Any
