@@ -25,6 +25,7 @@ from din_jax import cli
 from din_jax.baselines.columns import Values
 from din_jax.baselines.histories import InHistories
 from din_jax.data.packing import Packer
+from din_jax.data.store import Store
 from din_jax.errors import DinError
 from din_jax.metrics import auc
 from din_jax.training.run import Run
@@ -46,10 +47,12 @@ def scores(pattern: str, store: str, split: str) -> tuple[Run, npt.NDArray[np.fl
     return run, np.mean(probabilities, axis=0)
 
 
-def groups(run: Run, split: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def groups(
+    store: Store, split: str, max_history: int
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     """Names groups of the split's samples, and says which samples are in each."""
-    store, schema = run.store, run.store.schema
-    packer = Packer(store, max_history=run.config.data.max_history)
+    schema = store.schema
+    packer = Packer(store, max_history=max_history)
     part = store.split(split)
     samples = np.arange(part.start, part.stop)
     users = np.unique(store.column("samples/user"), return_inverse=True)[1].astype(np.int64)
@@ -69,8 +72,9 @@ def groups(run: Run, split: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
             found = InHistories(packer, sequence.name, behavior, values, users, part)
             count = next(iter(found.columns(samples))).values
             name = f"{behavior.ad} in {sequence.name}"
-            for times, inside in (("not", count == 0), ("once", count == 1), ("often", count > 1)):
-                yield f"{name}: {times}", inside
+            yield f"{name}: not", count == 0
+            yield f"{name}: once", count == 1
+            yield f"{name}: twice or more", count > 1
 
 
 def main() -> None:
@@ -87,10 +91,11 @@ def main() -> None:
     run, other = scores(arguments.other, arguments.store, arguments.split)
     part = run.store.split(arguments.split)
     labels = run.store.column("samples/label")[part.start : part.stop]
+    grouped = groups(run.store, arguments.split, run.config.data.max_history)
     result: dict[str, Any] = {}
     print("| group | share of the samples | base | other | difference |")
     print("| --- | --- | --- | --- | --- |")
-    for name, inside in [("all", np.ones(len(labels), bool)), *groups(run, arguments.split)]:
+    for name, inside in [("all", np.ones(len(labels), bool)), *grouped]:
         if len(set(labels[inside])) < 2:
             continue
         share = float(inside.mean())

@@ -98,13 +98,14 @@ def default_space(config: ConfigDict) -> dict[str, Any]:
     rate = config.optimizer.learning_rate
     space: dict[str, Any] = {
         "optimizer.learning_rate": ("log", float(f"{rate / 3:.3g}"), float(f"{rate * 10:.3g}")),
-        "regularizer.name": ["none", "mba"],
-        "regularizer.rate": ("log", 0.01, 100.0),
         "data.max_history": [0, 50],
         "model.embedding_dim": [8, 16, 32],
         "model.embedding_stddev": ("log", 0.01, 0.3),
         "model.hidden": [(80, 40), (200, 80)],
     }
+    if config.model.name not in ("lr", "wide_deep"):  # which have no n_j for MBA
+        space["regularizer.name"] = ["none", "mba"]
+        space["regularizer.rate"] = ("log", 0.01, 100.0)
     if config.model.name == "din" and config.model.preset != "released_code":
         space["model.attention.hidden"] = [(36,), (80, 40)]
         space["model.attention.difference"] = [False, True]

@@ -258,11 +258,12 @@ def test_a_range_is_of_the_keys_type(config):
     assert read_space(config, {"model.hidden": [(4,)]}) == (Choice("model.hidden", ((4,),)),)
 
 
-@pytest.mark.parametrize("name", ["din", "lr", "base", "deepfm"])
+@pytest.mark.parametrize("name", ["din", "lr", "wide_deep", "base", "deepfm"])
 def test_the_default_space_can_be_searched(config, name):
     config.model.name = name
     keys = {parameter.key for parameter in read_space(config, default_space(config))}
-    assert {"optimizer.learning_rate", "regularizer.name", "model.hidden"} <= keys
+    assert {"optimizer.learning_rate", "model.hidden"} <= keys
+    assert ("regularizer.name" in keys) == (name not in ("lr", "wide_deep"))
     assert ("model.attention.hidden" in keys) == (name == "din")
 
 
