@@ -23,7 +23,7 @@ def check_memory(
     regularizer: Regularizer,
     placement: Placement,
 ) -> None:
-    """Raises DinError if the tables, with their rows' optimizer state, don't fit in a device.
+    """Raises DinError if the tables, with their rows' state and averages, don't fit in a device.
 
     Args:
       shapes: the state's shapes, see `din_jax.step.state.state_shapes`.
@@ -56,6 +56,8 @@ def check_memory(
     counts = range(1, max(rows.values()) + 1)
     sufficient = 1 + bisect.bisect_left(counts, True, key=fits)
     smaller = "use config.optimizer.name='rowwise_adagrad' or 'sgd', whose state is smaller"
+    if shapes.average is not None:
+        smaller += ", or config.train.ema_epochs=0, without averages of the tables"
     if fits(count):
         remedy = "config.placement='sharded' fits"
     elif devices.simulated(placement):

@@ -183,6 +183,10 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, 
     config.placement = "sharded"
     assert open_run(config).placement.sharded == rows.keys()
     assert "use at least 5 devices" in refusal(on_each(5, 1))
+    config.train.ema_epochs = 1.0  # one more copy of the weights
+    text = refusal(on_each(5, 17))
+    assert "use at least 5 devices" in text and "config.train.ema_epochs=0" in text
+    config.train.ema_epochs = 0.0
     config.optimizer.lazy = "catch_up"  # also each row's last step
     assert "use at least 6 devices" in refusal(on_each(5, 2) - 1)
     config.optimizer.lazy = True
