@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -301,6 +302,8 @@ def check(config: ConfigDict) -> None:
     for key, minimum in _MINIMUM.items():
         if not _get(config, key) >= minimum:
             raise DinError(f"config.{key}={_get(config, key)!r}: expected at least {minimum}")
+        if _get(config, key) == math.inf:
+            raise DinError(f"config.{key}=inf: expected a finite number")
     for key in ("model.hidden", "model.attention.hidden"):
         widths = _get(config, key)
         if not widths or min(widths) < 1:

@@ -154,6 +154,10 @@ def test_short_batches_are_scored_together(batches, longest, count):
         ),
         ({"seed": -1}, "config.seed=-1: expected at least 0"),
         (
+            {"train.ema_epochs": float("inf")},
+            "config.train.ema_epochs=inf: expected a finite number",
+        ),
+        (
             {"model.preset": "released_code", "model.pooling": "mean"},
             "config.model.pooling='mean': preset='released_code' fixes this",
         ),
