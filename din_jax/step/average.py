@@ -12,7 +12,7 @@ import numpy as np
 from din_jax.distributed.devices import Placement, one_device
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.binding import bind
-from din_jax.step.state import TrainState
+from din_jax.step.state import Average, TrainState
 
 
 def average(
@@ -39,7 +39,7 @@ def average(
     ) -> tuple[TrainState, jax.Array]:
         del no_batch, regularizer
         averages = state.average
-        assert averages is not None
+        assert isinstance(averages, Average)
         count = averages.count + 1
         # (1 − β) / (1 − βⁿ), accurate for β near 1; 1 in the first call.
         share = jnp.expm1(log_beta) / jnp.expm1(log_beta * count)

@@ -47,7 +47,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state for {"params": …, "tables": …}.
       scratch: {table: int32[K]} of the tables that are updated sparsely, see `present_rows`. It is
         not saved.
-      average: the averages of the weights, None if the run averages none.
+      average: the averages of the weights, () if the run averages none.
     """
 
     step: jax.Array
@@ -56,17 +56,17 @@ class TrainState(struct.PyTreeNode):
     tables: dict[str, jax.Array]
     opt_state: Any
     scratch: dict[str, jax.Array]
-    average: Average | None = None
+    average: Average | tuple[()] = ()  # not None, which has a leaf in the axes of `jax.pmap`
 
     def scored(self) -> TrainState:
         """The state whose weights are scored: the averages, if any have been taken."""
-        if self.average is None or not int(self.average.count):
-            return self.replace(average=None)
+        if not isinstance(self.average, Average) or not int(self.average.count):
+            return self.replace(average=())
         return self.replace(
             params=self.average.params,
             batch_stats=self.average.batch_stats,
             tables=self.average.tables,
-            average=None,
+            average=(),
         )
 
 
@@ -138,7 +138,7 @@ def _local_init(
             for name, table in tables.items()
             if lazy and updates_sparsely(model.tables[name].rows, placement.count * ids[name])
         },
-        average=_no_average(params, batch_stats, tables) if averages else None,
+        average=_no_average(params, batch_stats, tables) if averages else (),
     )
 
     def zero_padding(leaf: jax.Array, table: str) -> jax.Array:

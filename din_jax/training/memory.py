@@ -13,7 +13,7 @@ from din_jax.distributed.devices import Placement
 from din_jax.errors import DinError
 from din_jax.models.registry import Model
 from din_jax.optim.regularizer import Regularizer
-from din_jax.step.state import TrainState, row_owners
+from din_jax.step.state import Average, TrainState, row_owners
 
 
 def check_memory(
@@ -56,7 +56,7 @@ def check_memory(
     counts = range(1, max(rows.values()) + 1)
     sufficient = 1 + bisect.bisect_left(counts, True, key=fits)
     smaller = "use config.optimizer.name='rowwise_adagrad' or 'sgd', whose state is smaller"
-    if shapes.average is not None:
+    if isinstance(shapes.average, Average):
         smaller += ", or config.train.ema_epochs=0, without averages of the tables"
     if fits(count):
         remedy = "config.placement='sharded' fits"

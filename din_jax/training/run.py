@@ -27,7 +27,7 @@ from din_jax.optim.learning_rate import table_rates
 from din_jax.optim.regularizer import Regularizer, build_regularizer, decayed_tables
 from din_jax.step.score import score_steps
 from din_jax.step.settle import Settle, settle
-from din_jax.step.state import TrainState, init_state, state_shapes
+from din_jax.step.state import Average, TrainState, init_state, state_shapes
 from din_jax.step.train import TrainStep, TrainSteps, train_step, train_steps
 from din_jax.training.evaluation import Evaluator
 from din_jax.training.memory import check_memory
@@ -142,7 +142,7 @@ class Run(NamedTuple):
           DinError: the store has no such split.
           Diverged: a probability is NaN or infinite.
         """
-        averages = state.average is not None and int(state.average.count) > 0
+        averages = isinstance(state.average, Average) and int(state.average.count) > 0
         if isinstance(self.optimizer, CatchUp) and not averages:
             # Settles a copy: the caller's state is not donated.
             state = self.settle()(jax.tree.map(jnp.copy, state))

@@ -32,10 +32,10 @@ def test_the_average_of_the_weights_is_their_weighted_mean(planted_store, half_l
     for seed in range(5):
         drawn = arbitrary_state(run, seed)
         state = drawn if state is None else drawn.replace(average=state.average)
-        before = jax.tree.map(np.asarray, state.replace(average=None))
+        before = jax.tree.map(np.asarray, state.replace(average=()))
         seen.append(as_float64(weights_of(state)))
         state = average_in(state)
-        jax.tree.map(np.testing.assert_array_equal, state.replace(average=None), before)
+        jax.tree.map(np.testing.assert_array_equal, state.replace(average=()), before)
 
         shares = 2.0 ** (-np.arange(len(seen))[::-1] / half_life)
         expected = jax.tree.map(functools.partial(weighted_mean, shares), *seen)
@@ -45,15 +45,15 @@ def test_the_average_of_the_weights_is_their_weighted_mean(planted_store, half_l
             expected,
         )
         scored = state.scored()
-        assert scored.average is None
+        assert scored.average == ()
         jax.tree.map(np.testing.assert_array_equal, weights_of(scored), weights_of(state.average))
     assert int(state.average.count) == 5
 
 
 def test_without_averages_the_weights_themselves_are_scored(planted_store):
     state = arbitrary_state(large_run(planted_store))
-    assert state.average is None
+    assert state.average == ()
     assert state.scored().tables is state.tables
     state = arbitrary_state(large_run(planted_store, **{"train.ema_epochs": 1.0}))
     assert int(state.average.count) == 0, "before the first average"
-    assert state.scored().tables is state.tables and state.scored().average is None
+    assert state.scored().tables is state.tables and state.scored().average == ()
