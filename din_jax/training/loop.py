@@ -220,7 +220,8 @@ class _Trainer:
             total=total, initial=done, unit="step", disable=disable, dynamic_ncols=True
         ) as bar:
             self.meter.start()
-            for call in _calls(self.source, done, evaluate_after):
+            ends = sorted({*evaluate_after, *average_after})
+            for call in _calls(self.source, done, ends):
                 with self.meter.waiting():
                     call_batches = list(itertools.islice(iterator, len(call)))
                 if losses is not None:
@@ -234,8 +235,8 @@ class _Trainer:
                 compiled.add(shapes)
                 done = call.stop
                 bar.update(len(call))
-                evaluates = (done - 1) % batches_per_epoch + 1 in evaluate_after
-                averages = _passes(call, average_after, batches_per_epoch)
+                position = (done - 1) % batches_per_epoch + 1
+                evaluates, averages = position in evaluate_after, position in average_after
                 stops = stop.wished(done)
                 if evaluates or stops:
                     self.meter.add(jax.block_until_ready(losses), samples)
@@ -346,22 +347,17 @@ def _places(batches_per_epoch: int, per_epoch: int) -> list[int]:
     return sorted({-(-batches_per_epoch * (i + 1) // per_epoch) for i in range(per_epoch)})
 
 
-def _passes(call: range, places: list[int], batches_per_epoch: int) -> bool:
-    """Whether a call, which lies in one epoch, reaches one of the places in it."""
-    start = call.start % batches_per_epoch
-    return bisect.bisect_right(places, start) < bisect.bisect_right(places, start + len(call))
-
-
-def _calls(source: BatchSource, done: int, evaluate_after: list[int]) -> Iterator[range]:
+def _calls(source: BatchSource, done: int, end_after: list[int]) -> Iterator[range]:
     """Yields the indices of the remaining batches, one range per call.
 
-    A range ends where the batches' shapes change, and at an evaluation. The ends do not depend on
-    where a run was stopped, so that a continued run takes exactly the same steps.
+    A range ends where the batches' shapes change, and after the batches `end_after` of an epoch:
+    evaluations and averages are at the same steps on any devices. The ends do not depend on where a
+    run was stopped, so that a continued run takes exactly the same steps.
     """
     while done < len(source):
         epoch, position = divmod(done, source.batches_per_epoch)
-        evaluation = evaluate_after[bisect.bisect_right(evaluate_after, position)]
-        end = min(source.next_group(done), epoch * source.batches_per_epoch + evaluation)
+        place = end_after[bisect.bisect_right(end_after, position)]
+        end = min(source.next_group(done), epoch * source.batches_per_epoch + place)
         yield range(done, end)
         done = end
 
