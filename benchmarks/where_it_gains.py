@@ -1,7 +1,7 @@
 """Where one model gains over another: AUC by length of history, and by what of the ad is in it.
 
-    python benchmarks/where_it_gains.py --store data/amazon "runs/amazon-recommended/base-*" \
-        "runs/amazon-recommended/din-?"
+    python benchmarks/where_it_gains.py "runs/amazon-recommended/Base-*" \
+        "runs/amazon-recommended/DIN-?"
 
 Each pattern names runs of one model, of as many seeds; their scores of a split are averaged. The
 samples of the split are grouped by the length of their history (as far as the runs use it), and by
@@ -87,8 +87,13 @@ def main() -> None:
     parser.add_argument("--store", default="", help="path of the store, if it has moved")
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args()
-    _, base = scores(arguments.base, arguments.store, arguments.split)
+    base_run, base = scores(arguments.base, arguments.store, arguments.split)
     run, other = scores(arguments.other, arguments.store, arguments.split)
+    if base_run.store.fingerprint != run.store.fingerprint:
+        raise DinError(
+            f"{arguments.base} was trained on {base_run.store.path}, {arguments.other} on "
+            f"{run.store.path}: give runs of one store"
+        )
     part = run.store.split(arguments.split)
     labels = run.store.column("samples/label")[part.start : part.stop]
     grouped = groups(run.store, arguments.split, run.config.data.max_history)
