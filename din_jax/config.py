@@ -201,6 +201,9 @@ def default_config() -> ConfigDict:
     c.regularizer.rate = preset("regularizer.rate")  # λ of mba and difacto
     c.regularizer.dropout = 0.5  # probability that dropout drops a feature id
     c.regularizer.behaviors_only = False  # whether dropout drops only ids of behaviours
+    # Probability that an id of a behaviour is dropped in training, beside any regularizer but
+    # dropout. It helps where histories are long and users have many samples each.
+    c.regularizer.behavior_dropout = 0.0
     # Tables whose ids are filtered; (): the table of each sequence's first field (the goods).
     c.regularizer.filter_tables = ()
     c.regularizer.keep = 0.033  # fraction of a table's ids, the most frequent, that filter keeps
@@ -313,9 +316,14 @@ def check(config: ConfigDict) -> None:
             f"config.model.wide.buckets={config.model.wide.buckets!r}: expected at most "
             f"{_MAX_BUCKETS:,}"
         )
-    if not 0 <= config.regularizer.dropout < 1:
+    for key in ("regularizer.dropout", "regularizer.behavior_dropout"):
+        if not 0 <= _get(config, key) < 1:
+            raise DinError(f"config.{key}={_get(config, key)!r}: expected 0 up to below 1")
+    if config.regularizer.name == "dropout" and config.regularizer.behavior_dropout:
         raise DinError(
-            f"config.regularizer.dropout={config.regularizer.dropout!r}: expected 0 up to below 1"
+            "config.regularizer.behavior_dropout can't be combined with "
+            "config.regularizer.name='dropout', whose probability is config.regularizer.dropout; "
+            "leave it at 0"
         )
     if not 0 < config.regularizer.keep <= 1:
         raise DinError(

@@ -44,6 +44,7 @@ _ADDED_KEYS = {
     "model.attention.match": False,
     "optimizer.table_rates": "",
     "optimizer.warmup_samples": 0,
+    "regularizer.behavior_dropout": 0.0,
     "train.patience": 0,
     "train.ema_epochs": 0.0,
     "eval.baselines": False,

@@ -177,6 +177,13 @@ def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regular
         return Regularizer(
             dropout=settings.dropout, behaviors_only=settings.behaviors_only, seed=config.seed
         )
+    return _without_dropout(config, store, model).replace(
+        dropout=settings.behavior_dropout, behaviors_only=True, seed=config.seed
+    )
+
+
+def _without_dropout(config: ConfigDict, store: Store, model: Model) -> Regularizer:
+    settings = config.regularizer
     if settings.name not in ("mba", "filter"):
         return Regularizer()
     n = cached_counts(

@@ -2,7 +2,8 @@
 
 Every rating is a sample: positive at 4 stars or more, negative below (section 6.1 of the paper).
 Its history is the films that the user rated before, with their genres; the earlier ratings
-themselves are not inputs. Users are split at random. Of 138,493 users the paper trains on 100,000
+themselves are not inputs. With `--histories by_rating` there are two histories in its place,
+`liked` and `disliked`: the films that the user gave 4 stars or more, and those below. Users are split at random. Of 138,493 users the paper trains on 100,000
 and tests on the others; any other number of users is split in this proportion. Of the training
 users 5 % are set aside for validation; training on train+validation is the paper's protocol.
 
@@ -40,6 +41,7 @@ TRAIN_FRACTION = 100_000 / 138_493  # of the users, validation included (section
 VALIDATION_FRACTION = 0.05  # of the training users
 POSITIVE = 4.0  # stars
 TIES = ("strict", "file_order")
+HISTORIES = ("all", "by_rating")
 
 _EVENTS_PER_WRITE = 1 << 20
 
@@ -58,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether a history has earlier ratings of the same second (default strict: no)",
     )
     parser.add_argument(
+        "--histories",
+        choices=HISTORIES,
+        default="all",
+        help="one history of all films rated before (default all), or two, `liked` and `disliked`, "
+        "by rating",
+    )
+    parser.add_argument(
         "--unknown-share",
         type=float,
         default=vocabularies.UNKNOWN_SHARE,
@@ -74,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out,
         seed=arguments.seed,
         ties=arguments.ties,
+        histories=arguments.histories,
         unknown_share=arguments.unknown_share,
     )
     for name, value in origin.items():
@@ -88,6 +98,7 @@ def prepare(
     *,
     seed: int = 0,
     ties: str = "strict",
+    histories: str = "all",
     unknown_share: float = vocabularies.UNKNOWN_SHARE,
 ) -> dict[str, Any]:
     """Writes a store from the two raw files. Equal content gives equal stores, in any layout.
@@ -101,6 +112,8 @@ def prepare(
       seed: of the split by user and of the films made unknown.
       ties: "strict": a history has the films that the user rated at an earlier second.
         "file_order": all earlier ratings, those of one second in the file's order.
+      histories: "all": one sequence, `history`. "by_rating": two, `liked` (4 stars or more) and
+        `disliked`.
       unknown_share: see `vocabularies.fit`.
 
     Returns:
@@ -115,6 +128,8 @@ def prepare(
         raise DinError(f"--seed {seed}: expected 0 or more")
     if ties not in TIES:
         raise DinError(f"--ties {ties!r}: expected {' or '.join(TIES)}")
+    if histories not in HISTORIES:
+        raise DinError(f"--histories {histories!r}: expected {' or '.join(HISTORIES)}")
     if not 0 <= unknown_share <= 1:
         raise DinError(f"--unknown-share {unknown_share}: expected 0 to 1")
     rng = np.random.default_rng(seed)
@@ -150,37 +165,49 @@ def prepare(
     if ties == "strict":
         end = np.maximum.accumulate(np.where(first, end, 0))
     longest_history, mean_history = 0, 0.0
-    schema = _schema(len(film.ids) + 1, len(genre.ids) + 1, train_users + 1)
+    positive = events.rating >= POSITIVE
+    in_sequence = {"history": np.ones(n, bool)}  # whether each rating is an event of a sequence
+    if histories == "by_rating":
+        in_sequence = {"liked": positive, "disliked": ~positive}
+    # The event of a sequence that each rating is, or would be.
+    events_before = {k: np.concatenate([[0], np.cumsum(v)]) for k, v in in_sequence.items()}
+    schema = _schema(len(film.ids) + 1, len(genre.ids) + 1, train_users + 1, list(in_sequence))
     id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
     genre_entries = int((np.bincount(events.film) * genres.per_film).sum())
     genres_type, offset_type = smallest_unsigned(genre_entries), smallest_unsigned(n)
     user_type = smallest_unsigned(len(events.users) - 1)
 
-    written = 0  # genre entries
+    written = dict.fromkeys(["fields", *(f"events/{name}" for name in in_sequence)], 0)
     splits = dict(zip(SPLITS, itertools.pairwise([0, *stops.values()]), strict=True))
     with StoreWriter(out, schema) as writer:
-        for name in ("fields/genres", "events/history/genres"):
-            writer.append(f"{name}.offsets", np.zeros(1, genres_type))
+
+        def append(group: str, films: np.ndarray) -> None:
+            values, offsets = genres.gather(films, genre_row)
+            writer.append(f"{group}/film", film_row[films].astype(id_type["film"]))
+            writer.append(f"{group}/genres", values.astype(id_type["genre"]))
+            writer.append(
+                f"{group}/genres.offsets", (written[group] + offsets[1:]).astype(genres_type)
+            )
+            written[group] += len(values)
+
+        for group in written:
+            writer.append(f"{group}/genres.offsets", np.zeros(1, genres_type))
         for begin in range(0, n, _EVENTS_PER_WRITE):
             part = slice(begin, begin + _EVENTS_PER_WRITE)
             user, film_index = events.user[part], events.film[part]
-            values, offsets = genres.gather(film_index, genre_row)
             history_start = first_event[user]
-            for group in ("fields", "events/history"):
-                writer.append(f"{group}/film", film_row[film_index].astype(id_type["film"]))
-                writer.append(f"{group}/genres", values.astype(id_type["genre"]))
-                writer.append(
-                    f"{group}/genres.offsets", (written + offsets[1:]).astype(genres_type)
-                )
-            written += len(values)
-            writer.append("samples/label", (events.rating[part] >= POSITIVE).astype(np.uint8))
+            append("fields", film_index)
+            writer.append("samples/label", positive[part].astype(np.uint8))
             writer.append("samples/user", user.astype(user_type))
-            for name in ("samples/time", "events/history.time"):
-                writer.append(name, events.time[part])
+            writer.append("samples/time", events.time[part])
+            for name, chosen in in_sequence.items():
+                append(f"events/{name}", film_index[chosen[part]])
+                writer.append(f"events/{name}.time", events.time[part][chosen[part]])
+                for key, event in (("start", history_start), ("end", end[part])):
+                    offset = events_before[name][event].astype(offset_type)
+                    writer.append(f"sequences/{name}.{key}", offset)
             user_row = np.where(user < train_users, user + 1, 0)
             writer.append("fields/user_id", user_row.astype(id_type["user"]))
-            writer.append("sequences/history.start", history_start.astype(offset_type))
-            writer.append("sequences/history.end", end[part].astype(offset_type))
             lengths = end[part] - history_start
             mean_history += float(lengths.sum()) / n
             longest_history = max(longest_history, int(lengths.max()))
@@ -192,6 +219,7 @@ def prepare(
             "preparation": "movielens",
             "seed": seed,
             "ties": ties,
+            "histories": histories,
             "unknown_share": unknown_share,
             "ratings_read": n + events.duplicates,
             "duplicate_ratings": events.duplicates,
@@ -210,7 +238,7 @@ def prepare(
             unknown = (film_row[events.film[start:stop]] == 0).mean()
             origin[f"{split}_unknown_films"] = round(float(unknown), 6)
         origin |= {
-            "click_rate": round(float((events.rating >= POSITIVE).mean()), 4),
+            "click_rate": round(float(positive.mean()), 4),
             "share_tied": round(float(tied.mean()), 4),
             "mean_history": round(mean_history, 2),
             "longest_history": longest_history,
@@ -224,7 +252,7 @@ def _examples(ids: pl.Series) -> str:
     return ", ".join(map(str, ids.head(5))) or "none"
 
 
-def _schema(films: int, genres: int, users: int) -> Schema:
+def _schema(films: int, genres: int, users: int, sequences: list[str]) -> Schema:
     return Schema(
         tables=(Table("film", films), Table("genre", genres), Table("user", users)),
         fields=(
@@ -232,15 +260,16 @@ def _schema(films: int, genres: int, users: int) -> Schema:
             Field("film", "film", "ad"),
             Field("genres", "genre", "ad", multi_hot=True),
         ),
-        sequences=(
+        sequences=tuple(
             Sequence(
-                "history",
+                name,
                 (
                     BehaviorField("film", "film", ad="film"),
                     BehaviorField("genres", "genre", ad="genres", multi_hot=True),
                 ),
                 times=True,
-            ),
+            )
+            for name in sequences
         ),
     )
 

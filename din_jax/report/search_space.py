@@ -103,6 +103,8 @@ def default_space(config: ConfigDict) -> dict[str, Any]:
         "model.embedding_stddev": ("log", 0.01, 0.3),
         "model.hidden": [(80, 40), (200, 80)],
     }
+    if config.regularizer.name != "dropout":
+        space["regularizer.behavior_dropout"] = [0.0, 0.2, 0.5]
     if config.model.name not in ("lr", "wide_deep"):  # which have no n_j for MBA
         space["regularizer.name"] = ["none", "mba"]
         space["regularizer.rate"] = ("log", 0.01, 100.0)

@@ -107,9 +107,46 @@ def test_the_default_regularizer_does_nothing():
         assert new is old
 
 
+@pytest.mark.parametrize("name", ["none", "mba", "difacto", "filter"])
+def test_ids_of_behaviors_are_dropped_beside_any_regularizer(planted_store, name):
+    keys = {"regularizer.name": name, "regularizer.rare": "unknown"}
+    plain = open_run(tiny_config(planted_store, **keys))
+    both = open_run(tiny_config(planted_store, **keys, **{"regularizer.behavior_dropout": 0.5}))
+    for a, b in zip(
+        jax.tree.leaves(plain.regularizer), jax.tree.leaves(both.regularizer), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    lookups = both.model.lookups(both.source[0])
+    kept = plain.regularizer.training(lookups, np.int32(0))
+    dropped = both.regularizer.training(lookups, np.int32(0))
+    for table, of_table in lookups.items():
+        for at_name in of_table:
+            was, now = kept[table][at_name], dropped[table][at_name]
+            np.testing.assert_array_equal(was.ids, now.ids)
+            if "." not in at_name:
+                np.testing.assert_array_equal(was.mask, now.mask)
+                assert now.scale == 1
+                continue
+            assert now.scale == 2
+            assert not (now.mask & ~was.mask).any()
+            assert 0.3 < now.mask.sum() / was.mask.sum() < 0.7
+    # Scoring drops nothing.
+    for a, b in zip(
+        jax.tree.leaves(plain.regularizer.scoring(lookups)),
+        jax.tree.leaves(both.regularizer.scoring(lookups)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"regularizer.behavior_dropout": 1.0}, "behavior_dropout=1.0: expected 0 up to below 1"),
+        (
+            {"regularizer.name": "dropout", "regularizer.behavior_dropout": 0.2},
+            "can't be combined with config.regularizer.name='dropout'",
+        ),
         (
             {"regularizer.name": "filter", "regularizer.filter_tables": ("items",)},
             "names 'items'; tables with counts are: age, category",

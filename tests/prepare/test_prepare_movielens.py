@@ -30,7 +30,7 @@ def users_of(store):
     return users
 
 
-def samples_of(store, split, users):
+def samples_of(store, split, users, sequence="history"):
     """{raw user: [(film, genres, label, history)]}; unknown ids are None."""
     films, genres = (store.vocabulary(name).ids.to_list() for name in ("film", "genre"))
 
@@ -45,12 +45,12 @@ def samples_of(store, split, users):
 
     samples = collections.defaultdict(list)
     for i in store.split(split):
-        start, end = (column(f"sequences/history.{s}")[i] for s in ("start", "end"))
+        start, end = (column(f"sequences/{sequence}.{s}")[i] for s in ("start", "end"))
         samples[users[column("samples/user")[i]]].append(
             (
                 *entry("fields", i),
                 column("samples/label")[i],
-                [entry("events/history", j) for j in range(start, end)],
+                [entry(f"events/{sequence}", j) for j in range(start, end)],
             )
         )
     return samples
@@ -76,6 +76,25 @@ def oracle(ties):
             for k, (film, rating, time) in enumerate(ratings)
         ]
     return samples
+
+
+def rated_before(ties, liked):
+    """{raw user: films rated before with 4 stars or more, or with fewer}, in time order."""
+    of_user = collections.defaultdict(list)
+    for user, film, rating, time in dict.fromkeys(raw()[0]):
+        of_user[user].append((film, rating, time))
+    films = {}
+    for user, ratings in of_user.items():
+        ratings.sort(key=lambda one: one[2])
+        films[user] = [
+            [
+                film
+                for film, rating, then in (ratings if ties == "strict" else ratings[:k])
+                if (rating in (4.0, 4.5, 5.0)) == liked and (then < now or ties == "file_order")
+            ]
+            for k, (_, _, now) in enumerate(ratings)
+        ]
+    return films
 
 
 def timestamps_before(ties):
@@ -110,6 +129,31 @@ def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
                 for film, label, history in expected.pop(user)
             ]
     assert expected == {}
+
+
+@pytest.mark.parametrize("ties", movielens.TIES)
+def test_histories_by_rating_are_those_of_loops(store, tmp_path, ties):
+    split = prepare(tmp_path / "a", ties=ties, histories="by_rating")
+    films = set(split.vocabulary("film").ids)
+    for sequence in ("liked", "disliked"):
+        expected = rated_before(ties, sequence == "liked")
+        for part, users in users_of(split).items():
+            for user, samples in samples_of(split, part, users, sequence).items():
+                histories = [[film for film, _ in history] for *_, history in samples]
+                assert histories == [
+                    [film if film in films else None for film in of_sample]
+                    for of_sample in expected.pop(user)
+                ]
+        assert expected == {}
+    assert split.origin["histories"] == "by_rating"
+    assert split.origin["mean_history"] == prepare(tmp_path / "b", ties=ties).origin["mean_history"]
+    # The samples are those of one history, and each event has its own time.
+    for name in ("samples/label", "samples/time", "fields/film", "fields/genres"):
+        np.testing.assert_array_equal(split.column(name), store.column(name))
+    times = [split.column(f"events/{s}.time") for s in ("liked", "disliked")]
+    assert sorted(np.concatenate(times)) == sorted(store.column("events/history.time"))
+    liked = split.column("samples/label") == 1
+    np.testing.assert_array_equal(times[0], store.column("events/history.time")[liked])
 
 
 @pytest.mark.parametrize("ties", movielens.TIES)

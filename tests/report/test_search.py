@@ -265,6 +265,11 @@ def test_the_default_space_can_be_searched(config, name):
     assert {"optimizer.learning_rate", "model.hidden"} <= keys
     assert ("regularizer.name" in keys) == (name not in ("lr", "wide_deep"))
     assert ("model.attention.hidden" in keys) == (name == "din")
+    assert "regularizer.behavior_dropout" in keys
+    # The dropout of the paper has a probability of its own.
+    config.regularizer.name = "dropout"
+    keys = {parameter.key for parameter in read_space(config, default_space(config))}
+    assert "regularizer.behavior_dropout" not in keys
 
 
 def test_flags_are_quoted_for_a_shell():
