@@ -3,9 +3,11 @@
 Every rating is a sample: positive at 4 stars or more, negative below (section 6.1 of the paper).
 Its history is the films that the user rated before, with their genres; the earlier ratings
 themselves are not inputs. With `--histories by_rating` there are two histories in its place,
-`liked` and `disliked`: the films that the user gave 4 stars or more, and those below. Users are split at random. Of 138,493 users the paper trains on 100,000
-and tests on the others; any other number of users is split in this proportion. Of the training
-users 5 % are set aside for validation; training on train+validation is the paper's protocol.
+`liked` and `disliked`: the films that the user gave 4 stars or more, and those below.
+
+Users are split at random. Of 138,493 users the paper trains on 100,000 and tests on the others; any
+other number of users is split in this proportion. Of the training users 5 % are set aside for
+validation; training on train+validation is the paper's protocol.
 
 Timestamps are whole seconds, and many ratings share one: a user of MovieLens rates a page of films
 at once. With `--ties strict` a history ends before the rating's second. With `--ties file_order` it
