@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +11,10 @@ import numpy as np
 from din_jax.distributed.devices import Placement, one_device
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.binding import bind
-from din_jax.step.state import Average, TrainState
+from din_jax.step.state import Average, StateToState, TrainState
 
 
-def average(
-    half_life: float, placement: Placement | None = None
-) -> Callable[[TrainState], TrainState]:
+def average(half_life: float, placement: Placement | None = None) -> StateToState:
     """Makes a function state → state that averages the state's weights in. Donates the state.
 
     The average is the exponential moving average, without a bias towards its initial value: after

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +12,7 @@ from din_jax.distributed.devices import Placement, one_device
 from din_jax.optim.catch_up import CatchUp
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.binding import bind
-from din_jax.step.state import TrainState
-
-Settle = Callable[[TrainState], TrainState]
+from din_jax.step.state import StateToState, TrainState
 
 
 def settle(
@@ -23,7 +20,7 @@ def settle(
     placement: Placement | None = None,
     *,
     only_dense: bool = False,
-) -> Settle:
+) -> StateToState:
     """Makes a function state → state in which no row is behind. Donates the state.
 
     With a `CatchUp` optimizer absent rows are behind until they catch up. A settled state has the

@@ -70,6 +70,9 @@ class TrainState(struct.PyTreeNode):
         )
 
 
+StateToState = Callable[[TrainState], TrainState]
+
+
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,

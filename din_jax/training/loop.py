@@ -26,7 +26,7 @@ from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.step.average import average
 from din_jax.step.settle import settle
-from din_jax.step.state import TrainState
+from din_jax.step.state import StateToState, TrainState
 from din_jax.training.baseline import print_best_baseline
 from din_jax.training.evaluation import Evaluator, Scores, metrics_table
 from din_jax.training.log import Log, Meter
@@ -39,7 +39,6 @@ _SETTLE_EVERY = CAPACITY // 2  # steps; see `din_jax.optim.catch_up.CatchUp`
 _AVERAGES_PER_EPOCH = 8  # how often the weights are averaged in; more if there are more evaluations
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
 _LOWER_IS_BETTER = ("log_loss",)
-StateToState = Callable[[TrainState], TrainState]
 OnEvaluation = Callable[[float, Mapping[str, float]], None]
 
 

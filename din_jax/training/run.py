@@ -26,8 +26,8 @@ from din_jax.optim.catch_up import CatchUp
 from din_jax.optim.learning_rate import table_rates
 from din_jax.optim.regularizer import Regularizer, build_regularizer, decayed_tables
 from din_jax.step.score import score_steps
-from din_jax.step.settle import Settle, settle
-from din_jax.step.state import Average, TrainState, init_state, state_shapes
+from din_jax.step.settle import settle
+from din_jax.step.state import Average, StateToState, TrainState, init_state, state_shapes
 from din_jax.step.train import TrainStep, TrainSteps, train_step, train_steps
 from din_jax.training.evaluation import Evaluator
 from din_jax.training.memory import check_memory
@@ -103,7 +103,7 @@ class Run(NamedTuple):
             steps_per_call=self.source.steps_per_call,
         )
 
-    def settle(self) -> Settle:
+    def settle(self) -> StateToState:
         """Makes a function state → state in which no row is behind; donates the state.
 
         See `din_jax.step.settle.settle`.
