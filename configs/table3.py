@@ -67,7 +67,8 @@ PUBLISHED = [
         },
     ),
     (
-        {"preparation": "movielens", "ratings_read": 20_000_263},
+        # No "histories": one history of all films, as in the paper.
+        {"preparation": "movielens", "ratings_read": 20_000_263, "histories": None},
         {
             "paper": {
                 "LR": 0.7263,

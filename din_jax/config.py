@@ -202,7 +202,7 @@ def default_config() -> ConfigDict:
     c.regularizer.dropout = 0.5  # probability that dropout drops a feature id
     c.regularizer.behaviors_only = False  # whether dropout drops only ids of behaviours
     # Probability that an id of a behaviour is dropped in training, beside any regularizer but
-    # dropout. It helps where histories are long and users have many samples each.
+    # dropout. It can help where histories are long and users have many samples each.
     c.regularizer.behavior_dropout = 0.0
     # Tables whose ids are filtered; (): the table of each sequence's first field (the goods).
     c.regularizer.filter_tables = ()
@@ -321,9 +321,10 @@ def check(config: ConfigDict) -> None:
             raise DinError(f"config.{key}={_get(config, key)!r}: expected 0 up to below 1")
     if config.regularizer.name == "dropout" and config.regularizer.behavior_dropout:
         raise DinError(
-            "config.regularizer.behavior_dropout can't be combined with "
-            "config.regularizer.name='dropout', whose probability is config.regularizer.dropout; "
-            "leave it at 0"
+            f"config.regularizer.behavior_dropout={config.regularizer.behavior_dropout!r} is for "
+            "other regularizers than config.regularizer.name='dropout', which has "
+            "config.regularizer.dropout, and config.regularizer.behaviors_only for ids of "
+            "behaviors alone; set it to 0"
         )
     if not 0 < config.regularizer.keep <= 1:
         raise DinError(

@@ -1,5 +1,6 @@
 """The regularisers of section 6.5: dropout and frequency filter of ids, and n_j for MBA.
 
+Dropout of behaviours beside another regulariser is not in the paper.
 Dropout and the frequency filter change which ids are looked up. MBA and DiFacto are decays, see
 `din_jax.optim.mba`.
 """
@@ -177,7 +178,10 @@ def build_regularizer(config: ConfigDict, store: Store, model: Model) -> Regular
         return Regularizer(
             dropout=settings.dropout, behaviors_only=settings.behaviors_only, seed=config.seed
         )
-    return _without_dropout(config, store, model).replace(
+    regularizer = _without_dropout(config, store, model)
+    if not settings.behavior_dropout:
+        return regularizer
+    return regularizer.replace(
         dropout=settings.behavior_dropout, behaviors_only=True, seed=config.seed
     )
 

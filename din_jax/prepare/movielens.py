@@ -2,8 +2,8 @@
 
 Every rating is a sample: positive at 4 stars or more, negative below (section 6.1 of the paper).
 Its history is the films that the user rated before, with their genres; the earlier ratings
-themselves are not inputs. With `--histories by_rating` there are two histories in its place,
-`liked` and `disliked`: the films that the user gave 4 stars or more, and those below.
+themselves are not inputs. With `--histories by_rating` they are: there are two histories instead,
+`liked` and `disliked`, of the films that the user gave 4 stars or more, and fewer.
 
 Users are split at random. Of 138,493 users the paper trains on 100,000 and tests on the others; any
 other number of users is split in this proportion. Of the training users 5 % are set aside for
@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--histories",
         choices=HISTORIES,
         default="all",
-        help="one history of all films rated before (default all), or two, `liked` and `disliked`, "
-        "by rating",
+        help="all: one history of the films rated before (the default); by_rating: two, `liked` "
+        "(4 stars or more) and `disliked` (fewer)",
     )
     parser.add_argument(
         "--unknown-share",
@@ -119,7 +119,8 @@ def prepare(
       unknown_share: see `vocabularies.fit`.
 
     Returns:
-      Counts, which are also written to the store as its origin.
+      Counts, which are also written to the store as its origin. The lengths of histories are those
+      of `liked` and `disliked` together.
 
     Raises:
       DinError: `out` exists; a file is missing, truncated, empty or of another layout; the files
@@ -146,7 +147,7 @@ def prepare(
             f"for instance {_examples(missing)}; are both files of the same data set?"
         )
 
-    # Users are in the order of the splits, so sample i is event i.
+    # Users are in the order of the splits, so sample i is rating i.
     stops = dict(zip(SPLITS, np.searchsorted(events.user, events.user_stops).tolist(), strict=True))
     train_film = events.film[: stops["train"]]
     film = vocabularies.fit(events.films.gather(train_film), rng, unknown_share=unknown_share)
@@ -171,7 +172,7 @@ def prepare(
     in_sequence = {"history": np.ones(n, bool)}  # whether each rating is an event of a sequence
     if histories == "by_rating":
         in_sequence = {"liked": positive, "disliked": ~positive}
-    # The event of a sequence that each rating is, or would be.
+    # How many events of a sequence come before each rating (n + 1 numbers).
     events_before = {k: np.concatenate([[0], np.cumsum(v)]) for k, v in in_sequence.items()}
     schema = _schema(len(film.ids) + 1, len(genre.ids) + 1, train_users + 1, list(in_sequence))
     id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
@@ -205,8 +206,8 @@ def prepare(
             for name, chosen in in_sequence.items():
                 append(f"events/{name}", film_index[chosen[part]])
                 writer.append(f"events/{name}.time", events.time[part][chosen[part]])
-                for key, event in (("start", history_start), ("end", end[part])):
-                    offset = events_before[name][event].astype(offset_type)
+                for key, rating in (("start", history_start), ("end", end[part])):
+                    offset = events_before[name][rating].astype(offset_type)
                     writer.append(f"sequences/{name}.{key}", offset)
             user_row = np.where(user < train_users, user + 1, 0)
             writer.append("fields/user_id", user_row.astype(id_type["user"]))
@@ -221,7 +222,7 @@ def prepare(
             "preparation": "movielens",
             "seed": seed,
             "ties": ties,
-            "histories": histories,
+            **({} if histories == "all" else {"histories": histories}),
             "unknown_share": unknown_share,
             "ratings_read": n + events.duplicates,
             "duplicate_ratings": events.duplicates,

@@ -169,7 +169,10 @@ def _search(workdir: Path) -> tuple[dict[str, Any], str]:
     text = search_as_markdown(result)
     best = result["trials"][0]
     if best["state"] != "complete":
-        return result, f"{text}\n\nAll trials diverged: search smaller learning rates."
+        return (
+            result,
+            f"{text}\n\nNo trial is complete: search smaller learning rates.",
+        )
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     named = config.parse_known_args(sys.argv[1:])[0].config

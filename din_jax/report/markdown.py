@@ -97,7 +97,7 @@ def baselines_as_markdown(metrics: Mapping[str, Mapping[str, float]]) -> str:
 def search_as_markdown(result: Mapping[str, Any], trials: int = 10) -> str:
     """Formats the result of `search`: how its trials ended, and the best of them."""
     states = [trial["state"] for trial in result["trials"]]
-    counts = [f"{states.count(s)} {s}" for s in ("complete", "pruned", "diverged") if s in states]
+    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
     rows = [
         f"{len(states)} trial{'s' * (len(states) > 1)}: {', '.join(counts)}",
         "",

@@ -24,6 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints
+from din_jax.config import check
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged
 from din_jax.report.experiments import updated
@@ -50,9 +51,9 @@ def search(
 
     Returns:
       {"select", "trials"}, the trials from the best to the worst. Each has the name of its folder,
-      its state ("complete", "pruned" or "diverged"), its metric on validation (the best one of a
-      complete trial, the last of a pruned one, None of one that diverged), and its setting,
-      {config key: value}.
+      its state ("complete", "pruned", "diverged", or "refused" if its values can't be combined),
+      its metric on validation (the best one of a complete trial, the last of a pruned one, None of
+      the others), and its setting, {config key: value}.
 
     Raises:
       DinError: the space or the config can't be used, or `workdir` has another search.
@@ -84,7 +85,7 @@ def search(
                 {
                     "trial": _folder(trial, workdir).name,
                     "state": _state(trial),
-                    "validation": trial.value if _state(trial) != "diverged" else None,
+                    "validation": trial.value if np.isfinite(trial.value or 0) else None,
                     "setting": {p.key: p.suggest(trial) for p in parameters},
                 }
                 for trial in _ranked(study)
@@ -170,12 +171,20 @@ def _run_trial(study: optuna.Study, config: ConfigDict, parameters: Space, workd
     """Runs one trial, and tells the study how it ended."""
     trial = study.ask()
     setting = {parameter.key: parameter.suggest(trial) for parameter in parameters}
+    trial_config, folder = updated(config, setting), _folder(trial, workdir)
+    worst = np.inf if _minimizes(study) else -np.inf
+    try:
+        check(trial_config)
+    except DinError as error:  # values that can't be combined
+        trial.set_user_attr("refused", str(error))
+        study.tell(trial, worst)
+        print(f"--- {folder}: {written(setting)}\nrefused: {error}", flush=True)
+        return
     for same in _finished(study):
         if same.params == trial.params:
             pruned = same.state == optuna.trial.TrialState.PRUNED
             study.tell(trial, None if pruned else same.value, state=same.state)
             return
-    trial_config, folder = updated(config, setting), _folder(trial, workdir)
     select, per_epoch = config.train.select, config.train.evaluations_per_epoch
     if "stopped" in trial.user_attrs:
         stopped = study.trials[trial.user_attrs["stopped"]]
@@ -194,7 +203,7 @@ def _run_trial(study: optuna.Study, config: ConfigDict, parameters: Space, workd
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         print("pruned: it is worse than the median of the trials before", flush=True)
     except Diverged as error:
-        study.tell(trial, np.inf if _minimizes(study) else -np.inf)
+        study.tell(trial, worst)
         print(error, flush=True)
     else:
         study.tell(trial, Checkpoints(folder).meta("last")["best"])
@@ -222,13 +231,15 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 def _state(trial: optuna.trial.FrozenTrial) -> str:
     if trial.state == optuna.trial.TrialState.PRUNED:
         return "pruned"
+    if "refused" in trial.user_attrs:
+        return "refused"
     return "complete" if np.isfinite(trial.value or 0) else "diverged"
 
 
 def _ranked(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """The finished trials: the complete ones from the best on, then the pruned, then the others."""
     sign = 1 if _minimizes(study) else -1
-    states = ("complete", "pruned", "diverged")
+    states = ("complete", "pruned", "diverged", "refused")
     return sorted(
         _finished(study), key=lambda t: (states.index(_state(t)), sign * (t.value or 0), t.number)
     )

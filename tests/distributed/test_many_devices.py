@@ -78,7 +78,10 @@ class Trained:
         }
         self.regularizer = Regularizer(
             counts=counts if config.regularizer.name == "mba" else {},
-            dropout=0.5 if config.regularizer.name == "dropout" else 0.0,
+            dropout=0.5
+            if config.regularizer.name == "dropout"
+            else config.regularizer.behavior_dropout,
+            behaviors_only=config.regularizer.behavior_dropout > 0,
         )
         lazy = config.optimizer.lazy
         options = {
@@ -131,6 +134,7 @@ CASES = {
             "model.name": "din",
             "model.activation": "dice",
             "optimizer.lazy": "catch_up",
+            "regularizer.behavior_dropout": 0.3,
             **ADAM,
             **MBA,
             **CLIP,

@@ -10,6 +10,7 @@ from runs import tiny_config
 
 from din_jax.data.counts import sample_counts
 from din_jax.errors import DinError
+from din_jax.models.features import is_behavior
 from din_jax.nn.embedding import Lookup, lookup
 from din_jax.optim import regularizer as regularizer_module
 from din_jax.optim.regularizer import Regularizer, drop_ids, filter_ids, most_frequent
@@ -107,9 +108,12 @@ def test_the_default_regularizer_does_nothing():
         assert new is old
 
 
-@pytest.mark.parametrize("name", ["none", "mba", "difacto", "filter"])
-def test_ids_of_behaviors_are_dropped_beside_any_regularizer(planted_store, name):
-    keys = {"regularizer.name": name, "regularizer.rare": "unknown"}
+@pytest.mark.parametrize(
+    ("name", "rare"),
+    [("none", ""), ("mba", ""), ("difacto", ""), ("filter", "leave"), ("filter", "unknown")],
+)
+def test_ids_of_behaviors_are_dropped_beside_any_regularizer(planted_store, name, rare):
+    keys = {"regularizer.name": name, **({"regularizer.rare": rare} if rare else {})}
     plain = open_run(tiny_config(planted_store, **keys))
     both = open_run(tiny_config(planted_store, **keys, **{"regularizer.behavior_dropout": 0.5}))
     for a, b in zip(
@@ -123,7 +127,7 @@ def test_ids_of_behaviors_are_dropped_beside_any_regularizer(planted_store, name
         for at_name in of_table:
             was, now = kept[table][at_name], dropped[table][at_name]
             np.testing.assert_array_equal(was.ids, now.ids)
-            if "." not in at_name:
+            if not is_behavior(at_name):
                 np.testing.assert_array_equal(was.mask, now.mask)
                 assert now.scale == 1
                 continue
@@ -145,7 +149,7 @@ def test_ids_of_behaviors_are_dropped_beside_any_regularizer(planted_store, name
         ({"regularizer.behavior_dropout": 1.0}, "behavior_dropout=1.0: expected 0 up to below 1"),
         (
             {"regularizer.name": "dropout", "regularizer.behavior_dropout": 0.2},
-            "can't be combined with config.regularizer.name='dropout'",
+            "behavior_dropout=0.2 is for other regularizers than config.regularizer.name='dropout'",
         ),
         (
             {"regularizer.name": "filter", "regularizer.filter_tables": ("items",)},

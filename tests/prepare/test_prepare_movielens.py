@@ -9,6 +9,7 @@ import pytest
 from movielens_data import USERS, as_csv, files_of, prepare, raw
 
 from din_jax.data.store import SPLITS, Store
+from din_jax.errors import DinError
 from din_jax.prepare import movielens
 
 
@@ -112,16 +113,22 @@ def timestamps_before(ties):
     return ages
 
 
-@pytest.mark.parametrize("ties", movielens.TIES)
-def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
-    store = prepare(tmp_path / "a", ties=ties)
-    movies, users, expected = raw()[1], users_of(store), dict(oracle(ties))
+def entries(store):
+    """film → (film, genres), as far as the store's vocabularies have them."""
+    movies = raw()[1]
     films, genres = (set(store.vocabulary(name).ids) for name in ("film", "genre"))
 
     def entry(film):
         listed = movies.get(film, ("", []))[1]
         return (film if film in films else None), [g if g in genres else None for g in listed]
 
+    return entry
+
+
+@pytest.mark.parametrize("ties", movielens.TIES)
+def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
+    store = prepare(tmp_path / "a", ties=ties)
+    users, expected, entry = users_of(store), dict(oracle(ties)), entries(store)
     for split in SPLITS:
         for user, samples in samples_of(store, split, users[split]).items():
             assert samples == [
@@ -132,28 +139,40 @@ def test_samples_and_histories_are_those_of_loops(tmp_path, ties):
 
 
 @pytest.mark.parametrize("ties", movielens.TIES)
-def test_histories_by_rating_are_those_of_loops(store, tmp_path, ties):
-    split = prepare(tmp_path / "a", ties=ties, histories="by_rating")
-    films = set(split.vocabulary("film").ids)
+def test_histories_by_rating_are_those_of_loops(store, tmp_path, monkeypatch, ties):
+    monkeypatch.setattr(movielens, "_EVENTS_PER_WRITE", 100)
+    by_rating = prepare(tmp_path / "a", ties=ties, histories="by_rating")
+    entry = entries(by_rating)
     for sequence in ("liked", "disliked"):
         expected = rated_before(ties, sequence == "liked")
-        for part, users in users_of(split).items():
-            for user, samples in samples_of(split, part, users, sequence).items():
-                histories = [[film for film, _ in history] for *_, history in samples]
-                assert histories == [
-                    [film if film in films else None for film in of_sample]
-                    for of_sample in expected.pop(user)
+        for split, users in users_of(by_rating).items():
+            for user, samples in samples_of(by_rating, split, users, sequence).items():
+                assert [history for *_, history in samples] == [
+                    [entry(film) for film in history] for history in expected.pop(user)
                 ]
         assert expected == {}
-    assert split.origin["histories"] == "by_rating"
-    assert split.origin["mean_history"] == prepare(tmp_path / "b", ties=ties).origin["mean_history"]
+    together = prepare(tmp_path / "b", ties=ties).origin
+    assert by_rating.origin == {**together, "histories": "by_rating"}
     # The samples are those of one history, and each event has its own time.
     for name in ("samples/label", "samples/time", "fields/film", "fields/genres"):
-        np.testing.assert_array_equal(split.column(name), store.column(name))
-    times = [split.column(f"events/{s}.time") for s in ("liked", "disliked")]
+        np.testing.assert_array_equal(by_rating.column(name), store.column(name))
+    times = [by_rating.column(f"events/{s}.time") for s in ("liked", "disliked")]
     assert sorted(np.concatenate(times)) == sorted(store.column("events/history.time"))
-    liked = split.column("samples/label") == 1
+    liked = by_rating.column("samples/label") == 1
     np.testing.assert_array_equal(times[0], store.column("events/history.time")[liked])
+
+
+def test_all_films_may_be_liked(tmp_path):
+    ratings = b"".join(b"%d::1::4::0\n%d::2::5::1\n" % (user, user) for user in range(5))
+    store = prepare(tmp_path / "a", (ratings, b"1::A::War\n2::B::\n"), histories="by_rating")
+    assert store.column("sequences/liked.end").tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert len(store.column("events/disliked/film")) == 0
+    assert (store.column("sequences/disliked.end") == 0).all()
+
+
+def test_an_unknown_kind_of_histories_is_refused(tmp_path):
+    with pytest.raises(DinError, match="--histories 'rated': expected all or by_rating"):
+        prepare(tmp_path / "a", histories="rated")
 
 
 @pytest.mark.parametrize("ties", movielens.TIES)
@@ -264,6 +283,10 @@ def test_the_command_prints_the_origin(store, tmp_path, capsys):
     movielens.add_arguments(parser)
     folder = store.path.parent
     files = ["--ratings", f"{folder}/ratings", "--movies", f"{folder}/movies"]
+    movielens.run(
+        parser.parse_args([*files, "--out", f"{tmp_path}/two", "--histories", "by_rating"])
+    )
+    assert "histories                   by_rating" in capsys.readouterr().out
     movielens.run(parser.parse_args([*files, "--out", f"{tmp_path}/again"]))
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert printed["ratings_read"] == f"{len(raw()[0]):,}"

@@ -195,6 +195,26 @@ def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(config, tmp_p
     assert [t.value for t in study.trials].count(-math.inf) == states.count("diverged")
 
 
+def test_values_that_cannot_be_combined_are_refused_and_the_search_goes_on(
+    config, tmp_path, stand_in, capsys
+):
+    space = {
+        "regularizer.name": ["none", "dropout"],
+        "regularizer.behavior_dropout": [0.0, 0.5],
+        "regularizer.rate": ("log", 0.1, 1.0),
+    }
+    for trials in (6, 20):  # and it resumes
+        result = search(config, space, trials, tmp_path)
+    assert len(result["trials"]) == 20
+    refused = [trial for trial in result["trials"] if trial["state"] == "refused"]
+    assert 0 < len(refused) < 20 and result["trials"][-1] in refused
+    for trial in result["trials"]:
+        both = [trial["setting"][key] for key in list(space)[:2]] == ["dropout", 0.5]
+        assert both == (trial in refused) == (trial["validation"] is None)
+    assert "refused: config.regularizer.behavior_dropout=0.5 is for" in capsys.readouterr().out
+    assert f"{len(refused)} refused" in search_as_markdown(result)
+
+
 def test_equal_settings_are_trained_once(config, tmp_path, stand_in):
     space = {"model.hidden": [(8,), (16,)]}
     result = search(config, space, 9, tmp_path)

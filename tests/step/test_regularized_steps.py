@@ -129,6 +129,34 @@ def test_dropout_drops_in_training_steps_alone(planted_store):
     np.testing.assert_array_equal(score_step(run.model, run.regularizer)(state, batch), plain)
 
 
+def test_a_dropped_behavior_is_not_decayed(planted_store):
+    keys = {"regularizer.name": "mba", "regularizer.rate": 2.0}
+    run = regularized_run(planted_store, **keys, **{"regularizer.behavior_dropout": 0.9})
+    none = regularized_run(
+        planted_store, **{"regularizer.name": "none", "regularizer.behavior_dropout": 0.9}
+    )
+    batch = run.source[0]
+    tables = [
+        np.asarray(
+            train_step(r.model, r.optimizer, r.regularizer)(arbitrary_state(r), batch)[0].tables[
+                "item"
+            ]
+        )
+        for r in (none, run)
+    ]
+    before = np.array(arbitrary_state(run).tables["item"])
+    looked_up = run.model.lookups(batch)
+    dropped = jax.jit(lambda step: run.regularizer.training(looked_up, step))(jnp.int32(0))
+    was, present = (
+        present_by_loops(lookups["item"], len(before)) for lookups in (looked_up, dropped)
+    )
+    assert present.sum() < was.sum()
+    n = sample_counts(run.store, "train", max_history=4)["item"]
+    factor = present / n.clip(1)
+    expected = tables[0] - 0.5 * 2.0 * factor[:, None] * before
+    np.testing.assert_allclose(tables[1], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_seed_of_a_config_decides_what_is_dropped(planted_store):
     for seed in (0, 1):
         run = regularized_run(planted_store, **{"regularizer.name": "dropout", "seed": seed})
