@@ -58,6 +58,6 @@ def comparison(best: Best, metrics: Mapping[str, float], select: str) -> str:
     if model > baseline if select == "log_loss" else model < baseline:
         lines.append(
             f"The model is below this simple baseline: {select} {model:.4f}, and {baseline:.4f} by "
-            f"{best.name}."
+            f"{best.name}. `python -m din_jax.report search` looks for better hyper-parameters."
         )
     return "\n".join(lines)

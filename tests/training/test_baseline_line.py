@@ -29,7 +29,8 @@ def test_words_say_that_the_model_is_below(best, select, model, below):
     )
     sentence = (
         f"The model is below this simple baseline: {select} {model:.4f}, and "
-        f"{best.metrics[select]:.4f} by {best.name}."
+        f"{best.metrics[select]:.4f} by {best.name}. `python -m din_jax.report search` looks for "
+        "better hyper-parameters."
     )
     assert (sentence in text) == below == ("below" in text)
     assert text.splitlines()[0] == f"best simple baseline: {best.name}"
