@@ -172,13 +172,15 @@ def prepare(
     in_sequence = {"history": np.ones(n, bool)}  # whether each rating is an event of a sequence
     if histories == "by_rating":
         in_sequence = {"liked": positive, "disliked": ~positive}
-    # How many events of a sequence come before each rating (n + 1 numbers).
-    events_before = {k: np.concatenate([[0], np.cumsum(v)]) for k, v in in_sequence.items()}
     schema = _schema(len(film.ids) + 1, len(genre.ids) + 1, train_users + 1, list(in_sequence))
     id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
     genre_entries = int((np.bincount(events.film) * genres.per_film).sum())
     genres_type, offset_type = smallest_unsigned(genre_entries), smallest_unsigned(n)
     user_type = smallest_unsigned(len(events.users) - 1)
+    # How many events of a sequence come before each rating (n + 1 numbers).
+    events_before = {name: np.zeros(n + 1, offset_type) for name in in_sequence}
+    for name, chosen in in_sequence.items():
+        np.cumsum(chosen, out=events_before[name][1:])
 
     written = dict.fromkeys(["fields", *(f"events/{name}" for name in in_sequence)], 0)
     splits = dict(zip(SPLITS, itertools.pairwise([0, *stops.values()]), strict=True))
@@ -207,8 +209,7 @@ def prepare(
                 append(f"events/{name}", film_index[chosen[part]])
                 writer.append(f"events/{name}.time", events.time[part][chosen[part]])
                 for key, rating in (("start", history_start), ("end", end[part])):
-                    offset = events_before[name][rating].astype(offset_type)
-                    writer.append(f"sequences/{name}.{key}", offset)
+                    writer.append(f"sequences/{name}.{key}", events_before[name][rating])
             user_row = np.where(user < train_users, user + 1, 0)
             writer.append("fields/user_id", user_row.astype(id_type["user"]))
             lengths = end[part] - history_start
