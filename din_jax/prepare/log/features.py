@@ -88,7 +88,7 @@ def joined_features(
     Raises:
       DinError: the side table has none of the ids.
     """
-    id_of_entry = index_in(ids, table[key])
+    id_of_entry = index_in(ids, table[key].cast(ids.dtype))
     if (id_of_entry < 0).all():
         raise DinError(
             f"{side_table.files.path}: no {key.removeprefix('.')} of [{side_table.files.section}], "
@@ -136,6 +136,40 @@ def behavior_sequence(
     else:
         end = np.searchsorted(user_of_event, user, "right")
     return BehaviorSequence(features, len(events), start, end, time)
+
+
+def listed_sequence(
+    lists: pl.DataFrame, time: pl.Series | None, newest_first: bool
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, int]:
+    """The behaviours of lists that stand in the samples' rows, end to end.
+
+    Args:
+      lists: [samples] of lists, of one length in each row; ".time" has the behaviours' times.
+      time: of the samples.
+      newest_first: whether the lists begin with the latest behaviour.
+
+    Returns:
+      The behaviours, those strictly before the sample where they have times, in order of time; each
+      sample's [start, end); and how many were left out.
+    """
+    if newest_first:
+        lists = lists.with_columns(pl.all().list.reverse())
+    length = lists.to_series(0).list.len().fill_null(0).to_numpy().astype(np.int64)
+    sample = np.repeat(np.arange(len(lists)), length)
+    nonempty = lists.filter(pl.Series(length > 0))
+    events = nonempty.explode(pl.all()) if len(nonempty) else lists.clear().explode(pl.all())
+    events = events.with_columns(pl.Series(".sample", sample))
+    left_out = 0
+    if ".time" in events.columns and time is not None:
+        before = events[".time"] < time[sample]
+        left_out = int((~before).sum())
+        events = events.filter(before).sort(".sample", ".time", maintain_order=True)
+        length = np.bincount(events[".sample"].to_numpy(), minlength=len(lists))
+    elif any(c.startswith(".") for c in lists.columns) and time is not None:
+        # `valid_from` joins by time: the values that are valid at the sample.
+        events = events.with_columns(time[sample].alias(".time"))
+    end = np.cumsum(length)
+    return events, end - length, end, left_out
 
 
 def search_by_time(

@@ -9,68 +9,103 @@ import polars as pl
 
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
+from din_jax.prepare.log import drawn_negatives
 from din_jax.prepare.log.features import (
     BehaviorSequence,
     Feature,
     behavior_sequence,
     index_in,
     joined_features,
+    listed_sequence,
     own_features,
 )
-from din_jax.prepare.log.spec import Behaviors, Spec
+from din_jax.prepare.log.spec import Behaviors, ListedHistory, Spec
 from din_jax.prepare.log.splits import split_impressions
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.times import in_seconds, time_unit
+from din_jax.prepare.log.value_types import unify
 
 
 class JoinedLog:
     """The samples of a log.
 
-    Samples are sorted by split, then by time, then as in the files. Users are numbered in this
-    order, so that no number in training depends on the other splits.
+    Samples are sorted by split, then by time, then as in the files; drawn negatives follow their
+    positive. Users are numbered in this order, so that no number in training depends on the other
+    splits.
 
     Attributes:
       counts: {section: {what is counted: rows}}.
       notes: of what is not an error but may be a mistake.
       splits: {split: its samples}.
-      label, user: [samples].
+      label: UInt8 [samples], 0 or 1; null where a sample has none.
+      weight: float [samples], or None.
+      user: [samples]; where the log has no users each sample is a user of its own.
       time: int64 [samples], in seconds; None if no sequence has times.
       users, items: the raw ids.
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
+      negatives: how negatives were drawn, or None.
     """
 
-    def __init__(self, spec: Spec, seed: int):
+    def __init__(self, spec: Spec, seed: int, tables: Tables):
         self.spec = spec
-        tables = Tables(spec)
         self._frames, self.counts, self.notes = tables.frames, tables.counts, tables.notes
-
-        impressions = self._frames["impressions"]
-        samples, self.splits = split_impressions(spec, impressions, seed)
-        self.counts["impressions"]["in no split"] = len(impressions) - len(samples)
-        self.label = samples[".label"].to_numpy()
         self._unit = time_unit(spec, self._frames, self.notes)
+        samples = self._samples(seed)
+        rows = len(samples)
+        unlabelled = pl.Series([None], dtype=pl.UInt8).new_from_index(0, rows)
+        self.label = samples[".label"] if ".label" in samples.columns else unlabelled
+        self.weight = samples[".weight"].to_numpy() if ".weight" in samples.columns else None
         self.time = None if self._unit is None else in_seconds(samples[".time"], self._unit)
-        self.users = samples[".user"].unique(maintain_order=True)
-        self.user = index_in(self.users, samples[".user"])
-        with_items = [samples, *(self._frames[b.files.section] for b in spec.behaviors)]
-        self.items = pl.concat([frame[".item"] for frame in with_items]).unique(maintain_order=True)
-
-        columns = spec.impressions.fields
+        self.user, self.users = np.arange(rows), pl.Series([], dtype=pl.Int64)
+        if spec.impressions.user is not None:
+            self.users = samples[".user"].unique(maintain_order=True)
+            self.user = index_in(self.users, samples[".user"])
+        self.items = self._all_items(samples)
         self.fields = {
-            "user": {
-                "user_id": Feature("user", self.users, self.user),
-                **own_features(columns["user"], samples),
-                **self._user_features(samples),
-            },
-            "ad": {**self._item_features(samples), **own_features(columns["ad"], samples)},
-            "context": own_features(columns["context"], samples),
+            "user": self._user_features(samples),
+            "ad": self._ad_features(samples, own_features(spec.impressions.fields["ad"], samples)),
+            "context": own_features(spec.impressions.fields["context"], samples),
         }
         self.sequences: dict[str, BehaviorSequence] = {}
-        if not spec.behaviors:
-            self.sequences["history"] = self._clicks(samples)
+        for history in spec.histories:
+            self.sequences[history.name] = self._listed(history, samples)
         for behaviors in spec.behaviors:
             self.sequences[behaviors.name] = self._behaviors(behaviors, samples)
+        if not self.sequences and self._clicks_are_behaviors(samples):
+            self.sequences["history"] = self._clicks(samples)
+        for behaviors in spec.behaviors:
+            # What behaviours alone have is compared with an ad's field that is always unknown.
+            for column in behaviors.extra:
+                feature = self.sequences[behaviors.name].features[column.name]
+                self.fields["ad"][column.name] = feature._replace(value_index=np.full(rows, -1))
+
+    def _samples(self, seed: int) -> pl.DataFrame:
+        """The impressions in a split, or the positives in one and their negatives."""
+        impressions, spec = self._frames["impressions"], self.spec
+        counts = self.counts["impressions"]
+        if spec.negatives is None:
+            samples, self.splits = split_impressions(spec, impressions, seed, self.notes)
+            counts["in no split"] = len(impressions) - len(samples)
+            self.negatives: dict[str, object] | None = None
+            return samples
+        positives = impressions.filter(pl.col(".label") == 1)
+        counts["not positive"] = len(impressions) - len(positives)
+        samples, splits = split_impressions(spec, positives, seed, self.notes)
+        counts["in no split"] = len(positives) - len(samples)
+        drawn = drawn_negatives.draw(spec, samples, splits, self._frames, seed, self.notes)
+        self.splits, self.negatives = drawn.splits, drawn.origin
+        return drawn.frame
+
+    def _all_items(self, samples: pl.DataFrame) -> pl.Series:
+        """The distinct ids of all items: of samples, then of the behaviours."""
+        frames = [samples, *(self._frames[b.files.section] for b in self.spec.behaviors)]
+        ids = [frame[".item"] for frame in frames if ".item" in frame.columns]
+        listed = [samples[f".{h.name}.item"] for h in self.spec.histories if h.item is not None]
+        ids += [lists.explode().drop_nulls().alias(".item") for lists in listed]
+        if not ids:
+            return pl.Series(".item", [], dtype=pl.Int64)
+        return unify(ids).unique(maintain_order=True)
 
     def all_fields(self) -> dict[str, Feature]:
         """The features of the samples, of all groups."""
@@ -84,7 +119,8 @@ class JoinedLog:
                 name = side_table.columns[0].name  # all columns of a table are joined together
                 joined = {"samples": self.fields[group][name]}
                 if group == "ad":
-                    joined |= {s: of.features[name] for s, of in self.sequences.items()}
+                    sequences = self.sequences.items()
+                    joined |= {s: of.features[name] for s, of in sequences if name in of.features}
                 rates[side_table.files.section] = {
                     what: round(float((feature.value_index >= 0).mean()), 6)
                     for what, feature in joined.items()
@@ -92,16 +128,22 @@ class JoinedLog:
                 }
         return rates
 
-    def _item_features(self, frame: pl.DataFrame) -> dict[str, Feature]:
-        item = index_in(self.items, frame[".item"])
+    def _ad_features(self, frame: pl.DataFrame, own: dict[str, Feature]) -> dict[str, Feature]:
+        """The ad's fields of samples or behaviours: the item, those of side tables, then its own."""
+        if ".item" not in frame.columns:
+            return own
+        item = index_in(self.items, frame[".item"].cast(self.items.dtype))
         features = {"item": Feature("item", self.items, item)}
         for side_table in self.spec.items:
             table = self._frames[side_table.files.section]
             features |= joined_features(side_table, table, ".item", self.items, item, frame)
-        return features
+        return features | own
 
     def _user_features(self, samples: pl.DataFrame) -> dict[str, Feature]:
         features: dict[str, Feature] = {}
+        if self.spec.impressions.user is not None:
+            features["user_id"] = Feature("user", self.users, self.user)
+        features |= own_features(self.spec.impressions.fields["user"], samples)
         for side_table in self.spec.users:
             table = self._frames[side_table.files.section]
             features |= joined_features(side_table, table, ".user", self.users, self.user, samples)
@@ -116,8 +158,45 @@ class JoinedLog:
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
         order = [c for c in (".user", ".time", ".order") if c in events.columns]
         events = events.sort(order, maintain_order=True)
-        features = self._item_features(events) | own_features(behaviors.ad, events)
+        own = own_features((*behaviors.ad, *behaviors.extra), events)
+        features = self._ad_features(events, own)
         return behavior_sequence(features, events, samples, self.user, self._unit)
+
+    def _listed(self, history: ListedHistory, samples: pl.DataFrame) -> BehaviorSequence:
+        """The sequence of lists in the samples' own rows."""
+        names = {c.name: f".{history.name}.{c.name}" for c in history.ad}
+        if history.item is not None:
+            names[".item"] = f".{history.name}.item"
+        if history.time is not None:
+            names[".time"] = f".{history.name}.time"
+        lists = samples.select(pl.col(column).alias(name) for name, column in names.items())
+        time = samples[".time"] if ".time" in samples.columns else None
+        events, start, end, later = listed_sequence(lists, time, history.newest_first)
+        if history.time is not None:
+            self.counts["impressions"][f"behaviours in {history.name} not before the row"] = later
+        features = self._ad_features(events, own_features(history.ad, events))
+        known = history.time is not None and self._unit is not None
+        seconds = in_seconds(events[".time"], self._unit) if known and self._unit else None
+        return BehaviorSequence(features, len(events), start, end, seconds)
+
+    def _clicks_are_behaviors(self, samples: pl.DataFrame) -> bool:
+        """Whether clicked impressions can be behaviours; a note says why not."""
+        impressions = self.spec.impressions
+        missing = [
+            key
+            for key, there in (
+                ("user", impressions.user),
+                ("time", impressions.time),
+                ("item or a column in ad", impressions.item or impressions.fields["ad"] or self.spec.items),
+            )
+            if not there
+        ]
+        if missing:
+            self.notes.append(
+                f"[impressions] names no {' and no '.join(missing)}, so that samples have no history: train "
+                "lr, base, wide_deep, pnn or deepfm; din needs histories"
+            )
+        return not missing and ".label" in samples.columns
 
     def _clicks(self, samples: pl.DataFrame) -> BehaviorSequence:
         """The sequence of the clicked impressions."""
@@ -139,7 +218,7 @@ class JoinedLog:
     def _check_clicks(self, clicks: BehaviorSequence, sample: np.ndarray) -> None:
         """Raises if a history has a click of a later split, and with it that sample's label.
 
-        Splits by column need not follow one another in time.
+        Splits by column, and random ones, need not follow one another in time.
         """
         for name, later in itertools.pairwise(SPLITS):
             samples = self.splits[name]

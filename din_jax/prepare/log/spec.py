@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from din_jax.prepare.vocabularies import UNKNOWN_SHARE
 
@@ -19,38 +19,114 @@ SplitStart = int | float | datetime.datetime
 class Column:
     """A feature: the column of its values and the embedding table of their ids.
 
-    Text is split at `separator` into several values. `numeric`: the embedding table has buckets.
+    Attributes:
+      name: of the field.
+      column: of the user's table.
+      table: the embedding table.
+      separator: text is split at it into several values.
+      list: "json" or "python": text holds a list of values in this notation.
+      weighted: "drop": each of the several values is "id:weight", of which the id is used.
+      numeric: the embedding table has buckets.
     """
 
     name: str
     column: str
     table: str
-    separator: str | None
-    numeric: bool
+    separator: str | None = None
+    list: Literal["json", "python"] | None = None
+    weighted: Literal["drop"] | None = None
+    numeric: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TableFiles:
-    """The file or folder of one of the user's tables, named `section` in messages."""
+    """The files of one of the user's tables, named `section` in messages, and how to read them.
+
+    Attributes:
+      section: of the spec.
+      paths: files, folders or patterns such as "day-*.csv", in order.
+      delimiter: of CSV; None: a tab in files named .tsv, else a comma.
+      quote, escape, encoding, header: of CSV, see `csv_blocks.Dialect`; `header` names the columns
+        of files without one.
+      null_values: text that means a missing value, beside the empty one.
+      strip: whether spaces around values are removed.
+      where: {column: the values of the rows to read}.
+      keep_duplicates: whether rows that are equal in all columns count as often as they occur.
+    """
 
     section: str
-    path: Path
-    delimiter: str | None  # None: a tab in files named .tsv, else a comma
+    paths: tuple[Path, ...]
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
+    encoding: str = "utf-8"
+    header: tuple[str, ...] | None = None
+    null_values: tuple[str, ...] = ()
+    strip: bool = False
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    keep_duplicates: bool = False
+
+    def source(self) -> tuple[Any, ...]:
+        """What two sections that read the same text in the same way have in common."""
+        return dataclasses.astuple(
+            dataclasses.replace(self, section="", where=(), keep_duplicates=False)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """The time of a row: its columns, which are joined by a space, and how they are written.
+
+    Attributes:
+      columns: their names.
+      unit: of numbers; None where the spec does not name it.
+      format: of text, as in `strptime`; None: numbers, or dates as in ISO 8601.
+      zone: of dates without a zone, "Asia/Shanghai" for instance; None: UTC.
+    """
+
+    columns: tuple[str, ...]
+    unit: str | None = None
+    format: str | None = None
+    zone: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The columns as a message names them."""
+        return " ".join(self.columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a click is.
+
+    Attributes:
+      column: its values are 0 and 1, unless one of the following is given.
+      positive: the values that are clicks.
+      at_least: numbers from this one on are clicks.
+      impressions: `column` has numbers of clicks, and this column of impressions: each row
+        is a sample of label 1, weighted by its clicks, and one of label 0 by the rest.
+    """
+
+    column: str
+    positive: tuple[str, ...] | None = None
+    at_least: float | None = None
+    impressions: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Impressions:
     """The table of samples; `fields` is {"user" | "ad" | "context": the columns of the group}.
 
-    `time_unit` is that of all times that are numbers; None where the spec does not name it.
+    Without `label` every row is an interaction, and `Negatives` makes the others; or the rows are
+    to be scored. `user`, `item`, `time` and `weight` are None where the log has none.
     """
 
     files: TableFiles
-    label: str
-    user: str
-    item: str
-    time: str
-    time_unit: str | None
+    label: Label | None
+    user: str | None
+    item: str | None
+    time: Time | None
+    weight: str | None
     fields: dict[str, tuple[Column, ...]]
 
 
@@ -58,16 +134,34 @@ class Impressions:
 class Behaviors:
     """A table of behaviours and the name of its sequence.
 
-    `time` is None where all behaviours lie before all impressions (`prior = true`).
+    `time` is None where all behaviours lie before all impressions (`prior = true`). `item` is None
+    where only what is in `ad` is known of them. `extra` are fields that the ad does not have, such
+    as the behaviour's type.
     """
 
     name: str
     files: TableFiles
     user: str
-    item: str
-    time: str | None
+    item: str | None
+    time: Time | None
     order: str | None
     ad: tuple[Column, ...]
+    extra: tuple[Column, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedHistory:
+    """A history that stands in the impression's own row: columns that are lists.
+
+    `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where all
+    lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
+    """
+
+    name: str
+    item: Column | None
+    time: Time | None
+    ad: tuple[Column, ...]
+    newest_first: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +170,25 @@ class SideTable:
 
     files: TableFiles
     key: str
-    valid_from: str | None
+    valid_from: Time | None
     columns: tuple[Column, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives:
+    """What the user did not take, drawn for each interaction.
+
+    Attributes:
+      per_positive: how many.
+      by: the law: "uniform", "in_category", or "popularity" with an exponent.
+      category: with "in_category": the ad's field.
+      exclude: "before": what the user has taken until then is never drawn; "ever": nor later.
+    """
+
+    per_positive: int
+    by: str
+    category: str | None
+    exclude: Literal["before", "ever"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +196,8 @@ class Split:
     """How impressions are split.
 
     Attributes:
-      by: "time", "user" or "column".
+      by: "time", "user", "column", "random", or "last": each user's last impression is of test, the
+        one before it of validation.
       column, values, ignore: if `by` is "column": its name, the values of each split, and the
         values that are left out.
       starts: of validation and test, where given: a fraction of the rows (of the train rows if
@@ -112,16 +224,18 @@ class TableOptions:
 class Spec:
     """A whole spec.
 
-    `behaviors` is empty where the clicked impressions are the behaviours. `tables` has an entry for
-    every embedding table. `source` is the parsed TOML.
+    Without `behaviors` and `histories` the clicked impressions are the behaviours. `tables` has an
+    entry for every embedding table. `source` is the parsed TOML.
     """
 
     path: Path
     impressions: Impressions
     behaviors: tuple[Behaviors, ...]
+    histories: tuple[ListedHistory, ...]
     items: tuple[SideTable, ...]
     users: tuple[SideTable, ...]
-    split: Split
+    negatives: Negatives | None
+    split: Split | None
     tables: dict[str, TableOptions]
     source: dict[str, Any]
 

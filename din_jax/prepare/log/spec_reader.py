@@ -8,41 +8,50 @@ from pathlib import Path
 from typing import Any
 
 from din_jax.errors import DinError
-from din_jax.prepare.log import split_reader
+from din_jax.prepare.log import section_values, split_reader
+from din_jax.prepare.log.section_values import FILE_KEYS, TIME_KEYS
 from din_jax.prepare.log.spec import (
     Behaviors,
     Column,
     Impressions,
+    ListedHistory,
+    Negatives,
     SideTable,
     Spec,
-    TableFiles,
     TableOptions,
 )
 from din_jax.prepare.log.spec_checks import check_across_sections
-from din_jax.prepare.log.times import UNITS
 from din_jax.prepare.log.toml_section import Section, suggestion
 
-_FILE_KEYS = ("path", "delimiter")
 _KEYS = {
     "impressions": (
-        *(*_FILE_KEYS, "label", "user", "item", "time", "time_unit"),
-        *("profile", "ad", "context"),
+        *(*FILE_KEYS, "columns", "label", "user", "item", "time", *TIME_KEYS),
+        *("weight", "profile", "ad", "context"),
     ),
-    "behaviours": (*_FILE_KEYS, "user", "item", "time", "order", "prior", "ad"),
-    "items": (*_FILE_KEYS, "item", "valid_from", "columns"),
-    "users": (*_FILE_KEYS, "user", "valid_from", "columns"),
+    "behaviours": (
+        *(*FILE_KEYS, "columns", "user", "item", "time", *TIME_KEYS),
+        *("order", "prior", "ad", "fields"),
+    ),
+    "history": ("item", "time", "time_format", "time_zone", "ad", "newest_first"),
+    "items": (*FILE_KEYS, "item", "valid_from", *TIME_KEYS, "columns"),
+    "users": (*FILE_KEYS, "user", "valid_from", *TIME_KEYS, "columns"),
+    "negatives": ("per_positive", "by", "category", "exclude"),
     "tables": ("min_count", "unknown_share", "buckets"),
-    "column": ("column", "table", "separator"),
 }
-_SECTIONS = ("impressions", "behaviours", "items", "users", "split", "tables")
+_FIRST = {"behaviours": ("path",), "items": ("path",), "users": ("path",), "history": ("item", "ad")}
+_SECTIONS = (
+    *("impressions", "behaviours", "history", "items", "users"),
+    *("negatives", "split", "tables"),
+)
 
 
-def read(path: str | Path, data: str | Path | None = None) -> Spec:
+def read(path: str | Path, data: str | Path | None = None, *, to_score: bool = False) -> Spec:
     """Reads a spec.
 
     Args:
       path: the TOML file.
       data: the folder that the paths of the tables start from; by default the spec's own.
+      to_score: whether the rows are to be scored: they need no label and no split.
 
     Raises:
       DinError: the file is missing or not TOML; a key is missing, unknown or of a wrong type; or
@@ -61,7 +70,7 @@ def read(path: str | Path, data: str | Path | None = None) -> Spec:
             problem = "no such file"
         raise DinError(
             f"{path}: {problem}; expected the spec of a log, a TOML file: docs/your-data.md has "
-            "one to start from"
+            "one to start from, and python -m din_jax.prepare spec writes one"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DinError(
@@ -69,21 +78,21 @@ def read(path: str | Path, data: str | Path | None = None) -> Spec:
             "[impressions]"
         ) from error
     top = Section(path, "", source, _SECTIONS)
-    return _Reader(path, Path(data) if data is not None else path.parent, top).spec()
+    return _Reader(path, Path(data) if data is not None else path.parent, top, to_score).spec()
 
 
 class _Reader:
     """Reads the sections of a spec."""
 
-    def __init__(self, path: Path, folder: Path, top: Section):
-        self.path, self.folder, self.top = path, folder, top
+    def __init__(self, path: Path, folder: Path, top: Section, to_score: bool):
+        self.path, self.folder, self.top, self.to_score = path, folder, top, to_score
         tables = top.value.get("tables", {})
         if not isinstance(tables, dict):
             raise top.invalid("tables", "sections [tables.NAME]")
         self.options = {name: self._table_options(name, value) for name, value in tables.items()}
 
     def spec(self) -> Spec:
-        for required in ("impressions", "split"):
+        for required in ("impressions", *(() if self.to_score else ("split",))):
             if required not in self.top:
                 raise self.top.missing(required, f"a section [{required}]")
         impressions = self._impressions()
@@ -91,18 +100,27 @@ class _Reader:
             self._behaviors(name, value)
             for name, value in self._one_or_several("behaviours", default="history").items()
         )
-        items, users = self._side_tables("items", "item"), self._side_tables("users", "user")
+        histories = tuple(
+            self._history(name, value)
+            for name, value in self._one_or_several("history", default="history").items()
+        )
+        items = self._side_tables("items", "item")
+        users = self._side_tables("users", "user")
         spec = Spec(
             path=self.path,
             impressions=impressions,
             behaviors=behaviors,
+            histories=histories,
             items=items,
             users=users,
-            split=split_reader.read_split(self.path, self.top.value["split"]),
-            tables=self._tables(impressions, behaviors, items + users),
+            negatives=self._negatives() if "negatives" in self.top else None,
+            split=split_reader.read_split(self.path, self.top.value["split"])
+            if "split" in self.top
+            else None,
+            tables=self._tables(impressions, behaviors, histories, items + users),
             source=self.top.value,
         )
-        check_across_sections(spec)
+        check_across_sections(spec, to_score=self.to_score)
         return spec
 
     def _one_or_several(self, kind: str, default: str = "") -> dict[str, Any]:
@@ -110,7 +128,7 @@ class _Reader:
         if kind not in self.top:
             return {}
         value = self.top.value[kind]
-        several = isinstance(value, dict) and value and _KEYS[kind][0] not in value
+        several = isinstance(value, dict) and value and not set(_FIRST[kind]) & set(value)
         if several and all(isinstance(section, dict) for section in value.values()):
             return dict(value)
         return {default: value}
@@ -118,54 +136,17 @@ class _Reader:
     def _section(self, kind: str, name: str, value: Any) -> Section:
         return Section(self.path, f"{kind}.{name}" if name else kind, value, _KEYS[kind])
 
-    def _files(self, section: Section) -> TableFiles:
-        path = section.text("path", "a Parquet or CSV file, or a folder of them")
-        expected = "the one character between the values of a CSV"
-        delimiter = section.optional_text("delimiter", expected)
-        if delimiter is not None and len(delimiter.encode()) != 1:
-            raise section.invalid("delimiter", expected)
-        return TableFiles(section.name, self.folder / path, delimiter)
-
     def _columns(self, section: Section, key: str) -> tuple[Column, ...]:
-        """Reads a list of columns, or a section {field: {column, table, separator}}."""
-        value = section.value.get(key, [])
-        if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            value = {name: {} for name in value}
-        if not isinstance(value, dict):
-            raise section.invalid(
-                key, f'a list of columns, ["a", "b"], or a section [{section.name}.{key}] of them'
-            )
-        return tuple(self._column(section, key, name, options) for name, options in value.items())
-
-    def _column(self, section: Section, key: str, name: str, options: Any) -> Column:
-        inner = Section(self.path, f"{section.name}.{key}.{name}", options, _KEYS["column"])
-        if not name.isidentifier():
-            raise DinError(
-                f"{section.location} {key}: {name!r} can't be a field's name, which has only "
-                "letters, digits and _; give it another one: "
-                f"[{section.name}.{key}] NAME = {{column = {name!r}}}"
-            )
-        table = inner.optional_text("table", "the name of an embedding table") or name
-        column = Column(
-            name=name,
-            column=inner.optional_text("column") or name,
-            table=table,
-            separator=inner.optional_text("separator", "what stands between values"),
-            numeric=self.options.get(table, TableOptions()).buckets is not None,
-        )
-        if column.numeric and column.separator:
-            raise DinError(
-                f"{inner.location} has a separator, but table {table!r} has buckets, whose fields "
-                "have one number each. Remove one of the two"
-            )
-        return column
+        return section_values.columns(section, key, self.options)
 
     @staticmethod
     def _check_distinct(section: Section, *keys: str) -> None:
         """Raises if two of these keys, as far as they are present, name one column."""
         key_of_column: dict[str, str] = {}
         for key in filter(section.__contains__, keys):
-            column = section.text(key)
+            column = section.value[key]
+            if not isinstance(column, str):
+                continue
             if column in key_of_column:
                 raise DinError(
                     f"{section.location} {key_of_column[column]} and {key} are both {column!r}; "
@@ -175,18 +156,27 @@ class _Reader:
 
     def _impressions(self) -> Impressions:
         section = self._section("impressions", "", self.top.value["impressions"])
-        self._check_distinct(section, "label", "user", "item", "time")
-        units = f"the unit of times that are numbers: {', '.join(UNITS)}"
-        time_unit = section.optional_text("time_unit", units)
-        if time_unit is not None and time_unit not in UNITS:
-            raise section.invalid("time_unit", units)
+        self._check_distinct(section, "label", "user", "item", "time", "weight")
+        label = section_values.label(section)
+        if label is None and not self.to_score and "negatives" not in self.top:
+            raise section.missing(
+                "label",
+                "the name of a column of 0 and 1. If each row is something that a user took, say how "
+                "to draw what was not taken: [negatives]. If the rows are to be scored by a model "
+                "of another store: --like",
+            )
+        if label is not None and label.impressions is not None and "weight" in section:
+            raise DinError(
+                f"{section.location} has numbers of clicks and impressions, which are the weights, "
+                "and weight. Remove one of the two"
+            )
         return Impressions(
-            files=self._files(section),
-            label=section.text("label"),
-            user=section.text("user"),
-            item=section.text("item"),
-            time=section.text("time"),
-            time_unit=time_unit,
+            files=section_values.files(section, self.folder),
+            label=label,
+            user=section.optional_text("user"),
+            item=section.optional_text("item"),
+            time=section_values.time(section),
+            weight=section.optional_text("weight"),
             fields={
                 "user": self._columns(section, "profile"),
                 "ad": self._columns(section, "ad"),
@@ -198,7 +188,7 @@ class _Reader:
         single = value is self.top.value["behaviours"]
         section = self._section("behaviours", "" if single else name, value)
         self._check_distinct(section, "user", "item", "time")
-        time, prior = section.optional_text("time"), section.flag("prior")
+        time, prior = section_values.time(section), section.flag("prior")
         if time is None and not prior:
             raise DinError(
                 f"{section.location} has no 'time': nothing says which behaviours lie before an "
@@ -210,14 +200,43 @@ class _Reader:
                 f"{section.location} has both time and prior = true; with a time each history "
                 "ends strictly before its impression: remove prior"
             )
-        return Behaviors(
+        behaviors = Behaviors(
             name=name,
-            files=self._files(section),
+            files=section_values.files(section, self.folder),
             user=section.text("user"),
-            item=section.text("item"),
+            item=section.optional_text("item"),
             time=time,
             order=section.optional_text("order"),
             ad=self._columns(section, "ad"),
+            extra=self._columns(section, "fields"),
+        )
+        if behaviors.item is None and not behaviors.ad:
+            raise section.missing(
+                "item", "the name of a column; or in ad columns that the ad has too: ad = [\"category\"]"
+            )
+        return behaviors
+
+    def _history(self, name: str, value: Any) -> ListedHistory:
+        single = value is self.top.value["history"]
+        section = self._section("history", "" if single else name, value)
+        item = None
+        if "item" in section:
+            stated = section.value["item"]
+            inner = {"column": stated} if isinstance(stated, str) else stated
+            if not isinstance(inner, dict) or "column" not in inner:
+                raise section.invalid("item", 'a column of lists, or {column = "a", separator = ","}')
+            item = section_values.column(
+                section, "item", "item", {**inner, "table": "item"}, self.options
+            )
+        ad = self._columns(section, "ad")
+        if item is None and not ad:
+            raise section.missing("item", "the name of a column of lists")
+        return ListedHistory(
+            name=name,
+            item=item,
+            time=section_values.time(section),
+            ad=ad,
+            newest_first=section.flag("newest_first"),
         )
 
     def _side_tables(self, kind: str, key: str) -> tuple[SideTable, ...]:
@@ -226,15 +245,40 @@ class _Reader:
             section = self._section(kind, name, value)
             self._check_distinct(section, key, "valid_from")
             side_table = SideTable(
-                files=self._files(section),
+                files=section_values.files(section, self.folder, header="header"),
                 key=section.text(key),
-                valid_from=section.optional_text("valid_from"),
+                valid_from=section_values.time(section, "valid_from"),
                 columns=self._columns(section, "columns"),
             )
             if not side_table.columns:
                 raise section.missing("columns", 'a list of columns, ["a", "b"]')
             side_tables.append(side_table)
         return tuple(side_tables)
+
+    def _negatives(self) -> Negatives:
+        section = self._section("negatives", "", self.top.value["negatives"])
+        if "per_positive" not in section:
+            raise section.missing("per_positive", "how many to draw for each interaction")
+        by = section.text("by", '"uniform", "popularity", "popularity^0.75" or "in_category"')
+        name, _, exponent = by.partition("^")
+        try:
+            valid = by in ("uniform", "in_category") or (
+                name == "popularity" and (not exponent or float(exponent) >= 0)
+            )
+        except ValueError:
+            valid = False
+        if not valid:
+            raise section.invalid("by", '"uniform", "popularity", "popularity^0.75" or "in_category"')
+        exclude = section.value.get("exclude", "ever")
+        if exclude not in ("before", "ever"):
+            raise section.invalid("exclude", '"before" or "ever"')
+        category = section.optional_text("category", "the ad's field")
+        if (by == "in_category") != (category is not None):
+            raise DinError(
+                f'{section.location} by = "in_category" and category, the ad\'s field that has it, go '
+                "together; add or remove one"
+            )
+        return Negatives(section.integer("per_positive", 1), by, category, exclude)
 
     def _table_options(self, name: str, value: Any) -> TableOptions:
         section = self._section("tables", name, value)
@@ -258,13 +302,20 @@ class _Reader:
         self,
         impressions: Impressions,
         behaviors: Iterable[Behaviors],
+        histories: Iterable[ListedHistory],
         side_tables: Iterable[SideTable],
     ) -> dict[str, TableOptions]:
         """{embedding table: its options}, of every table that a column names."""
         columns = [c for group in impressions.fields.values() for c in group]
-        columns += [c for b in behaviors for c in b.ad]
+        columns += [c for b in behaviors for c in (*b.ad, *b.extra)]
+        columns += [c for h in histories for c in h.ad]
         columns += [c for side_table in side_tables for c in side_table.columns]
-        names = dict.fromkeys(["item", "user", *(c.table for c in columns)])
+        keys = [
+            name
+            for name, column in (("item", impressions.item), ("user", impressions.user))
+            if column is not None
+        ]
+        names = dict.fromkeys([*keys, *(c.table for c in columns)])
         for name, options in self.options.items():
             if name not in names:
                 raise DinError(

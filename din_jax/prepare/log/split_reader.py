@@ -16,10 +16,13 @@ _KEYS_BY = {
     "time": ("by", "validation", "test"),
     "user": ("by", "validation", "test"),
     "column": KEYS,
+    "random": ("by", "validation", "test"),
+    "last": ("by",),
 }
 _EXPECTED = {
     "time": "the time at which it begins, or a share of the rows between 0 and 1, such as 0.1",
     "user": "a share of the users between 0 and 1, such as 0.1",
+    "random": "a share of the rows between 0 and 1, such as 0.1",
     "column": "the value that names the split, a list of values, or (validation and test) a share "
     "such as 0.1: the latest of the train rows",
 }
@@ -32,13 +35,14 @@ def read_split(path: Path, value: Any) -> Split:
       DinError: a key is missing, unknown or invalid, or two keys contradict one another.
     """
     section = Section(path, "split", value, KEYS)
-    by = section.text("by", '"time", "user" or "column"')
+    expected = '"time", "user", "column", "random" or "last"'
+    by = section.text("by", expected)
     if by not in _KEYS_BY:
-        raise section.invalid("by", f'"time", "user" or "column"{suggestion(by, _KEYS_BY)}')
+        raise section.invalid("by", f"{expected}{suggestion(by, _KEYS_BY)}")
     section = Section(path, "split", value, _KEYS_BY[by])
     values: dict[str, tuple[str, ...]] = {}
     starts: dict[str, SplitStart] = {}
-    for key in ("train", "validation", "test"):
+    for key in ("train", "validation", "test") if by != "last" else ():
         if by != "column" and key == "train":
             continue
         if key not in section:

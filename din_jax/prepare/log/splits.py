@@ -19,22 +19,39 @@ _IGNORED = len(SPLITS)  # the number of impressions in no split
 
 
 def split_impressions(
-    spec: Spec, impressions: pl.DataFrame, seed: int
+    spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]
 ) -> tuple[pl.DataFrame, dict[str, slice]]:
     """The impressions that are in a split, sorted by split and time, and the rows of each split.
+
+    Without a [split], which only rows to be scored lack, all are in test. Without times the order of
+    the files is that of time; a note says so.
 
     Raises:
       DinError: a split is empty, the column has names that the spec does not, or the spec has dates
         where the times are numbers, or the other way round.
     """
-    split, time = spec.split, impressions[".time"]
+    split, rows = spec.split, len(impressions)
+    if split is None:
+        ordered = impressions.sort(".time", maintain_order=True) if spec.impressions.time else impressions
+        return ordered, {"train": slice(0, 0), "validation": slice(0, 0), "test": slice(0, rows)}
+    has_time = ".time" in impressions.columns
+    time = impressions[".time"] if has_time else pl.Series(".time", np.arange(rows))
     if split.by == "column":
         number = _by_column(spec, impressions[".split"])
     elif split.by == "user":
         number = _by_user(split.starts, impressions[".user"], seed)
+    elif split.by == "random":
+        number = _at_random(split.starts, rows, seed)
+    elif split.by == "last":
+        number = _by_last(impressions)
     else:
-        number = np.zeros(len(time), np.int8)
-    if split.by != "user":
+        number = np.zeros(rows, np.int8)
+    if split.by in ("time", "column"):
+        if not has_time and split.starts:
+            notes.append(
+                "[impressions] names no time: the rows are split in the order of the files, as if that was "
+                'their order in time; if it is not, [split] by = "random" draws them'
+            )
         # Both starts are computed before any row is moved to a later split.
         train = number == 0
         starts = {
@@ -47,13 +64,14 @@ def split_impressions(
         raise DinError(
             f"{spec.path}: [split] leaves a split without impressions: "
             + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, sizes, strict=True))
-            + f"; the times go from {time.min()!s} to {time.max()!s}. Give each split some"
+            + (f"; the times go from {time.min()!s} to {time.max()!s}" if has_time else "")
+            + ". Give each split some"
             + (f". {SHARE_OR_TIME}" if split.by == "time" else "")
         )
     bounds = [0, *np.cumsum(sizes).tolist()]
     samples = (
         impressions.with_columns(pl.Series(".split", number))
-        .sort(".split", ".time", maintain_order=True)
+        .sort(".split", *([".time"] if has_time else []), maintain_order=True)
         .head(bounds[-1])
     )
     return samples, {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(SPLITS)}
@@ -91,6 +109,33 @@ def _by_user(fractions: Mapping[str, Any], users: pl.Series, seed: int) -> np.nd
     return number_of_row
 
 
+def _at_random(fractions: Mapping[str, Any], rows: int, seed: int) -> np.ndarray:
+    """[rows] the number of each row's split, drawn."""
+    number = np.zeros(rows, np.int8)
+    shuffled = generator(seed, "split").permutation(rows)
+    begin = 0
+    for name, fraction in fractions.items():
+        end = begin + round(rows * fraction)
+        number[shuffled[begin:end]] = SPLITS.index(name)
+        begin = end
+    return number
+
+
+def _by_last(impressions: pl.DataFrame) -> np.ndarray:
+    """[rows] test for each user's last row, validation for the one before, train for the others.
+
+    Users with fewer than three rows are in train alone.
+    """
+    place = impressions.select(
+        pl.len().over(".user").alias("rows"),
+        (
+            pl.len().over(".user") - pl.col(".time").rank("ordinal").over(".user").cast(pl.Int64)
+        ).alias("after"),
+    )
+    after, enough = place["after"].to_numpy(), place["rows"].to_numpy() >= 3
+    return np.where(enough & (after < 2), 2 - after, 0).astype(np.int8)
+
+
 def _start_time(spec: Spec, name: str, time: pl.Series) -> Any:
     """The time at which a split of rows with these times begins."""
     starts = spec.split.starts
@@ -106,7 +151,7 @@ def _start_time(spec: Spec, name: str, time: pl.Series) -> Any:
     if isinstance(start, datetime.datetime) != time.dtype.is_temporal():
         raise DinError(
             f"{spec.path}: [split] {name} = {start}, but the times of [impressions], "
-            f"{spec.impressions.time!r}, are {time.dtype} from {time.min()!r} to {time.max()!r}; "
+            f"{spec.impressions.time.name!r}, are {time.dtype} from {time.min()!r} to {time.max()!r}; "
             "write it as one of those"
         )
     return start

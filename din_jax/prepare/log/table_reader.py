@@ -1,171 +1,320 @@
-"""Reads the columns of one of the user's tables: Parquet or CSV, one file or a folder of files.
+"""Reads columns of one of the user's tables: Parquet, Feather, JSON lines or CSV, one file or many.
 
-CSV is read as text, so that no id is parsed as a number ("007" stays "007") and a column's type
-does not depend on the first lines.
+The values of CSV are text, so that no id changes ("007" stays "007"); columns that hold nothing but
+whole numbers, each written in the usual way, become numbers, as they are in Parquet.
 """
 
 from __future__ import annotations
 
-import csv
+import io
 import itertools
 import json
-import urllib.parse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare.log import csv_check
+from din_jax.prepare.log import csv_blocks, table_files
 from din_jax.prepare.log.spec import TableFiles
+from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
+from din_jax.prepare.log.value_types import compact, unify
 
-_FORMATS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".tsv": "csv",
-    ".tsv.gz": "csv",
-}
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
-_LAST_IS_NULL = "whether the last value of a line is null"
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null in a folder's name
+_JSON_BYTES = 1 << 26
 
 
 class TableReader:
     """Reads one of the user's tables.
 
+    Attributes:
+      notes: of what is not an error but may be a mistake.
+
     Raises:
-      DinError: there is no file, or there are files of several formats.
+      DinError: there is no file, or a file's format can't be told.
     """
 
     def __init__(self, files: TableFiles):
-        self.section, self.path, self._delimiter = files.section, files.path, files.delimiter
-        if self.path.is_dir():
-            # Skips hidden files, and files that writers of partitioned tables leave with the data.
-            visible = (
-                file
-                for file in sorted(self.path.rglob("*"))
-                if not any(
-                    part.startswith((".", "_")) for part in file.relative_to(self.path).parts
-                )
-            )
-            self.files = [file for file in visible if file.is_file() and _format(file)]
-            if not self.files:
-                raise DinError(
-                    f"{self.path}: no file in this folder ends with {' or '.join(_FORMATS)}; "
-                    f"expected the table [{self.section}]"
-                )
-        elif self.path.is_file():
-            self.files = [self.path]
-        else:
-            raise DinError(
-                f"{self.path}: no such file or folder; expected the table [{self.section}]. Paths "
-                "of a spec start from its own folder, or from --data"
-            )
-        formats = {_format(file) for file in self.files}
-        if len(formats) != 1 or None in formats:
-            raise DinError(
-                f"{self.path}: expected the table [{self.section}] as files that all end with "
-                ".parquet, or all with one of " + ", ".join([*_FORMATS][1:])
-            )
+        self.section, self._options = files.section, files
+        self.files = table_files.find(files)
+        self.path = files.paths[0] if len(files.paths) == 1 else files.paths[0].parent
+        self.notes: list[str] = []
 
-    def read(self, columns: Mapping[str, str]) -> pl.DataFrame:
+    def read(self, columns: Mapping[str, str], limit: int | None = None) -> pl.DataFrame:
         """Reads columns, {column: the key of the spec that names it}, of all files in order.
 
+        Args:
+          columns: of which each is in at least one file; where it is missing, its values are null.
+          limit: how many rows to read, about.
+
         Raises:
-          DinError: a file lacks a column, or can't be read.
+          DinError: no file has a column, or a file can't be read.
         """
-        frames = []
-        for file in self.files:
-            is_csv, delimiter = _format(file) == "csv", self._delimiter_of(file)
-            try:
-                scan = self._scan(file)
-                names = scan.collect_schema().names()
-                last_is_null = pl.col(names[-1]).is_null() if is_csv else pl.lit(False)
-                scan = scan.with_columns(last_is_null.alias(_LAST_IS_NULL))
-                partition = _partition_columns(file.relative_to(self.path))
-                self._check_columns(file, [*names, *partition], columns)
-                frame = scan.with_columns(**partition).select(*columns, _LAST_IS_NULL).collect()
-            except (pl.exceptions.PolarsError, OSError) as error:
-                if is_csv:
-                    csv_check.check(file, delimiter)  # its errors name the line
-                reason = str(error).strip().splitlines()[0]
-                raise DinError(
-                    f"{file}: cannot be read ({reason}); expected the table [{self.section}] as "
-                    f"{_format(file)}"
-                ) from error
-            # Polars silently fills a line that is too short with nulls.
-            if frame[_LAST_IS_NULL].any() and csv_check.may_have_short_rows(
-                file, delimiter, len(names)
-            ):
-                csv_check.check(file, delimiter)
-            frames.append(frame.drop(_LAST_IS_NULL))
-        try:
-            return pl.concat(frames, how="vertical_relaxed", rechunk=False)
-        except pl.exceptions.PolarsError as error:
-            raise DinError(
-                f"{self.path}: a column has different types in its files "
-                f"({str(error).splitlines()[0]}); write it with one type"
-            ) from error
+        existing = self._existing(columns)
+        parts: dict[str, list[pl.Series]] = {column: [] for column in columns}
+        rows = 0
+        for file, names in zip(self.files, existing, strict=True):
+            here = [column for column in columns if column in names]
+            for frame in self._frames(file, here):
+                for column in columns:
+                    values = (
+                        self._clean(frame[column])
+                        if column in names
+                        else pl.Series([file.partition.get(column)], dtype=pl.String).new_from_index(
+                            0, len(frame)
+                        )
+                    )
+                    parts[column].append(values)
+                rows += len(frame)
+                if limit is not None and rows >= limit:
+                    break
+            if limit is not None and rows >= limit:
+                break
+        frame = pl.DataFrame([self._joined(name, values) for name, values in parts.items()])
+        return frame if limit is None else frame.head(limit)
+
+    def names(self) -> list[str]:
+        """The columns of the first file."""
+        file = self.files[0]
+        return [*self._names(file), *file.partition]
 
     def row_location(self, index: int) -> str:
         """The file and the line or row, counted from 1, of a row of `read`."""
         for file in self.files:
-            rows = self._scan(file).select(pl.len()).collect().item()
-            if index < rows:
-                if _format(file) == "parquet":
-                    return f"{file}, row {index + 1:,}"
-                csv_rows = csv_check.rows(file, self._delimiter_of(file))
-                line, _ = next(itertools.islice(csv_rows, index + 1, None))
-                return f"{file}, line {line:,}"
-            index -= rows
+            before = index
+            for rows, lines in self._row_counts(file):
+                if index < rows:
+                    if lines is None:
+                        return f"{file.path}, row {before + 1:,}"
+                    return f"{file.path}, line {int(lines()[index]):,}"
+                index -= rows
         raise IndexError(index)
 
-    def _check_columns(self, file: Path, existing: list[str], columns: Mapping[str, str]) -> None:
-        """Raises if a column is missing, or occurs twice in the header of a CSV."""
-        is_csv, delimiter = _format(file) == "csv", self._delimiter_of(file)
-        header = csv_check.header(file) if is_csv else ""
-        occurrences = Counter(next(csv.reader([header], delimiter=delimiter), []))
+    def _row_counts(self, file: File) -> Iterator[tuple[int, object]]:
+        if file.format == "csv":
+            name = csv_blocks.header(file.path, file.dialect)[:1]
+            for block in csv_blocks.blocks(file.path, file.dialect, name):
+                yield len(block.frame), block.lines
+        elif file.format == "json":
+            for frame in self._frames(file, self._names(file)[:1]):
+                yield len(frame), None
+        else:
+            yield self._scan(file).select(pl.len()).collect().item(), None
+
+    def _clean(self, values: pl.Series) -> pl.Series:
+        """Applies what the spec says of missing values and spaces, and stores numbers as numbers."""
+        if values.dtype == pl.String:
+            if self._options.strip:
+                stripped = values.str.strip_chars()
+                values = stripped.set(stripped == "", None) if (stripped == "").any() else stripped
+            if self._options.null_values:
+                missing = values.is_in(self._options.null_values).fill_null(False)
+                values = values.set(missing, None) if missing.any() else values
+            return compact(values)
+        if values.dtype.is_integer() and self._options.null_values:
+            missing = values.cast(pl.String).is_in(self._options.null_values).fill_null(False)
+            values = values.set(missing, None) if missing.any() else values
+        return values
+
+    def _joined(self, name: str, parts: Sequence[pl.Series]) -> pl.Series:
+        try:
+            return unify(parts).alias(name)
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            types = {str(part.dtype) for part in parts}
+            raise DinError(
+                f"{self.path}: column {name!r} of [{self.section}] has different types in its "
+                f"files, {', '.join(sorted(types))} ({str(error).splitlines()[0]}); write it with "
+                "one type"
+            ) from error
+
+    def _existing(self, columns: Mapping[str, str]) -> list[set[str]]:
+        """The asked columns that each file has itself; raises if no file has one."""
+        existing = []
+        for file in self.files:
+            names = self._names(file)
+            if file.format == "csv":
+                self._check_header(file, names, columns)
+            existing.append({c for c in columns if c in names or self._nested(file, c)})
+        for column, key in columns.items():
+            lacking = [
+                f for f, names in zip(self.files, existing, strict=True)
+                if column not in names and column not in f.partition
+            ]
+            if len(lacking) == len(self.files):
+                raise self._no_column(self.files[0], column, key)
+            if lacking:
+                self.notes.append(
+                    f"[{self.section}] {column!r} ({key}) is missing in {len(lacking):,} of "
+                    f"{len(self.files):,} files, {lacking[0].path.name} for instance; their rows "
+                    "count as having no value"
+                )
+        return existing
+
+    def _check_header(self, file: File, names: list[str], columns: Mapping[str, str]) -> None:
+        occurrences = Counter(names)
         for column, key in columns.items():
             if occurrences[column] > 1:
                 raise DinError(
-                    f"{file}: the header has {column!r} ({key} of [{self.section}]) "
+                    f"{file.path}: the header has {column!r} ({key} of [{self.section}]) "
                     f"{occurrences[column]} times; expected it once. Rename or delete the others"
                 )
-            if column not in existing:
-                used = f", with delimiter = {json.dumps(delimiter)}" if is_csv else ""
-                likely = max(_COMMON_DELIMITERS, key=header.count)
-                fix = ""
-                if header.count(likely) > header.count(delimiter):
-                    fix = f"; by its header it needs delimiter = {json.dumps(likely)}"
-                raise DinError(
-                    f"{file}: the table [{self.section}] has no column {column!r} ({key})"
-                    f"{suggestion(column, existing)}; its columns are{used}: "
-                    f"{', '.join(existing)}{fix}"
+
+    def _no_column(self, file: File, column: str, key: str) -> DinError:
+        existing = [*self._names(file), *file.partition]
+        used = fix = ""
+        if file.format == "csv":
+            used = f", with delimiter = {json.dumps(file.dialect.delimiter)}"
+            text = file.dialect.delimiter.join(existing)
+            likely = max(_COMMON_DELIMITERS, key=text.count)
+            if text.count(likely) > text.count(file.dialect.delimiter):
+                fix = f"; by its header it needs delimiter = {json.dumps(likely)}"
+            elif file.dialect.columns is None and _looks_like_data(existing):
+                name = "header" if self.section.split(".")[0] in ("items", "users") else "columns"
+                return DinError(
+                    f"{file.path}: the table [{self.section}] has no column {column!r} ({key}): its "
+                    f"first line, {text[:80]!r}, has no names. If the file has no header, name its "
+                    f'columns in [{self.section}]: {name} = ["…", "…"], in order, '
+                    f"{len(existing)} of them"
                 )
+        return DinError(
+            f"{file.path}: the table [{self.section}] has no column {column!r} ({key})"
+            f"{suggestion(column, existing)}; its columns are{used}: {', '.join(existing)}{fix}"
+        )
 
-    def _delimiter_of(self, file: Path) -> str:
-        tabs = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        return self._delimiter or ("\t" if tabs else ",")
+    def _names(self, file: File) -> list[str]:
+        if file.format == "csv":
+            return csv_blocks.header(file.path, file.dialect)
+        if file.format == "json":
+            names: dict[str, None] = {}
+            for frame in self._json_frames(file):
+                names |= dict.fromkeys(frame.columns)
+            return list(names)
+        with _reading(file, self.section):
+            return self._scan(file).collect_schema().names()
 
-    def _scan(self, file: Path) -> pl.LazyFrame:
-        if _format(file) == "parquet":
-            return pl.scan_parquet(file, hive_partitioning=False)
-        delimiter = self._delimiter_of(file)
-        return pl.scan_csv(file, separator=delimiter, infer_schema=False, null_values="")
+    def _nested(self, file: File, column: str) -> bool:
+        """Whether a name like a.b is a field of a nested column."""
+        if file.format == "csv" or "." not in column:
+            return False
+        if file.format == "json":
+            return any(_field(frame.schema, column) for frame in self._json_frames(file))
+        with _reading(file, self.section):
+            return _field(self._scan(file).collect_schema(), column)
+
+    def _frames(self, file: File, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """The columns of a file, in parts."""
+        if file.format == "csv":
+            for block in csv_blocks.blocks(file.path, file.dialect, columns):
+                yield block.frame
+        elif file.format == "json":
+            for frame in self._json_frames(file):
+                names = frame.columns
+                yield frame.select(
+                    _expression(c).alias(c)
+                    if c in names or _field(frame.schema, c)
+                    else pl.lit(None).alias(c)
+                    for c in columns
+                )
+        else:
+            with _reading(file, self.section):
+                scan = self._scan(file)
+                names = scan.collect_schema().names()
+                if not columns:
+                    rows = scan.select(pl.len()).collect().item()
+                    yield pl.DataFrame({"": pl.Series([None]).new_from_index(0, rows)})
+                    return
+                yield scan.select(
+                    (pl.col(c) if c in names else _expression(c)).alias(c) for c in columns
+                ).collect()
+
+    def _json_frames(self, file: File) -> Iterator[pl.DataFrame]:
+        """JSON lines in parts; types may differ between the parts."""
+        line = 1
+        for data in _whole_lines(file.path):
+            try:
+                yield pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
+            except pl.exceptions.PolarsError as error:
+                raise _json_error(file.path, data, line, str(error)) from error
+            line += data.count(b"\n")
+
+    def _scan(self, file: File) -> pl.LazyFrame:
+        if file.format == "parquet":
+            return pl.scan_parquet(file.path, hive_partitioning=False)
+        return pl.scan_ipc(file.path)
 
 
-def _format(file: Path) -> str | None:
-    name = file.name.lower()
-    return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
+class _reading:
+    """Turns the errors of reading a file into `DinError`."""
+
+    def __init__(self, file: File, section: str):
+        self._file, self._section = file, section
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, pl.exceptions.PolarsError | OSError):
+            reason = str(error).strip().splitlines()[0]
+            raise DinError(
+                f"{self._file.path}: cannot be read ({reason}); expected the table "
+                f"[{self._section}] as {self._file.format}"
+            ) from error
 
 
-def _partition_columns(path: Path) -> dict[str, pl.Expr]:
-    """The columns that folders named key=value add."""
-    keys = [part.partition("=") for part in path.parent.parts if "=" in part]
-    return {
-        key: pl.lit(None if value == _HIVE_NULL else urllib.parse.unquote(value), pl.String)
-        for key, _, value in keys
-    }
+def _looks_like_data(names: Sequence[str]) -> bool:
+    """Whether a first line is data rather than names: it has numbers, empty or equal values."""
+    numbers = sum(name.strip().lstrip("+-").replace(".", "", 1).isdigit() for name in names)
+    return numbers > 0 or "" in names or len(set(names)) < len(names)
+
+
+def _expression(column: str) -> pl.Expr:
+    """A column, or the field that a name like a.b has in a nested one."""
+    first, *rest = column.split(".")
+    expression = pl.col(first)
+    for name in rest:
+        expression = expression.struct.field(name)
+    return expression if rest else pl.col(column)
+
+
+def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
+    first, *rest = column.split(".")
+    kind: object = schema.get(first)
+    for name in rest:
+        fields = {f.name: f.dtype for f in kind.fields} if isinstance(kind, pl.Struct) else {}
+        kind = fields.get(name)
+    return kind is not None and bool(rest)
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    try:
+        with csv_blocks.open_bytes(path) as file:
+            for data in itertools.chain(iter(lambda: file.read(_JSON_BYTES), b""), [b""]):
+                head, newline, tail = (rest + data).rpartition(b"\n")
+                if not data:
+                    head, newline, tail = rest, b"", b""
+                rest = tail
+                if (head + newline).strip():
+                    yield head + newline
+    except DinError:
+        raise
+    except Exception as error:
+        raise csv_blocks.read_errors(path, error) from error
+
+
+def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:
+    for number, text in enumerate(io.BytesIO(data), line):
+        if not text.strip():
+            continue
+        try:
+            valid = isinstance(json.loads(text), dict)
+        except ValueError as error:
+            valid, reason = False, str(error)
+        if not valid:
+            return DinError(
+                f"{path}, line {number:,}: {text[:80].decode(errors='replace').strip()!r} is not a "
+                f"JSON object ({reason.splitlines()[0]}); expected one object a line"
+            )
+    return DinError(f"{path}: cannot be read as JSON lines ({reason.splitlines()[0]})")

@@ -1,22 +1,30 @@
 """Reads the tables of a spec into frames whose ids and times can be compared with one another.
 
-Columns that have a role are named ".user", ".item", ".time", ".label", ".split" and ".order";
-features have their field's name, which can't start with a dot.
+Columns that have a role are named ".user", ".item", ".time", ".label", ".weight", ".split", ".order"
+and, for the lists of a [history], ".NAME.item", ".NAME.time" and ".NAME.FIELD"; features have their
+field's name, which can't start with a dot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.prepare.log import spec as specs
+from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
+from din_jax.prepare.log.value_types import common_type
 
 
 class Tables:
     """The tables of a spec without duplicate rows.
+
+    Args:
+      spec: describes them.
+      limit: how many rows of each to read, about; None reads all.
+      labels_required: whether each impression needs a label.
 
     Attributes:
       frames: {section of the spec: frame}.
@@ -24,68 +32,70 @@ class Tables:
       notes: of what is not an error but may be a mistake.
     """
 
-    def __init__(self, spec: specs.Spec):
+    def __init__(self, spec: specs.Spec, *, limit: int | None = None, labels_required: bool = True):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
-        self.frames = {"impressions": self._read_impressions(spec)}
+        self._zoned: dict[str, bool] = {}
+        self._raw = _RawTables(spec, limit)
+        self.frames = {"impressions": self._read_impressions(spec, labels_required)}
         self.frames |= {b.files.section: self._read_behaviors(b) for b in spec.behaviors}
         self.frames |= {s.files.section: self._read_side_table(s, ".item") for s in spec.items}
         self.frames |= {s.files.section: self._read_side_table(s, ".user") for s in spec.users}
+        self.notes += self._raw.notes()
+        del self._raw
+        self._check_zones(spec)
         for key in (".user", ".item", ".time"):
             self._unify_type(spec, key)
+        self._note_meeting(spec)
 
-    def _read_impressions(self, spec: specs.Spec) -> pl.DataFrame:
+    def _read_impressions(self, spec: specs.Spec, labels_required: bool) -> pl.DataFrame:
         impressions = spec.impressions
-        fields = [
-            (column, key)
-            for key, group in (("profile", "user"), ("ad", "ad"), ("context", "context"))
-            for column in impressions.fields[group]
-        ]
-        columns = TypedColumns(
-            impressions.files,
-            *((column.column, key) for column, key in fields),
-            (spec.split.column, "column of [split]"),
-            (impressions.label, "label"),
-            (impressions.user, "user"),
-            (impressions.item, "item"),
-            (impressions.time, "time"),
-        )
-        columns.add_label(".label", impressions.label)
-        columns.add_id(".user", impressions.user)
-        columns.add_id(".item", impressions.item)
-        columns.add_time(".time", impressions.time)
-        if spec.split.column is not None:
+        columns = self._raw.columns(impressions.files)
+        label, negatives = impressions.label, spec.negatives
+        if label is None:
+            pass
+        elif label.impressions is not None:
+            columns.add_number(".clicks", label.column, minimum=0)
+            columns.add_number(".impressions", label.impressions, minimum=0)
+        else:
+            columns.add_label(".label", label, required=labels_required and negatives is None)
+        if impressions.weight is not None:
+            columns.add_number(".weight", impressions.weight, minimum=0)
+        if impressions.user is not None:
+            columns.add_id(".user", impressions.user)
+        if impressions.item is not None:
+            columns.add_id(".item", impressions.item)
+        if impressions.time is not None:
+            columns.add_time(".time", impressions.time)
+        if spec.split is not None and spec.split.column is not None:
             columns.add_text(".split", spec.split.column)
-        for column, _ in fields:
-            columns.add_feature(column)
-        return self._distinct(columns)
+        for group in impressions.fields.values():
+            for column in group:
+                columns.add_feature(column)
+        for history in spec.histories:
+            columns.add_history(history)
+        frame = self._distinct(columns, impressions.time)
+        if label is not None and label.impressions is not None:
+            return _weighted_rows(impressions.files, frame)
+        if label is None and negatives is not None:
+            frame = frame.with_columns(pl.lit(1, pl.UInt8).alias(".label"))
+        return frame
 
     def _read_behaviors(self, behaviors: specs.Behaviors) -> pl.DataFrame:
-        columns = TypedColumns(
-            behaviors.files,
-            *((column.column, "ad") for column in behaviors.ad),
-            (behaviors.user, "user"),
-            (behaviors.item, "item"),
-            (behaviors.time, "time"),
-            (behaviors.order, "order"),
-        )
+        columns = self._raw.columns(behaviors.files)
         columns.add_id(".user", behaviors.user)
-        columns.add_id(".item", behaviors.item)
+        if behaviors.item is not None:
+            columns.add_id(".item", behaviors.item)
         if behaviors.time is not None:
             columns.add_time(".time", behaviors.time)
         if behaviors.order is not None:
-            columns.add_time(".order", behaviors.order)
-        for column in behaviors.ad:
+            columns.add_time(".order", specs.Time((behaviors.order,)))
+        for column in (*behaviors.ad, *behaviors.extra):
             columns.add_feature(column)
-        return self._distinct(columns)
+        return self._distinct(columns, behaviors.time)
 
     def _read_side_table(self, side_table: specs.SideTable, key: str) -> pl.DataFrame:
-        columns = TypedColumns(
-            side_table.files,
-            *((column.column, "columns") for column in side_table.columns),
-            (side_table.key, key.removeprefix(".")),
-            (side_table.valid_from, "valid_from"),
-        )
+        columns = self._raw.columns(side_table.files)
         columns.add_id(key, side_table.key)
         unique = [key]
         if side_table.valid_from is not None:
@@ -93,27 +103,39 @@ class Tables:
             unique.append(".time")
         for column in side_table.columns:
             columns.add_feature(column)
-        frame = self._distinct(columns)
+        frame = self._distinct(columns, side_table.valid_from)
         conflicts = frame.group_by(unique, maintain_order=True).len().filter(pl.col("len") > 1)
         if len(conflicts):
             valid_from = side_table.valid_from
             raise DinError(
-                f"{side_table.files.path}: [{columns.section}] has {conflicts['len'][0]} different "
+                f"{columns.path}: [{columns.section}] has {conflicts['len'][0]} different "
                 f"rows of {side_table.key} = {conflicts[key][0]!r}"
-                + (f" and {valid_from} = {conflicts['.time'][0]}" if valid_from else "")
+                + (f" and {valid_from.name} = {conflicts['.time'][0]}" if valid_from else "")
                 + f" ({len(conflicts):,} such cases); expected one. Leave one of them, or name in "
                 "valid_from the column that says from when on a row is valid"
             )
         return frame
 
-    def _distinct(self, columns: TypedColumns) -> pl.DataFrame:
-        frame = columns.distinct()
-        self.counts[columns.section] = {
-            "read": columns.row_count,
-            "duplicates": columns.row_count - len(frame),
-        }
+    def _distinct(self, columns: TypedColumns, time: specs.Time | None) -> pl.DataFrame:
+        frame, dropped = columns.distinct()
+        self.counts[columns.section] = {"read": columns.row_count, "duplicates": dropped}
+        if columns.filtered:
+            self.counts[columns.section]["left out by where"] = columns.filtered
         self.notes += columns.notes
+        if time is not None and ".time" in columns.zoned:
+            self._zoned[columns.section] = columns.zoned[".time"]
         return frame
+
+    def _check_zones(self, spec: specs.Spec) -> None:
+        if len({*self._zoned.values()}) > 1:
+            zoned, plain = (
+                next(s for s, zone in self._zoned.items() if zone is wanted) for wanted in (True, False)
+            )
+            raise DinError(
+                f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have none: by "
+                "hours of difference a history would hold what came after its impression. Say in which "
+                f"zone [{plain}] was written: time_zone = \"Asia/Shanghai\" for instance, or \"UTC\""
+            )
 
     def _unify_type(self, spec: specs.Spec, key: str) -> None:
         """Casts a key that tables are joined by to one type in all frames."""
@@ -121,6 +143,8 @@ class Tables:
             section: frame for section, frame in self.frames.items() if key in frame.columns
         }
         types = {section: frame[key].dtype for section, frame in having_key.items()}
+        if not types:
+            return
         if key == ".time" and len({dtype.is_temporal() for dtype in types.values()}) > 1:
             raise DinError(
                 f"{spec.path}: times are numbers in some tables and dates in others: "
@@ -129,16 +153,130 @@ class Tables:
             )
         target = common_type(types.values())
         for section, frame in having_key.items():
-            self.frames[section] = frame.with_columns(pl.col(key).cast(target))
+            if frame[key].dtype != target:
+                self.frames[section] = frame.with_columns(pl.col(key).cast(target))
+
+    def _note_meeting(self, spec: specs.Spec) -> None:
+        """Raises where behaviours share no user or item with the impressions; notes where few do."""
+        impressions = self.frames["impressions"]
+        for behaviors in spec.behaviors:
+            section = behaviors.files.section
+            frame = self.frames[section]
+            for key, column in ((".user", behaviors.user), (".item", behaviors.item)):
+                if key not in frame.columns or key not in impressions.columns:
+                    continue
+                known = impressions[key].unique()
+                meets = frame[key].is_in(known.implode())
+                share = float(meets.mean() or 0)  # type: ignore[arg-type]
+                name = key.removeprefix(".")
+                if not share:
+                    raise DinError(
+                        f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = {frame[key][0]!r} "
+                        f"for instance, occurs in [impressions], which have {impressions[key][0]!r} for "
+                        f"instance: all histories would be empty or strange. Write the {name}s of both in one "
+                        "way, or name the right column"
+                    )
+                self.counts[section][f"of a {name} with impressions"] = int(meets.sum())
+                if share < 0.1:
+                    self.notes.append(
+                        f"[{section}] only {share:.2%} of the rows have a {name} that occurs in [impressions]: "
+                        "are both written in one way?"
+                    )
 
 
-def common_type(types: Iterable[pl.DataType]) -> pl.DataType:
-    """The type in which ids or times of several columns are compared; text if no other fits."""
-    distinct = set(types)
-    if len(distinct) == 1:
-        return distinct.pop()
-    if all(dtype.is_integer() for dtype in distinct) and pl.UInt64 not in distinct:
-        return pl.Int64()
-    if all(dtype.is_numeric() for dtype in distinct) and pl.Float64 in distinct:
-        return pl.Float64()
-    return pl.String()
+class _RawTables:
+    """Reads the files of a spec; sections with the same files share one reading."""
+
+    def __init__(self, spec: specs.Spec, limit: int | None):
+        self._limit = limit
+        self._needed: dict[object, dict[str, str]] = {}
+        self._sections: dict[str, dict[str, str]] = {}
+        self._read: dict[object, tuple[TableReader, pl.DataFrame]] = {}
+        self._waiting: dict[object, int] = {}
+        self._notes: dict[str, None] = {}
+        for files, columns in _columns_of(spec):
+            key = files.source()
+            self._sections[files.section] = columns
+            self._needed[key] = {**columns, **self._needed.get(key, {})}
+            self._waiting[key] = self._waiting.get(key, 0) + 1
+
+    def columns(self, files: specs.TableFiles) -> TypedColumns:
+        """The columns of a section."""
+        key = files.source()
+        if key not in self._read:
+            reader = TableReader(files)
+            self._read[key] = reader, reader.read(self._needed[key], self._limit)
+            self._notes |= dict.fromkeys(reader.notes)
+        reader, frame = self._read[key]
+        self._waiting[key] -= 1
+        if not self._waiting[key]:
+            del self._read[key]
+        return TypedColumns(files, reader, frame.select(self._sections[files.section]))
+
+    def notes(self) -> list[str]:
+        """The notes of all readers."""
+        return list(self._notes)
+
+
+def _columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]]:
+    """The files of each section, and {column: the key of the spec that names it}."""
+    impressions, split = spec.impressions, spec.split
+    first: dict[str, str] = {}
+    for key, group in (("profile", "user"), ("ad", "ad"), ("context", "context")):
+        first |= {c.column: key for c in impressions.fields[group]}
+    for history in spec.histories:
+        columns = [*([history.item] if history.item else []), *history.ad]
+        first |= {c.column: f"[{history.name}]" for c in columns}
+        first |= _times(history.time, "time of [history]")
+    label = impressions.label
+    first |= _present(
+        (split.column if split else None, "column of [split]"),
+        (label.column if label else None, "label"),
+        (label.impressions if label else None, "impressions of label"),
+        (impressions.weight, "weight"),
+        (impressions.user, "user"),
+        (impressions.item, "item"),
+    )
+    first |= _times(impressions.time, "time")
+    tables = [(impressions.files, first)]
+    for b in spec.behaviors:
+        named = {c.column: "ad" for c in b.ad} | {c.column: "fields" for c in b.extra}
+        named |= _present((b.user, "user"), (b.item, "item"), (b.order, "order"))
+        tables.append((b.files, named | _times(b.time, "time")))
+    for side_tables, key in ((spec.items, "item"), (spec.users, "user")):
+        for s in side_tables:
+            named = {c.column: "columns" for c in s.columns} | {s.key: key}
+            tables.append((s.files, named | _times(s.valid_from, "valid_from")))
+    return [
+        (files, columns | {c: "where" for c, _ in files.where if c not in columns})
+        for files, columns in tables
+    ]
+
+
+def _present(*named: tuple[str | None, str]) -> dict[str, str]:
+    return {column: key for column, key in named if column is not None}
+
+
+def _times(time: specs.Time | None, key: str) -> Mapping[str, str]:
+    return {} if time is None else dict.fromkeys(time.columns, key)
+
+
+def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows with numbers of clicks and impressions as weighted samples of label 1 and 0."""
+    invalid = frame.filter(pl.col(".clicks") > pl.col(".impressions"))
+    if len(invalid):
+        raise DinError(
+            f"{files.paths[0]}: [{files.section}] has {len(invalid):,} rows with more clicks than "
+            f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for instance; "
+            "expected clicks among the impressions"
+        )
+    parts = [
+        frame.with_columns(pl.lit(label, pl.UInt8).alias(".label"), weight.alias(".weight"))
+        for label, weight in (
+            (1, pl.col(".clicks")),
+            (0, pl.col(".impressions") - pl.col(".clicks")),
+        )
+    ]
+    row = ".row"
+    both = pl.concat([part.with_row_index(row) for part in parts]).filter(pl.col(".weight") > 0)
+    return both.sort(row, maintain_order=True).drop(row, ".clicks", ".impressions")

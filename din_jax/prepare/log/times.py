@@ -28,12 +28,14 @@ _PLAUSIBLE = (5 * 10**8, 2 * 10**9)
 _YEAR_9999 = 253_402_300_799  # its last second, the greatest time that a store holds
 
 
-def time_unit(spec: Spec, frames: Mapping[str, pl.DataFrame], notes: list[str]) -> str | None:
+def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> str | None:
     """The unit of the times of impressions and behaviours, if it is known.
 
     Args:
-      spec, frames: the tables by section. Their times are ".time", all of one type.
-      notes: gets a line if the unit is a guess, or unknown.
+      spec, frames: the tables by section. Their times are ".time", all of one type; where the spec
+        names different units they are replaced by nanoseconds.
+      notes: gets a line if the unit is a guess, or unknown, and where no behaviour's time lies
+        between those of the impressions.
 
     Returns:
       None if the unit is unknown, or if no behaviours have times.
@@ -42,34 +44,55 @@ def time_unit(spec: Spec, frames: Mapping[str, pl.DataFrame], notes: list[str]) 
       DinError: the spec names a unit of dates, or one in which a time is beyond the year 9999; or
         the tables have different units.
     """
-    behaviors = [b.files.section for b in spec.behaviors if b.time is not None]
-    if spec.behaviors and not behaviors:
+    if spec.impressions.time is None:
         return None
-    location, stated = f"{spec.path}: [impressions] time_unit", spec.impressions.time_unit
-    times = {section: frames[section][".time"] for section in ("impressions", *behaviors)}
-    if times["impressions"].dtype.is_temporal():
-        if stated is not None:
-            raise DinError(f"{location} = {stated!r}, but the times are dates; remove it")
-        return "us"  # see `TypedColumns.add_time`
-    greatest: dict[str, Any] = {section: time.abs().max() for section, time in times.items()}
-    if stated is not None:
-        for section, time in greatest.items():
-            if _seconds(time, stated) > _YEAR_9999:
+    behaviors = [b for b in spec.behaviors if b.time is not None]
+    listed = any(h.time is not None for h in spec.histories)
+    if (spec.behaviors or spec.histories) and not behaviors and not listed:
+        return None
+    stated = {"impressions": spec.impressions.time.unit}
+    stated |= {b.files.section: b.time.unit for b in behaviors if b.time}
+    compared = {section: frames[section][".time"] for section in stated}
+    stated |= {s.files.section: s.valid_from.unit for s in (*spec.items, *spec.users) if s.valid_from}
+    if compared["impressions"].dtype.is_temporal():
+        for section, unit in stated.items():
+            if unit is not None:
                 raise DinError(
-                    f"{location} = {stated!r}, in which the times of [{section}], up to {time}, "
-                    f"are beyond the year 9999; expected their unit: {', '.join(UNITS)}"
+                    f"{spec.path}: [{section}] time_unit = {unit!r}, but the times are dates; remove it"
                 )
-        return stated
-    guesses = {section: _guess(time) for section, time in greatest.items()}
-    if len({*guesses.values()} - {None}) > 1:
-        raise DinError(
-            f"{spec.path}: times have different units: "
-            + ", ".join(
-                f"those of [{section}], up to {greatest[section]}, look like {unit or 'none'}"
-                for section, unit in guesses.items()
+        _note_ranges(compared, notes)
+        return "us"  # see `TypedColumns.add_time`
+    greatest: dict[str, Any] = {s: frames[s][".time"].abs().max() for s in stated}
+    for section, unit in stated.items():
+        if unit is not None and _seconds(greatest[section], unit) > _YEAR_9999:
+            raise DinError(
+                f"{spec.path}: [{section}] time_unit = {unit!r}, in which the times of [{section}], up to "
+                f"{greatest[section]}, are beyond the year 9999; expected their unit: {', '.join(UNITS)}"
             )
-            + "; write all in one unit, or if they are name it in [impressions] time_unit"
-        )
+    guesses = {section: _guess(greatest[section]) for section in compared}
+    own = stated["impressions"]
+    units = {section: unit or own or guesses.get(section) for section, unit in stated.items()}
+    # Numbers that look like times since 1970 contradict another unit, unless the spec states it.
+    if own is None or own == guesses["impressions"]:
+        looks = {guesses[s] if stated[s] is None else stated[s] for s in compared} - {None}
+        if len(looks) > 1 and None in [stated[s] for s in compared]:
+            raise _different_units(spec, greatest, guesses)
+    if None not in units.values() and len({*units.values()}) > 1:
+        if listed:
+            raise DinError(
+                f"{spec.path}: the tables have times of several units, {', '.join(map(str, units.values()))}, "
+                "and [history] has times too; write all in one unit"
+            )
+        for section, unit in units.items():
+            assert unit is not None
+            frames[section] = frames[section].with_columns(
+                _in_nanoseconds(frames[section][".time"], unit)
+            )
+        _note_ranges({s: frames[s][".time"] for s in compared}, notes)
+        return "ns"
+    _note_ranges(compared, notes)
+    if own is not None:
+        return own
     guess = None if None in guesses.values() else guesses["impressions"]
     notes.append(
         f"times are numbers, up to {greatest['impressions']}: "
@@ -87,6 +110,46 @@ def in_seconds(time: pl.Series, unit: str) -> np.ndarray:
     """int64: times as whole seconds, rounded down."""
     seconds: np.ndarray = _seconds(time.to_physical().to_numpy(), unit).astype(np.int64)
     return seconds
+
+
+def _different_units(
+    spec: Spec, greatest: Mapping[str, Any], guesses: Mapping[str, str | None]
+) -> DinError:
+    return DinError(
+        f"{spec.path}: times have different units: "
+        + ", ".join(
+            f"those of [{section}], up to {greatest[section]}, look like {unit or 'none'}"
+            for section, unit in guesses.items()
+        )
+        + "; name the unit of each in its section, time_unit = \"s\" for instance, or write all in one"
+    )
+
+
+def _note_ranges(times: Mapping[str, pl.Series], notes: list[str]) -> None:
+    """Notes behaviours that all lie before, or all after, every impression."""
+    first, last = times["impressions"].min(), times["impressions"].max()
+    for section, time in times.items():
+        if section == "impressions":
+            continue
+        begin, end = time.min(), time.max()
+        if end < first:  # type: ignore[operator]
+            notes.append(
+                f"[{section}] all its times, up to {end}, lie before those of [impressions], from {first} on: "
+                "every behaviour is in every history of its user. Is it one clock and one unit?"
+            )
+        elif begin > last:  # type: ignore[operator]
+            notes.append(
+                f"[{section}] all its times, from {begin} on, lie after those of [impressions], up to {last}: "
+                "all histories are empty. Is it one clock and one unit?"
+            )
+
+
+def _in_nanoseconds(time: pl.Series, unit: str) -> pl.Series:
+    numerator, denominator = UNITS[unit]
+    factor = numerator * 10**9 // denominator
+    return (time.cast(pl.Float64) * factor if time.dtype.is_float() else time * factor).cast(
+        pl.Int64
+    ).alias(".time")
 
 
 def _seconds(time: Any, unit: str) -> Any:

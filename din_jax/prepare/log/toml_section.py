@@ -63,6 +63,17 @@ class Section:
         """The text of a key, or None."""
         return self.text(key, expected) if key in self else None
 
+    def texts(self, key: str, expected: str, *, one: bool = True) -> tuple[str, ...]:
+        """The texts of a key that must be present: a list, or with `one` a single one too."""
+        if key not in self:
+            raise self.missing(key, expected)
+        value = self.value[key]
+        if one and isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+            raise self.invalid(key, f"{expected}, in quotes")
+        return tuple(value)
+
     def flag(self, key: str) -> bool:
         """The boolean of a key; false if it is missing."""
         value = self.value.get(key, False)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare.log.spec import Column, TableFiles
+from din_jax.prepare.log import dates, value_notes
+from din_jax.prepare.log.spec import Column, Label, ListedHistory, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
+from din_jax.prepare.log.value_types import whole_numbers
 
 
 class TypedColumns:
@@ -17,70 +25,156 @@ class TypedColumns:
     A value that can't be converted is an error, which names the first such row.
 
     Args:
-      files: the files of the table.
-      columns: (column, key of the spec that names it); entries without a column are ignored.
+      files: of the table.
+      reader: has read them.
+      raw: the columns that it read; those of `files.where` too.
 
     Attributes:
       section: of the spec.
       row_count: how many rows the files have.
+      filtered: how many of them `files.where` left out.
       notes: of what is not an error but may be a mistake.
+      zoned: {column of times: whether they have zones}, of those that are dates.
     """
 
-    def __init__(self, files: TableFiles, *columns: tuple[str | None, str]):
-        self.section, self.reader = files.section, TableReader(files)
-        self._raw = self.reader.read({column: key for column, key in columns if column is not None})
-        self.row_count = len(self._raw)
+    def __init__(self, files: TableFiles, reader: TableReader, raw: pl.DataFrame):
+        self.section, self._files, self._reader = files.section, files, reader
+        self.row_count = len(raw)
         self.notes: list[str] = []
+        self.zoned: dict[str, bool] = {}
         self._converted: dict[str, pl.Series] = {}
+        self._row: np.ndarray | None = None
         if not self.row_count:
-            raise DinError(f"{files.path}: the table [{self.section}] has no rows")
+            raise DinError(f"{reader.path}: the table [{self.section}] has no rows")
+        for column, values in files.where:
+            kept = _as_text(raw[column]).is_in(values).fill_null(False)
+            if not kept.any():
+                raise DinError(
+                    f"{reader.path}: no row of [{self.section}] has {column} = "
+                    f"{' or '.join(map(repr, values))} as where demands; the column has "
+                    + _most_frequent(raw[column])
+                )
+            index = np.flatnonzero(kept.to_numpy())
+            self._row = index if self._row is None else self._row[index]
+            raw = raw.filter(kept)
+        self.filtered = self.row_count - len(raw)
+        self._raw = raw
 
-    def distinct(self) -> pl.DataFrame:
-        """All converted columns, without rows that equal an earlier one in every column read."""
+    @property
+    def path(self) -> Path:
+        """The file or folder of the table, as messages name it."""
+        return self._reader.path
+
+    def distinct(self) -> tuple[pl.DataFrame, int]:
+        """All converted columns, without rows that equal an earlier one; the number of those.
+
+        Rows are equal if they are so in every column read.
+        """
+        frame = pl.DataFrame(list(self._converted.values()))
+        if self._files.keep_duplicates:
+            return frame, 0
+        first = self._raw.is_duplicated()
+        if not first.any():
+            return frame, 0
         row = "row of the table"
         rows = self._raw.with_row_index(row).unique(
             subset=self._raw.columns, keep="first", maintain_order=True
         )[row]
-        frame = pl.DataFrame(list(self._converted.values()))
-        return frame if len(rows) == len(frame) else frame[rows]
+        dropped = len(frame) - len(rows)
+        if dropped > 0.01 * len(frame):
+            self.notes.append(
+                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an earlier row in "
+                "every column that the spec reads, and count once; if they are events of their own, as where "
+                'times are hours or days: duplicates = "keep"'
+            )
+        return frame[rows], dropped
 
-    def add_id(self, name: str, column: str) -> None:
+    def add_id(self, name: str, column: str, *, required: bool = True) -> None:
         """Adds an id, which every row must have: integers or text."""
-        self._add(name, self._require_values(column, self._ids(column, self._raw[column])))
+        ids = self._ids(column, self._raw[column])
+        self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
+        self._add(name, self._require_values(column, ids) if required else ids)
 
-    def add_label(self, name: str, column: str) -> None:
-        """Adds labels, 0 or 1."""
-        raw = self._require_values(column, self._raw[column])
-        if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean)):
+    def add_label(self, name: str, label: Label, *, required: bool) -> None:
+        """Adds labels, 0 or 1, or null where a value is missing and none is required."""
+        column, raw = label.column, self._raw[label.column]
+        if required:
+            self._require_values(column, raw)
+        if label.positive is not None:
+            text = _as_text(raw)
+            clicks = text.is_in(label.positive)
+            if not clicks.any():
+                raise DinError(
+                    f"{self._reader.path}: no row of [{self.section}] has a {column!r} of label's "
+                    f"positive = {list(label.positive)}; the column has {_most_frequent(raw)}"
+                )
+            self._add(name, clicks.cast(pl.UInt8))
+            return
+        if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self._type_error(column, raw.dtype, "labels, 0 or 1")
-        label = raw.cast(pl.Float64, strict=False)
+        number = raw.cast(pl.Float64, strict=False).fill_nan(None)
+        if label.at_least is not None:
+            self._refuse(column, number.is_null() & raw.is_not_null(), "a number")
+            if required:
+                self._refuse(column, number.is_null(), "a number")
+            self._add(name, (number >= label.at_least).cast(pl.UInt8))
+            return
         self._refuse(
             column,
-            ~((label == 0) | (label == 1)).fill_null(False),
+            ~((number == 0) | (number == 1)).fill_null(False) & raw.is_not_null(),
             "a label, 0 or 1",
-            lambda: f"Write the column as 0 and 1; it has {_most_frequent(raw)}",
+            lambda: (
+                f"Write the column as 0 and 1; it has {_most_frequent(raw)}. Or say which are "
+                f"clicks: label = {{column = {column!r}, at_least = 4}} for numbers, "
+                f"{{column = {column!r}, positive = [\"…\"]}} for names"
+            ),
         )
-        self._add(name, label.cast(pl.UInt8))
+        self._add(name, number.cast(pl.UInt8))
 
-    def add_time(self, name: str, column: str) -> None:
-        """Adds a time, which every row must have: numbers, dates or date-times, those in UTC."""
+    def add_number(self, name: str, column: str, *, minimum: float) -> None:
+        """Adds finite numbers, which every row must have, of at least `minimum`."""
         raw = self._require_values(column, self._raw[column])
+        numbers = self._numbers(column, raw)
+        invalid = (numbers.is_null() | ~numbers.is_finite() | (numbers < minimum)).fill_null(True)
+        self._refuse(column, invalid, f"a number from {minimum:g} on")
+        self._add(name, numbers)
+
+    def add_time(self, name: str, time: Time) -> None:
+        """Adds a time, which every row must have: numbers, dates or date-times, those in UTC."""
+        column = time.columns[0]
+        raw = self._raw[column]
+        if len(time.columns) > 1:
+            parts = [_as_text(self._raw[c]) for c in time.columns]
+            raw = pl.select(pl.concat_str(parts, separator=" ")).to_series().alias(column)
+        if time.format is not None and raw.dtype.is_numeric():
+            raw = _as_text(raw)
+        self._require_values(column, raw)
         if raw.dtype == pl.String:
-            time = self._parse_times(column, raw)
+            values, zoned = dates.parse(raw, time, self._refuse_in(column, raw))
         elif raw.dtype == pl.Date:
-            time = raw.cast(pl.Datetime("us"))
+            values, zoned = dates.in_utc(raw.cast(pl.Datetime("us")), time.zone), False
         elif isinstance(raw.dtype, pl.Datetime):
-            if raw.dtype.time_zone is not None:
+            zoned = raw.dtype.time_zone is not None
+            if zoned:
                 raw = raw.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-            time = raw.cast(pl.Datetime("us"))
+            values = raw.cast(pl.Datetime("us"))
+            values = values if zoned else dates.in_utc(values, time.zone)
         elif raw.dtype.is_integer():
-            time = raw.cast(pl.Int64, strict=False)
+            values, zoned = raw.cast(pl.Int64, strict=False), None
         elif raw.dtype.is_float():
-            time = _finite_or_null(raw.cast(pl.Float64))
+            if raw.dtype == pl.Float32:
+                self._note_coarse_times(column, raw)
+            values, zoned = _finite_or_null(raw.cast(pl.Float64)), None
         else:
             raise self._type_error(column, raw.dtype, "times: numbers, dates or dates with times")
-        self._refuse(column, time.is_null(), "a time")
-        self._add(name, time)
+        self._refuse(column, values.is_null(), "a time")
+        if values.dtype.is_temporal():
+            self.zoned[name] = bool(zoned) or time.zone is not None
+        elif time.zone is not None:
+            self.notes.append(
+                f"[{self.section}] time_zone = {time.zone!r} has no meaning: the times are numbers"
+            )
+        self._add(name, values)
 
     def add_text(self, name: str, column: str) -> None:
         """Adds text, which every row must have: the names of splits."""
@@ -91,21 +185,93 @@ class TypedColumns:
         """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
         name, raw = column.name, self._raw[column.column]
         if column.numeric:
-            self._add(name, self._numbers(column.column, raw))
+            self._add(name, self._numbers(column.column, raw).fill_nan(None))
+        elif column.list is not None:
+            self._add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
         elif column.separator is None:
-            self._add(name, self._ids(column.column, raw, lists=True))
-        elif raw.dtype == pl.String:
-            parts = raw.str.split(column.separator)
+            ids = self._ids(column.column, raw, lists=True)
+            self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
+            self._add(name, ids)
+        elif raw.dtype == pl.String or raw.dtype.is_integer():
+            text = _as_text(raw)
+            parts = text.str.split(column.separator)
             if not (parts.list.len() > 1).any():
                 self.notes.append(
-                    f"[{self.section}] {column.name}: the separator {column.separator!r} is in no "
+                    f"[{self.section}] {name}: the separator {column.separator!r} is in no "
                     f"value of column {column.column!r}; each value counts as one"
                 )
-            self._add(name, parts.list.eval(pl.element().filter(pl.element() != "")))
+            if self._files.strip:
+                parts = parts.list.eval(pl.element().str.strip_chars())
+            parts = parts.list.eval(pl.element().filter(pl.element() != ""))
+            if column.weighted is None:
+                self.notes += value_notes.part_notes(self.section, name, column.column, parts)
+            self._add(name, self._weights_dropped(column, parts))
+        elif raw.dtype == pl.Null:
+            self._add(name, raw.cast(pl.List(pl.String)))
         else:
             raise self._type_error(
                 column.column, raw.dtype, "text to split at the separator", "remove separator"
             )
+
+    def add_history(self, history: ListedHistory) -> None:
+        """Adds the lists of a history in the row, as ".NAME.item", ".NAME.time" and ".NAME.FIELD".
+
+        They have one length in each row.
+        """
+        length, first = None, ""
+        columns = [*([history.item] if history.item else []), *history.ad]
+        for column in columns:
+            raw = self._raw[column.column]
+            if not (isinstance(raw.dtype, pl.List | pl.Array) or column.list or column.separator):
+                raise self._type_error(
+                    column.column,
+                    raw.dtype,
+                    "a list of values in each row",
+                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or list = "json"',
+                )
+            self.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
+        if history.time is not None:
+            self._add_list_of_times(history)
+        names = [c.column for c in columns] + list(history.time.columns if history.time else ())
+        parts = [n for n in self._converted if n.startswith(f".{history.name}.")]
+        for name, column_name in zip(parts, names, strict=True):
+            here = self._converted[name].list.len().fill_null(0)
+            if length is None:
+                length, first = here, column_name
+            else:
+                self._refuse(
+                    column_name, here != length, f"as many values as {first!r} has in the row"
+                )
+
+    def _add_list_of_times(self, history: ListedHistory) -> None:
+        assert history.time is not None
+        column = history.time.columns[0]
+        raw = self._raw[column]
+        if not isinstance(raw.dtype, pl.List | pl.Array):
+            raise self._type_error(column, raw.dtype, "a list of times in each row")
+        flat = TypedColumns(
+            dataclasses.replace(self._files, where=()),
+            self._reader,
+            pl.DataFrame([raw.explode().drop_nulls().alias(column)])
+            if raw.list.len().sum()
+            else pl.DataFrame([pl.Series(column, [0])]),
+        )
+        flat.add_time(".time", dataclasses.replace(history.time, columns=(column,)))
+        values = flat._converted[".time"]
+        lengths = raw.list.len().fill_null(0)
+        if not lengths.sum():
+            values = values.clear()
+        if len(values) != lengths.sum():
+            self._refuse(column, raw.list.eval(pl.element().is_null()).list.any().fill_null(False), "times")
+        row = np.repeat(np.arange(len(raw)), lengths.to_numpy())
+        lists = (
+            pl.DataFrame({"row": row, "time": values}).group_by("row", maintain_order=True).agg("time")
+        )
+        rows = pl.DataFrame({"row": np.arange(len(raw))})
+        self._add(
+            f".{history.name}.time",
+            rows.join(lists, on="row", how="left", maintain_order="left")["time"],
+        )
 
     def _add(self, name: str, values: pl.Series) -> None:
         self._converted[name] = values.alias(name)
@@ -115,10 +281,31 @@ class TypedColumns:
         if lists and isinstance(inner, (pl.List, pl.Array)):
             raw = raw.cast(pl.List(inner.inner))
             inner = inner.inner  # type: ignore[assignment]
+            if inner.is_float():
+                return self._whole_lists(column, raw)
+        if raw.dtype.is_float() or raw.dtype == pl.String:
+            try:
+                whole = whole_numbers(raw)
+            except OverflowError as error:
+                raise DinError(
+                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a whole number "
+                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be mixed up. "
+                    "Write the column as whole numbers or text, from the source"
+                ) from error
+            raw = raw if whole is None else whole
+            inner = raw.dtype
         if inner.is_integer() or inner == pl.String:
             return raw
         if inner in (pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null):
             return raw.cast(pl.List(pl.String) if raw.dtype == pl.List else pl.String)
+        if isinstance(inner, pl.List | pl.Array):
+            raise self._type_error(
+                column,
+                raw.dtype,
+                "one id a row",
+                f"if this is the history that stands in the impression's own row, name it in a section "
+                f"[history] with item = {column!r}",
+            )
         raise self._type_error(
             column,
             raw.dtype,
@@ -128,46 +315,79 @@ class TypedColumns:
             else "write them so",
         )
 
+    def _whole_lists(self, column: str, raw: pl.Series) -> pl.Series:
+        try:
+            whole = whole_numbers(raw.explode())
+        except OverflowError:
+            whole = None
+        if whole is None:
+            raise self._type_error(column, raw.dtype, "lists of whole numbers or text")
+        return raw.cast(pl.List(pl.Int64))
+
+    def _parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
+        """Lists that are written as text, parsed once for each distinct text."""
+        if isinstance(raw.dtype, pl.List | pl.Array):
+            return self._ids(column.column, raw, lists=True)
+        text = _as_text(raw)
+        parse = json.loads if column.list == "json" else ast.literal_eval
+        distinct = text.drop_nulls().unique(maintain_order=True)
+        lists: list[list[str] | None] = []
+        for value in distinct:
+            try:
+                parsed = parse(value)
+                if not isinstance(parsed, list | tuple) or any(
+                    isinstance(p, list | dict | tuple) for p in parsed
+                ):
+                    raise ValueError
+            except (ValueError, SyntaxError, TypeError):
+                example = '["a", "b"] or [1, 2]' if column.list == "json" else "['a', 'b']"
+                self._refuse(column.column, (text == value).fill_null(False), f"a list like {example}")
+            lists.append([_id_text(p) for p in parsed if p is not None])
+        index = text.to_frame("text").join(
+            pl.DataFrame({"text": distinct, "list": pl.Series(lists, dtype=pl.List(pl.String))}),
+            on="text", how="left", maintain_order="left",
+        )
+        values = index["list"]
+        flat = values.explode().drop_nulls()
+        if len(flat) and flat.str.contains(r"^(?:0|-?[1-9][0-9]{0,17})$").all():
+            return values.cast(pl.List(pl.Int64))
+        return values
+
+    def _weights_dropped(self, column: Column, parts: pl.Series) -> pl.Series:
+        if column.weighted is None:
+            return parts
+        valid = parts.list.eval(pl.element().cast(pl.String).str.contains(r"^.+:-?[0-9.eE+-]+$"))
+        self._refuse(
+            column.column,
+            ~valid.list.all().fill_null(True),
+            "values like id:0.5, as weighted says",
+        )
+        return parts.list.eval(pl.element().str.replace(r":[^:]*$", ""))
+
     def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
-        if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean)):
+        if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self._type_error(column, raw.dtype, "numbers, since their table has buckets")
         numbers = raw.cast(pl.Float64, strict=False)
         self._refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
-        return numbers.fill_nan(None)
+        return numbers
 
-    def _parse_times(self, column: str, raw: pl.Series) -> pl.Series:
-        """Parses text; the first value decides whether all must be numbers or dates."""
-        for dtype in (pl.Int64, pl.Float64):
-            time = raw.cast(dtype, strict=False)
-            if time[0] is not None and (dtype == pl.Float64 or not time.has_nulls()):
-                time = _finite_or_null(time) if dtype == pl.Float64 else time
-                self._refuse(column, time.is_null(), "a time, a number as in the first row")
-                return time
-        is_date = raw.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)")
-        self._refuse(
-            column, ~is_date, "a time: a number, or a date and time like 2024-05-01 12:00:00"
-        )
-        has_zone = raw.str.contains(r"\d\d:\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$")
-        if has_zone.any():
-            self._refuse(
-                column,
-                ~has_zone,
-                "a zone such as Z or +02:00, which other rows have, in all rows or in none",
+    def _note_coarse_times(self, column: str, raw: pl.Series) -> None:
+        largest = float(np.float32(raw.abs().max() or 0))  # type: ignore[arg-type]
+        step = float(np.spacing(np.float32(largest)))
+        if step >= 1:
+            shared = int(raw.is_duplicated().sum())
+            self.notes.append(
+                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves in steps of "
+                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another one, and what "
+                "has one time is in no other's history; write it as whole numbers or Float64, from the source"
             )
-        try:
-            time = raw.str.to_datetime(time_unit="us", strict=False)
-        except pl.exceptions.PolarsError:
-            time = pl.Series([None] * len(raw), dtype=pl.Datetime("us"))
-        if time.dtype == pl.Datetime("us", "UTC"):
-            time = time.dt.replace_time_zone(None)
-        self._refuse(
-            column, time.is_null(), "a date and time like 2024-05-01 12:00:00 or …T12:00:00+02:00"
-        )
-        return time
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:
         self._refuse(column, raw.is_null(), "a value in every row")
         return raw
+
+    def _refuse_in(self, column: str, raw: pl.Series) -> Callable[[pl.Series, str], None]:
+        return lambda invalid, expected: self._refuse(column, invalid, expected, raw=raw)
 
     def _refuse(
         self,
@@ -175,12 +395,13 @@ class TypedColumns:
         invalid: pl.Series,
         expected: str,
         fix: Callable[[], str] | None = None,
+        raw: pl.Series | None = None,
     ) -> None:
         """Raises for the first invalid row, if there is one."""
         row = invalid.arg_max() if invalid.any() else None
         if row is None:
             return
-        value = self._raw[column][row]
+        value = (self._raw[column] if raw is None else raw)[row]
         few = 2 * invalid.sum() < len(invalid)
         advice = (
             fix()
@@ -188,8 +409,9 @@ class TypedColumns:
             else ("Fix or delete the row" if few else "Write the column so")
             + f" ({invalid.sum():,} of {len(invalid):,} rows have this error)"
         )
+        place = int(row if self._row is None else self._row[row])
         raise DinError(
-            f"{self.reader.row_location(row)}: column {column!r} of [{self.section}] is "
+            f"{self._reader.row_location(place)}: column {column!r} of [{self.section}] is "
             f"{'empty' if value is None else repr(value)}; expected {expected}. {advice}"
         )
 
@@ -197,9 +419,24 @@ class TypedColumns:
         self, column: str, dtype: pl.DataType, expected: str, fix: str = "write them so"
     ) -> DinError:
         return DinError(
-            f"{self.reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
+            f"{self._reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
             f"expected {expected}; {fix}"
         )
+
+
+def _as_text(raw: pl.Series) -> pl.Series:
+    """Values as the spec writes them: whole floats without a point."""
+    if raw.dtype.is_float():
+        try:
+            whole = whole_numbers(raw)
+        except OverflowError:
+            whole = None
+        raw = raw if whole is None else whole
+    return raw if raw.dtype == pl.String else raw.cast(pl.String)
+
+
+def _id_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
 
 def _finite_or_null(numbers: pl.Series) -> pl.Series:

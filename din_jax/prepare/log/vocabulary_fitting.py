@@ -9,7 +9,7 @@ from din_jax.prepare import vocabularies
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import TableOptions
-from din_jax.prepare.log.tables import common_type
+from din_jax.prepare.log.value_types import common_type
 
 FittedTable = vocabularies.Fitted | vocabularies.Buckets
 
@@ -17,7 +17,7 @@ FittedTable = vocabularies.Fitted | vocabularies.Buckets
 def fit_table(log: JoinedLog, table: str, options: TableOptions, seed: int) -> FittedTable:
     """Fits a table on the training samples and on the behaviours in their histories, each once."""
     train = log.splits["train"]
-    in_train = np.zeros(len(log.label), bool)
+    in_train = np.zeros(len(log.user), bool)
     in_train[train] = True
     parts = [f.occurrences(in_train) for f in log.all_fields().values() if f.table == table]
     for sequence in log.sequences.values():

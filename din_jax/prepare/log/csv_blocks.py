@@ -1,0 +1,424 @@
+"""Reads CSV as RFC 4180 has it, strictly, in blocks of whole records.
+
+Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in silence.
+So each block is checked first: its quotes enclose whole values, and each record has as many values as
+the header. The check works on the bytes of a block at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
+
+import numpy as np
+import polars as pl
+
+from din_jax.errors import DinError
+
+_BLOCK_BYTES = 1 << 25
+_ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
+_NEWLINE, _RETURN = 10, 13
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_LIKELY_ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
+
+
+class Dialect(NamedTuple):
+    """How a CSV is written.
+
+    Attributes:
+      delimiter: between the values; a single byte.
+      quote: encloses values that hold delimiters, line ends or quotes; "" if quotes are
+        ordinary characters.
+      escape: precedes a quote or delimiter that belongs to a value; None: quotes are doubled.
+      encoding: of the text.
+      columns: names of the columns of files without a header; None: the first record has them.
+    """
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str | None = None
+    encoding: str = "utf-8"
+    columns: tuple[str, ...] | None = None
+
+
+class Block(NamedTuple):
+    """Records of a file as text, and the line on which each begins, counted from 1."""
+
+    frame: pl.DataFrame
+    lines: Callable[[], np.ndarray]
+
+
+def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Block]:
+    """Yields the given columns of the records; an empty value is null, empty lines are passed over.
+
+    Raises:
+      DinError: the file can't be read, or isn't of this dialect; the message names the line.
+    """
+    names = header(path, dialect)
+    if dialect.escape is not None:
+        yield from _escaped_blocks(path, dialect, names, columns)
+        return
+    skip = dialect.columns is None
+    for lines, block, has_empty in _whole_records(path, dialect, len(names)):
+        if skip:  # the header
+            end = _first_record_end(block, dialect)
+            lines, block, skip = lines + block.count(b"\n", 0, end), block[end:], False
+        if has_empty:
+            text = _without_empty_lines(block, dialect)
+        else:
+            text = block
+        if text:
+            frame = _parse(path, text, dialect, names, columns)
+            yield Block(frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect))
+
+
+def header(path: Path, dialect: Dialect) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+      DinError: the file has no records; or the dialect names the columns, but their number differs
+        or the file has a header with them.
+    """
+    first: list[str] = []
+    for row in csv.reader(_lines(path, dialect), **_csv_options(dialect, strict=False)):
+        first = row
+        if first:
+            break
+    if dialect.columns is None:
+        return first
+    names = list(dialect.columns)
+    if first == names:
+        raise DinError(
+            f"{path}: the first line has the names of the columns; remove columns from its section "
+            "of the spec"
+        )
+    if first and len(first) != len(names):
+        raise DinError(
+            f"{path}: the first line has {len(first)} values, but columns names {len(names)}; "
+            "name each column, in order"
+        )
+    return names
+
+
+def records(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, values) of each record after the header, slowly, for messages and escapes."""
+    reader = csv.reader(_lines(path, dialect), **_csv_options(dialect, strict=True))
+    names = header(path, dialect)
+    line, skip = 1, dialect.columns is None
+    try:
+        for row in reader:
+            if row and skip:
+                skip = False
+            elif row:
+                if len(row) != len(names):
+                    _wrong_length(path, line, len(row), len(names), dialect)
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise _misplaced_quote(path, line, dialect, "") from error
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Opens a file, decompressed by its content: gzip, Zstandard or neither."""
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+    if magic[:2] == _GZIP:
+        return gzip.open(path)  # type: ignore[return-value]
+    if magic == _ZSTD:
+        return _open_zstd(path)
+    return path.open("rb")
+
+
+def read_errors(path: Path, error: Exception) -> DinError:
+    """The message for a file that can't be read."""
+    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
+        return DinError(f"{path}: truncated or damaged ({error}); fetch the file again")
+    if isinstance(error, OSError):
+        return DinError(f"{path}: {error.strerror or error}")
+    return DinError(f"{path}: truncated or damaged ({error}); fetch the file again")
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    import zstandard
+
+    return zstandard.open(path, "rb")  # type: ignore[no-any-return]
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with open_bytes(path) as file:
+            while data := file.read(_BLOCK_BYTES):
+                yield data
+    except DinError:
+        raise
+    except Exception as error:
+        raise read_errors(path, error) from error
+
+
+def _utf8_chunks(path: Path, encoding: str) -> Iterator[bytes]:
+    """The file's text as UTF-8, without a byte order mark.
+
+    Raises:
+      DinError: the text is not of this encoding.
+    """
+    plain = codecs.lookup(encoding).name in ("utf-8", "ascii")
+    decoder = codecs.getincrementaldecoder("utf-8" if plain else encoding)()
+    done, first = 0, True
+    for data in itertools.chain(_chunks(path), [b""]):
+        if plain and not decoder.getstate()[0] and data.isascii():
+            text = data
+        else:
+            try:
+                decoded = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise _wrong_encoding(path, encoding, done, error) from error
+            text = decoded.encode()
+        if first and text:
+            text, first = text.removeprefix(codecs.BOM_UTF8), False
+        done += text.count(b"\n")
+        if text:
+            yield text
+
+
+def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeError) -> DinError:
+    data, start = error.object, error.start
+    line = lines + data.count(b"\n", 0, start) + 1
+    begin = data.rfind(b"\n", 0, start) + 1
+    end = data.find(b"\n", start)
+    text = data[begin : end if end >= 0 else len(data)].strip()[:80]
+    readings = []
+    for candidate in _LIKELY_ENCODINGS:
+        try:
+            reading = text.decode(candidate)
+        except UnicodeDecodeError:
+            continue
+        if reading.isprintable():
+            readings.append(f"encoding = {candidate!r} reads {reading!r}")
+    return DinError(
+        f"{path}, line {line:,} is not {encoding.upper()}, which is expected. Name the file's "
+        "encoding in its section of the spec"
+        + (f"; of this line {', '.join(readings)}: choose the one that is text" if readings else "")
+    )
+
+
+def _lines(path: Path, dialect: Dialect) -> Iterator[str]:
+    """Lines of text, with their ends; a literal \\N of files with escapes is an empty value."""
+    rest = b""
+    missing = None
+    if dialect.escape is not None:
+        between = re.escape(dialect.delimiter)
+        missing = re.compile(rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])")
+    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b"\n"]):
+        last = data == b"\n"
+        data = rest + (b"" if last else data)
+        cut = len(data) if last else data.rfind(b"\n") + 1
+        for line in io.BytesIO(data[:cut]):
+            text = line.decode()
+            yield missing.sub("", text) if missing else text
+        rest = data[cut:]
+        if last:
+            return
+
+
+def _csv_options(dialect: Dialect, *, strict: bool) -> dict[str, Any]:
+    return {
+        "delimiter": dialect.delimiter,
+        "quotechar": dialect.quote or None,
+        "quoting": csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        "escapechar": dialect.escape,
+        "strict": strict,
+    }
+
+
+def _escaped_blocks(
+    path: Path, dialect: Dialect, names: list[str], columns: Sequence[str]
+) -> Iterator[Block]:
+    places = [names.index(column) for column in columns]
+    rows = records(path, dialect)
+    while part := list(itertools.islice(rows, _ESCAPED_ROWS)):
+        values = list(zip(*(row for _, row in part), strict=True))
+        frame = pl.DataFrame(
+            {c: pl.Series(values[i], dtype=pl.String) for c, i in zip(columns, places, strict=True)}
+        )
+        frame = frame.with_columns(pl.all().replace("", None))
+        lines = np.array([line for line, _ in part])
+        yield Block(frame, lambda lines=lines: lines)
+
+
+def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Yields (number of the first line, checked records, whether there are empty lines)."""
+    rest, line = b"", 1
+    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b""]):
+        final = not data
+        data = rest + data
+        if final and data and not data.endswith(b"\n"):
+            data += b"\n"
+        structure = _Structure(data, dialect)
+        misplaced = structure.misplaced_quote()
+        if misplaced is not None:
+            start = data.rfind(b"\n", 0, misplaced) + 1
+            end = data.find(b"\n", misplaced)
+            record = line + structure.line_of_record(misplaced)
+            raise _misplaced_quote(
+                path, record, dialect, data[start : end if end >= 0 else len(data)].decode()
+            )
+        if final and structure.open_quote:
+            raise _misplaced_quote(path, line + structure.line_of_record(len(data)), dialect, "")
+        end = structure.end
+        if end:
+            block = data[:end]
+            if wrong := structure.wrong_length(columns):
+                offset, values = wrong
+                _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
+            yield line, block, structure.has_empty
+            line += data.count(b"\n", 0, end)
+        rest = data[end:]
+
+
+class _Structure:
+    """Where the records and values of a block begin and end.
+
+    Attributes:
+      end: where the last whole record ends.
+      open_quote: whether the block ends inside quotes.
+    """
+
+    def __init__(self, data: bytes, dialect: Dialect):
+        self._data = np.frombuffer(data, np.uint8)
+        quote, delimiter = dialect.quote.encode(), dialect.delimiter.encode()
+        is_end, is_delimiter = self._data == _NEWLINE, self._data == delimiter[0]
+        self._quotes = np.empty(0, np.int64)
+        self._delimiter = delimiter[0]
+        if quote and quote in data:
+            is_quote = self._data == quote[0]
+            self._quotes = np.flatnonzero(is_quote)
+            outside = (np.cumsum(is_quote, dtype=np.uint8) & 1) == 0
+            is_end &= outside
+            is_delimiter &= outside
+        self._quote = quote[0] if quote else None
+        self.open_quote = len(self._quotes) % 2 == 1
+        self._ends = np.flatnonzero(is_end)
+        self.end = int(self._ends[-1]) + 1 if len(self._ends) else 0
+        self._delimiters = np.flatnonzero(is_delimiter[: self.end])
+        self._begins = np.concatenate([[0], self._ends[:-1] + 1]).astype(np.int64)[: len(self._ends)]
+        length = self._ends - self._begins
+        self._empty = (length == 0) | ((length == 1) & (self._data[self._begins] == _RETURN))
+
+    def misplaced_quote(self) -> int | None:
+        """The place of the first quote that does not enclose a whole value, or None."""
+        if not len(self._quotes):
+            return None
+        opening, closing = self._quotes[::2], self._quotes[1::2]
+        allowed = np.zeros(256, bool)
+        allowed[[self._delimiter, _NEWLINE, self._quote or 0]] = True
+        before = np.where(opening > 0, self._data[opening - 1], _NEWLINE)
+        after_place = closing + 1
+        inside = after_place < len(self._data)
+        after = np.where(inside, self._data[np.where(inside, after_place, 0)], _NEWLINE)
+        wrong_opening = opening[~allowed[before]]
+        allowed[_RETURN] = True
+        wrong_closing = closing[~allowed[after]]
+        places = [int(w[0]) for w in (wrong_opening, wrong_closing) if len(w)]
+        return min(places) if places else None
+
+    def line_of_record(self, place: int) -> int:
+        """How many lines of the block end before the record that holds a place begins."""
+        number = int(np.searchsorted(self._ends, place))
+        begin = int(self._ends[number - 1]) + 1 if number else 0
+        return int((self._data[:begin] == _NEWLINE).sum())
+
+    def wrong_length(self, columns: int) -> tuple[int, int] | None:
+        """(offset, values) of the first record that has not `columns` values, or None."""
+        begins, ends = self.records()
+        per_record = columns - 1
+        if len(self._delimiters) == per_record * len(ends):
+            if not per_record:
+                return None
+            delimiters = self._delimiters.reshape(-1, per_record)
+            if (delimiters[:, 0] >= begins).all() and (delimiters[:, -1] < ends).all():
+                return None
+        counts = np.searchsorted(self._delimiters, ends) - np.searchsorted(self._delimiters, begins)
+        wrong = np.flatnonzero(counts != per_record)
+        return int(begins[wrong[0]]), int(counts[wrong[0]]) + 1
+
+    def records(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the records begin and end, without empty lines."""
+        full = ~self._empty
+        return self._begins[full], self._ends[full] + 1
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether a line is empty."""
+        return bool(self._empty.any())
+
+
+def _first_record_end(data: bytes, dialect: Dialect) -> int:
+    """Where the first record that is not empty ends."""
+    return int(_Structure(data, dialect).records()[1][0])
+
+
+def _without_empty_lines(block: bytes, dialect: Dialect) -> bytes:
+    if not block:
+        return block
+    begins, ends = _Structure(block, dialect).records()
+    return b"".join(block[b:e] for b, e in zip(begins.tolist(), ends.tolist(), strict=True))
+
+
+def _record_lines(data: bytes, first_line: int, dialect: Dialect) -> np.ndarray:
+    begins, _ = _Structure(data, dialect).records()
+    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
+    lines: np.ndarray = first_line + np.searchsorted(newlines, begins)
+    return lines
+
+
+def _parse(
+    path: Path, block: bytes, dialect: Dialect, names: list[str], columns: Sequence[str]
+) -> pl.DataFrame:
+    places = {names.index(column): column for column in columns}
+    ordered = sorted(places)
+    try:
+        frame = pl.read_csv(
+            block,
+            has_header=False,
+            columns=ordered,
+            new_columns=[places[i] for i in ordered],
+            separator=dialect.delimiter,
+            quote_char=dialect.quote or None,
+            infer_schema=False,
+            null_values=[""],
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DinError(
+            f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})"
+        ) from error
+    return frame.select(columns)
+
+
+def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dialect) -> NoReturn:
+    if values > columns:
+        fix = f"put values that contain {dialect.delimiter!r} in quotes"
+        if dialect.escape is None:
+            fix += ', or if a \\ stands before it name that: escape = "\\\\"'
+    else:
+        fix = "write an empty value where one is missing, or delete the line"
+    expected = "columns names" if dialect.columns is not None else "the header has"
+    raise DinError(f"{path}, line {line:,}: {values} values, but {expected} {columns}; {fix}")
+
+
+def _misplaced_quote(path: Path, line: int, dialect: Dialect, text: str) -> DinError:
+    fix = "remove it, or put the value in quotes and double each quote inside it"
+    if "\\" + dialect.quote in text and dialect.escape is None:
+        fix = 'if a \\ stands before quotes that belong to a value, name that: escape = "\\\\"'
+    return DinError(
+        f"{path}, line {line:,}: a quote does not enclose a whole value"
+        + (f", {text.strip()[:80]!r}" if text else "")
+        + f"; {fix}. If quotes are ordinary characters in this file: quote = \"\""
+    )

@@ -1,0 +1,111 @@
+"""The types of the user's values: whole numbers, text, and what several parts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+
+_EXACT = 2**53  # floats are exact whole numbers below it
+_USUAL = r"^(?:0|-?[1-9][0-9]{0,17})$"
+_WHOLE = r"^[+-]?[0-9]+(?:\.0*)?(?:[eE]\+?[0-9]+)?$"
+
+
+def compact(text: pl.Series) -> pl.Series:
+    """Text as int64 if every value is a whole number written in the usual way, and else unchanged.
+
+    Writing the numbers again gives the same text, so that nothing is lost: 007, 1.0 and +1 remain
+    text.
+    """
+    if len(text) == text.null_count() or not text.str.contains(_USUAL).all():
+        return text
+    return text.cast(pl.Int64)
+
+
+def whole_numbers(values: pl.Series) -> pl.Series | None:
+    """Floats, or text in which some are written as floats, as whole numbers; None if not all are.
+
+    Raises:
+      OverflowError: a number is 2⁵³ or more, where floats skip whole numbers.
+    """
+    if values.dtype == pl.String:
+        if not values.str.contains(_WHOLE).all():
+            return None
+        if values.str.contains(r"^[+-]?[0-9]+$").all():
+            return None  # text like 007
+        values = values.cast(pl.Float64)
+    finite = values.drop_nulls().drop_nans()
+    if not len(finite) or not (finite.is_finite() & (finite == finite.floor())).all():
+        return None
+    largest = finite.abs().max()
+    if largest is not None and largest >= _EXACT:  # type: ignore[operator]
+        raise OverflowError(f"{largest:.0f}")
+    return values.fill_nan(None).cast(pl.Int64)
+
+
+def unify(parts: Sequence[pl.Series]) -> pl.Series:
+    """Concatenates parts of a column that may differ in type.
+
+    Integers of several types remain integers; floats that are whole numbers become integers beside
+    integers; numbers beside text become text, and parts without values take the others' type.
+
+    Raises:
+      ValueError, polars' errors: the types have nothing in common.
+    """
+    known = [part for part in parts if part.null_count() < len(part)]
+    types = {part.dtype for part in known}
+    if not types:
+        types = {part.dtype for part in parts if part.dtype != pl.Null} or {pl.String()}
+        types = {next(iter(sorted(types, key=str)))}
+    if len(types) > 1 and all(kind.is_numeric() for kind in types):
+        parts = [_whole_or_same(part) for part in parts]
+        types = {part.dtype for part in parts if part.null_count() < len(part)}
+    if all(isinstance(kind, pl.List | pl.Array) for kind in types) and len(types) > 1:
+        return pl.concat(list(parts), how="vertical_relaxed")  # type: ignore[call-overload]
+    if len(types) == 1:
+        target = next(iter(types))
+    elif all(kind.is_integer() for kind in types):
+        target = _integer_type(known)
+    elif all(kind.is_numeric() for kind in types):
+        target = pl.Float64()
+    elif all(kind.is_numeric() or kind == pl.String for kind in types):
+        target = pl.String()
+        parts = [_whole_or_same(part) if part.dtype.is_float() else part for part in parts]
+    else:
+        target = pl.concat([part.clear() for part in known], how="vertical").dtype
+    if target == pl.Int128:
+        target = _integer_type(known)
+    return pl.concat([part.cast(target) for part in parts], rechunk=False)
+
+
+def common_type(types: Iterable[pl.DataType]) -> pl.DataType:
+    """The type in which ids or times of several columns are compared; text if no other fits."""
+    distinct = set(types)
+    if len(distinct) == 1:
+        return distinct.pop()
+    if all(dtype.is_integer() for dtype in distinct) and pl.UInt64 not in distinct:
+        return pl.Int64()
+    if all(dtype.is_numeric() for dtype in distinct) and pl.Float64 in distinct:
+        return pl.Float64()
+    return pl.String()
+
+
+def _whole_or_same(part: pl.Series) -> pl.Series:
+    if not part.dtype.is_float():
+        return part
+    try:
+        whole = whole_numbers(part)
+    except OverflowError as error:
+        raise ValueError(
+            f"{error} is a float beside whole numbers, and beyond 2⁵³ floats are not exact"
+        ) from error
+    return part if whole is None else whole
+
+
+def _integer_type(parts: Sequence[pl.Series]) -> pl.DataType:
+    """The type that holds whole numbers of several types: int64, uint64, or text."""
+    low = min(int(part.min() or 0) for part in parts)  # type: ignore[call-overload]
+    high = max(int(part.max() or 0) for part in parts)  # type: ignore[call-overload]
+    if high < 2**63:
+        return pl.Int64()
+    return pl.UInt64() if low >= 0 and high < 2**64 else pl.String()
