@@ -1,8 +1,7 @@
 """How often an ad's values occur in the sample's own history, and in all training histories.
 
-Histories are overlapping ranges of the stored events. They are never built: with the events sorted
-by (id, position), the number of times that an id occurs in a range is a difference of two
-bisections.
+Histories are overlapping ranges of the stored events, which are never built
+(`din_jax.data.occurrences`).
 """
 
 from __future__ import annotations
@@ -14,32 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.baselines.columns import Column, Values, mean_by_owner
+from din_jax.data.occurrences import Occurrences
 from din_jax.data.packing import Packer
 from din_jax.data.schema import BehaviorField
-
-
-class Occurrences:
-    """The positions of each id in a column, 8 bytes a position.
-
-    Args:
-      ids: [P] the column.
-      positions: ascending, those that count; None: all.
-    """
-
-    def __init__(self, ids: npt.NDArray[Any], positions: npt.NDArray[Any] | None = None):
-        self._span = len(ids) + 1
-        counted = ids if positions is None else ids[positions]
-        order = np.argsort(counted, kind="stable")
-        self._keys = counted[order].astype(np.int64) * self._span
-        self._keys += order if positions is None else positions[order]
-
-    def count(
-        self, ids: npt.NDArray[Any], start: npt.NDArray[Any], end: npt.NDArray[Any]
-    ) -> npt.NDArray[Any]:
-        """[N] how often `ids[i]` occurs at the positions start[i] … end[i] − 1."""
-        first = ids * self._span
-        before_end = np.searchsorted(self._keys, first + end)
-        return before_end - np.searchsorted(self._keys, first + start)
 
 
 class InHistories:
