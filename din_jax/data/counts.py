@@ -1,7 +1,8 @@
 """Computes n_j of Eq. 4: the exact number of training samples in which an id occurs.
 
 A sample counts once for an id, even if several of its lookups have it. If the store has weights, a
-sample counts its weight instead of 1, so that a weight of 2 is two equal samples. Histories are windows of the
+sample counts its weight instead of 1, so that a weight of 2 is two equal samples; fractional
+sums are as exact as float64 holds the sum of all weights. Histories are windows of the
 stored events, and are counted without being built: a window that contains id j is counted at its
 last occurrence of j. The windows whose last occurrence of j is event p are those that end in
 [p + 1, min(p + L, next occurrence of j, end of the user's events)]: their number is a difference of
