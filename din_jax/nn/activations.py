@@ -37,10 +37,10 @@ class Dice(nn.Module):
 
     In training E[s] and Var[s] are the statistics of the mini-batch's real rows, over all devices
     of `axis_name`; with weights they are the weighted mean and variance, so that a row of weight 2
-    is two equal rows. In evaluation they are moving averages, stored in the collection "batch_stats".
-    α is learned, one per unit. ε is outside the root: if all rows are equal, p is ½ and its slope
-    is up to ¼·10⁸. The gradient is bounded, but may be that large, and then has float32's rounding
-    errors of terms of that size, which cancel.
+    is two equal rows. In evaluation they are moving averages, stored in the collection
+    "batch_stats". α is learned, one per unit. ε is outside the root: if all rows are equal, p is ½
+    and its slope is up to ¼·10⁸. The gradient is bounded, but may be that large, and then has
+    float32's rounding errors of terms of that size, which cancel.
 
     The variance is computed in two passes with a correction (Chan, Golub & LeVeque 1983, eq. 1.7).
     No gradient flows through the shift, because it would cancel. E[s²] − E[s]² would lose all
