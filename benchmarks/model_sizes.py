@@ -45,7 +45,7 @@ def sizes(config: ConfigDict, model: str) -> dict[str, Any]:
         "network": sum(x.size for x in jax.tree.leaves(state.params)),
         "embeddings": sum(n for name, n in scalars.items() if name in embeddings),
         "other tables": sum(n for name, n in scalars.items() if name not in embeddings),
-        "flops_a_sample": cost["flops"] / batch.weight.sum().item(),
+        "flops_a_sample": cost["flops"] / (batch.weight > 0).sum().item(),
     }
 
 

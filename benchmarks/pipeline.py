@@ -33,7 +33,7 @@ def main() -> None:
         begin = time.perf_counter()
         samples = behaviors = capacity = 0
         for batch in batches(source):
-            samples += int(batch.weight.sum())
+            samples += int((batch.weight > 0).sum())
             for sequence in batch.sequences.values():
                 behaviors += int((sequence.segment_ids < arguments.batch).sum())
                 capacity += len(sequence.segment_ids)

@@ -97,7 +97,7 @@ class Steps:
             end = source.next_group(begin)
             self.ready.append([source[i] for i in range(begin, end)])
             begin = end
-        self.samples = [sum(int(batch.weight.sum()) for batch in call) for call in self.ready]
+        self.samples = [sum(int((batch.weight > 0).sum()) for batch in call) for call in self.ready]
         started = time.perf_counter()
         self.calls_by_shape = {shape_of(call[0]): call for call in self.ready}
         for call in self.calls_by_shape.values():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, config_dict
 
 from din_jax.errors import DinError
+from din_jax.metrics import SELECTABLE
 
 # Keys whose defaults depend on `model.preset`; "released_code" has those of "paper".
 PRESETS: dict[str, dict[str, Any]] = {
@@ -220,7 +221,9 @@ def default_config() -> ConfigDict:
     # Half-life, in epochs, of an exponential moving average (EMA) of the weights, taken eight times
     # an epoch, which is scored in their place; 0: the weights themselves are scored.
     c.train.ema_epochs = preset("train.ema_epochs")
-    c.train.select = "user_weighted_auc"  # validation metric that selects them; or auc, log_loss
+    # Validation metric that selects them; or auc, log_loss; if the store has sample weights, also
+    # weighted_user_weighted_auc, weighted_auc, weighted_log_loss.
+    c.train.select = "user_weighted_auc"
 
     c.eval = ConfigDict()
     c.eval.batch_size = 1024  # over all devices; rounded up to a multiple of their number
@@ -246,7 +249,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "eval.baselines": (True, False),
     "regularizer.name": ("none", "mba", "difacto", "dropout", "filter"),
     "regularizer.rare": ("leave", "unknown"),
-    "train.select": ("user_weighted_auc", "auc", "log_loss"),
+    "train.select": SELECTABLE,
 }
 _MAX_BUCKETS = 2**31 - 2  # row indices are int32
 _MINIMUM: dict[str, float] = {

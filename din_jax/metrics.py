@@ -1,6 +1,7 @@
 """AUC, log loss, user-weighted AUC (Eq. 10), RelaImpr (Eq. 11) and calibration.
 
-All are computed exactly, in vectorised float64 NumPy. In an AUC a tie counts ½.
+All are computed exactly, in vectorised float64 NumPy. In an AUC a tie counts ½. With the samples'
+weights, a sample of weight 2 counts as two equal samples, and one of weight 0 not at all.
 """
 
 from __future__ import annotations
@@ -11,20 +12,34 @@ import numpy as np
 import numpy.typing as npt
 
 Weighting = Literal["impressions", "positives", "users"]
+WEIGHTED = "weighted_"  # what the names of metrics with the samples' weights begin with
+_SELECTABLE = ("user_weighted_auc", "auc", "log_loss")
+# The metrics that may choose the best weights of a run; those with weights if the store has them.
+SELECTABLE = (*_SELECTABLE, *(f"{WEIGHTED}{name}" for name in _SELECTABLE))
 
 
-def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
+def auc(
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
+) -> float:
     """Area under the ROC curve: the fraction of (positive, negative) pairs in the right order.
+
+    With weights a pair counts the product of its two weights.
 
     Args:
       labels: [N] 0 or 1.
       scores: [N], on any scale.
+      weights: [N] the samples' weights, by default 1.
 
     Returns:
-      A number in [0, 1]; NaN if all labels are equal.
+      A number in [0, 1]; NaN if all labels are equal, of the samples whose weight is not 0.
+
+    Raises:
+      ValueError: see `user_auc`.
     """
     single_user = np.zeros(len(labels), np.int64)
-    return user_auc(single_user, labels, scores).weighted("impressions")
+    return user_auc(single_user, labels, scores, weights).weighted("impressions")
 
 
 class UserAUC(NamedTuple):
@@ -33,9 +48,9 @@ class UserAUC(NamedTuple):
     Attributes:
       users: [U] the users, ascending.
       auc: [U] AUC within each user's samples.
-      impressions: [U] the number of samples.
-      positives: [U] the number of samples with label 1.
-      skipped: the number of users with only one class.
+      impressions: [U] the number of samples, or the sum of their weights.
+      positives: [U] the same of the samples with label 1.
+      skipped: the number of users with only one class, of the samples whose weight is not 0.
     """
 
     users: npt.NDArray[Any]
@@ -60,7 +75,10 @@ class UserAUC(NamedTuple):
 
 
 def user_auc(
-    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
+    users: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
 ) -> UserAUC:
     """Computes the AUC within each user's samples.
 
@@ -68,46 +86,53 @@ def user_auc(
       users: [N] the user of each sample; any integers.
       labels: [N] 0 or 1.
       scores: [N], on any scale.
+      weights: [N] the samples' weights, by default 1.
 
     Raises:
-      ValueError: the lengths differ, a label is neither 0 nor 1, or a score is NaN.
+      ValueError: the lengths differ, a label is neither 0 nor 1, a score is NaN, or a weight is
+        negative, infinite or NaN.
     """
-    users, labels, scores = _checked(users, labels, scores)
+    users, labels, scores, weights = _checked(users, labels, scores, weights)
     if not len(users):
         empty = np.empty(0)
         return UserAUC(users, empty, empty, empty, 0)
     order = np.lexsort((scores, users))
-    users, labels, scores = users[order], labels[order], scores[order]
+    users, scores = users[order], scores[order]
+    positive, negative = (weights * labels)[order], (weights * (1 - labels))[order]
     new_user = np.concatenate([[True], users[1:] != users[:-1]])
     new_tie = new_user | np.concatenate([[True], scores[1:] != scores[:-1]])
-    # The first sample of each user and of each group of ties, and the index of each sample's group.
-    user_start, tie_start = np.flatnonzero(new_user), np.flatnonzero(new_tie)
-    user_index, tie_index = np.cumsum(new_user) - 1, np.cumsum(new_tie) - 1
-    tie_size = np.diff(np.append(tie_start, len(users)))
-    # The midrank within the user, from 1: tied samples have the mean of their ranks.
-    midrank = tie_start[tie_index] - user_start[user_index] + (tie_size[tie_index] + 1) / 2
-
-    impressions = np.diff(np.append(user_start, len(users)))
-    positives = np.add.reduceat(labels, user_start)
-    negatives = impressions - positives
-    rank_sum = np.add.reduceat(midrank * labels, user_start)
+    # The first sample of each group of ties, and the first group of each user.
+    tie_start = np.flatnonzero(new_tie)
+    first_tie = np.flatnonzero(new_user[tie_start])
+    ties = np.diff(np.append(first_tie, len(tie_start)))
+    positive, negative = (np.add.reduceat(one, tie_start) for one in (positive, negative))
+    # The user's negatives with lower scores than each group, and half of those with equal scores.
+    below = np.cumsum(negative) - negative
+    below = below - np.repeat(below[first_tie], ties) + negative / 2
+    positives, negatives, in_order = (
+        np.add.reduceat(one, first_tie) for one in (positive, negative, positive * below)
+    )
     both = (positives > 0) & (negatives > 0)
     p, n = positives[both].astype(np.float64), negatives[both].astype(np.float64)
     return UserAUC(
-        users=users[user_start][both],
-        auc=(rank_sum[both] - p * (p + 1) / 2) / (p * n),
-        impressions=impressions[both],
+        users=users[tie_start[first_tie]][both],
+        auc=in_order[both] / (p * n),
+        impressions=(positives + negatives)[both],
         positives=positives[both],
         skipped=int((~both).sum()),
     )
 
 
 def user_weighted_auc(
-    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
+    users: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
 ) -> float:
     """User-weighted AUC (Eq. 10): the mean AUC of users, weighted by impressions.
 
-    Users whose labels are all equal are skipped.
+    Users whose labels are all equal are skipped. With the samples' weights, a user's impressions
+    are the sum of theirs.
 
     Args: see `user_auc`.
 
@@ -117,33 +142,54 @@ def user_weighted_auc(
     Raises:
       ValueError: see `user_auc`.
     """
-    return user_auc(users, labels, scores).weighted("impressions")
+    return user_auc(users, labels, scores, weights).weighted("impressions")
 
 
-def log_loss(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
-    """Mean negative log-likelihood, in nats; probabilities are clipped to [1e-15, 1 − 1e-15]."""
+def log_loss(
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
+) -> float:
+    """Mean negative log-likelihood, in nats; probabilities are clipped to [1e-15, 1 − 1e-15].
+
+    With `weights` [N] it is the weighted mean; NaN if all are 0.
+    """
     p = np.clip(np.asarray(probabilities, np.float64), 1e-15, 1 - 1e-15)
     y = np.asarray(labels, np.float64)
-    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
+    return -_mean(y * np.log(p) + (1 - y) * np.log1p(-p), weights)
 
 
-def calibration_ratio(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
-    """Mean prediction over mean label: 1 is calibrated, more than 1 overestimates."""
-    mean_label = float(np.mean(labels))
+def calibration_ratio(
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
+) -> float:
+    """Mean prediction over mean label: 1 is calibrated, more than 1 overestimates.
+
+    With `weights` [N] both are weighted means. NaN if no label, of a weight over 0, is 1.
+    """
+    mean_label = _mean(np.asarray(labels, np.float64), weights)
     if not mean_label:
         return float("nan")
-    return float(np.mean(probabilities, dtype=np.float64)) / mean_label
+    return _mean(np.asarray(probabilities, np.float64), weights) / mean_label
 
 
 def expected_calibration_error(
-    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], bins: int = 10
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    bins: int = 10,
+    weights: npt.NDArray[Any] | None = None,
 ) -> float:
-    """ECE: the mean of |mean prediction − mean label| over bins of equal width, by samples."""
+    """ECE: the mean of |mean prediction − mean label| over bins of equal width, by samples.
+
+    With `weights` [N] all means are weighted; NaN if all weights are 0.
+    """
     p = np.asarray(probabilities, np.float64)
     y = np.asarray(labels, np.float64)
     bin_index = np.minimum((p * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(bin_index, weights=p - y, minlength=bins)
-    return float(np.abs(gap).sum() / len(p))
+    w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
+    gap = np.bincount(bin_index, weights=w * (p - y), minlength=bins)
+    return float(np.abs(gap).sum() / w.sum()) if w.any() else float("nan")
 
 
 def rela_impr(measured: float, base: float) -> float:
@@ -154,8 +200,24 @@ def rela_impr(measured: float, base: float) -> float:
     return ((measured - 0.5) / (base - 0.5) - 1) * 100 if base > 0.5 else float("nan")
 
 
+def _mean(values: npt.NDArray[np.float64], weights: npt.NDArray[Any] | None) -> float:
+    """The weighted mean of values [N]; NaN if all weights are 0."""
+    if weights is None:
+        return float(np.mean(values))
+    weights = np.asarray(weights, np.float64)
+    return float(np.average(values, weights=weights)) if weights.any() else float("nan")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the smaller value of a metric of `config.train.select` is the better one."""
+    return metric.removeprefix(WEIGHTED) == "log_loss"
+
+
 def all_metrics(
-    users: npt.NDArray[Any], labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]
+    users: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
 ) -> dict[str, float]:
     """Computes all metrics, under the names that the commands print.
 
@@ -163,9 +225,14 @@ def all_metrics(
       users: [N] the user of each sample.
       labels: [N] 0 or 1.
       probabilities: [N] predicted click probabilities.
+      weights: [N] the samples' weights. With them the metrics that take them follow the others,
+        with "weighted_" before their names.
+
+    Raises:
+      ValueError: see `user_auc`.
     """
     by_user = user_auc(users, labels, probabilities)
-    return {
+    found = {
         "user_weighted_auc": by_user.weighted("impressions"),
         "auc": auc(labels, probabilities),
         "log_loss": log_loss(labels, probabilities),
@@ -177,6 +244,20 @@ def all_metrics(
         "users": len(by_user.auc) + by_user.skipped,
         "users_skipped": by_user.skipped,
     }
+    if weights is None:
+        return found
+    by_user = user_auc(users, labels, probabilities, weights)
+    weighted = {
+        "user_weighted_auc": by_user.weighted("impressions"),
+        "auc": auc(labels, probabilities, weights),
+        "log_loss": log_loss(labels, probabilities, weights),
+        "calibration_ratio": calibration_ratio(labels, probabilities, weights),
+        "expected_calibration_error": expected_calibration_error(
+            labels, probabilities, weights=weights
+        ),
+        "users_skipped": by_user.skipped,
+    }
+    return found | {f"{WEIGHTED}{name}": value for name, value in weighted.items()}
 
 
 class PairedDifference(NamedTuple):
@@ -211,8 +292,11 @@ def paired_difference(ours: UserAUC, theirs: UserAUC) -> PairedDifference:
 
 
 def _checked(
-    users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    users: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Converts the arguments of `user_auc` to arrays; raises ValueError if they are invalid."""
     users, scores = np.asarray(users), np.asarray(scores, np.float64)
     raw, labels = np.asarray(labels), np.asarray(labels).astype(np.int64)
@@ -222,4 +306,11 @@ def _checked(
         raise ValueError("labels must be 0 or 1")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
-    return users, labels, scores
+    if weights is None:
+        return users, labels, scores, np.ones(len(users), np.int64)
+    weights = np.asarray(weights, np.float64)
+    if len(weights) != len(users):
+        raise ValueError(f"{len(weights)} weights for {len(users)} samples")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("weights must be finite numbers from 0 on")
+    return users, labels, scores, weights

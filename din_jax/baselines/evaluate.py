@@ -19,7 +19,7 @@ from din_jax.data.cache import cached
 from din_jax.data.packing import Packer
 from din_jax.data.store import Store
 from din_jax.errors import DinError
-from din_jax.metrics import auc, log_loss, user_weighted_auc
+from din_jax.metrics import WEIGHTED, auc, log_loss, lower_is_better, user_weighted_auc
 
 _VERSION = 1  # of the baselines; metrics that another version has cached are ignored
 _SAMPLES_AT_ONCE = 1 << 16
@@ -48,25 +48,30 @@ class Baselines:
         """Measures each baseline on a split: {name: {metric: value}}.
 
         The metrics are user_weighted_auc (Eq. 10), auc and, of probabilities, log_loss; NaN where
-        one can't be computed. On the split `fit` the click rates, the clicks and the weights of
-        the logistic regression are fitted to the same labels, like a model's weights.
+        one can't be computed. If the store has the samples' weights, `weighted_auc` and so on
+        follow; no baseline is fitted with them. On the split `fit` the click rates, the clicks and
+        the coefficients of the logistic regression are fitted to the same labels, like a model's
+        weights.
 
         Raises:
           DinError: there is no such split, or it or the split `fit` has no samples.
         """
         samples = self._samples(split)
-        users, labels = (
+        weighted = self.store.schema.weighted
+        users, labels, *weights = (
             self.store.column(f"samples/{name}")[samples.start : samples.stop]
-            for name in ("user", "label")
+            for name in ("user", "label", "weight")[: 3 if weighted else 2]
         )
         found: dict[str, Metrics] = {}
         for column in self.scores(np.arange(samples.start, samples.stop)):
-            found[column.name] = {
-                "user_weighted_auc": user_weighted_auc(users, labels, column.values),
-                "auc": auc(labels, column.values),
-            }
-            if column.kind == "rate":
-                found[column.name]["log_loss"] = log_loss(labels, column.values)
+            metrics = found[column.name] = {}
+            for prefix, w in (("", None), *((WEIGHTED, w) for w in weights)):
+                metrics[f"{prefix}user_weighted_auc"] = user_weighted_auc(
+                    users, labels, column.values, w
+                )
+                metrics[f"{prefix}auc"] = auc(labels, column.values, w)
+                if column.kind == "rate":
+                    metrics[f"{prefix}log_loss"] = log_loss(labels, column.values, w)
         return found
 
     def cached_metrics(self, split: str) -> dict[str, Metrics]:
@@ -128,7 +133,7 @@ def best_baseline(store: Store, select: str, *, fit: str = "train", max_history:
 
     Args:
       store: the data set.
-      select: the metric that chooses: "user_weighted_auc", "auc" or "log_loss".
+      select: the metric that chooses, of `din_jax.metrics.SELECTABLE`.
       fit: the split that the chosen one is fitted on to be measured on test.
       max_history: see `Baselines`.
 
@@ -145,7 +150,7 @@ def best_baseline(store: Store, select: str, *, fit: str = "train", max_history:
         }
         if not values:
             raise DinError(f"{store.path}: {select} can't be computed on validation")
-        name = (min if select == "log_loss" else max)(values, key=values.__getitem__)
+        name = (min if lower_is_better(select) else max)(values, key=values.__getitem__)
     if fit != baselines.fit:
         baselines = Baselines(store, fit, max_history=max_history)
     return Best(name, baselines.cached_metrics("test")[name])

@@ -1,6 +1,8 @@
 """Computes n_j of Eq. 4: the exact number of training samples in which an id occurs.
 
-A sample counts once for an id, even if several of its lookups have it. Histories are windows of the
+A sample counts once for an id, even if several of its lookups have it. If the store has weights, a
+sample counts its weight instead of 1, so that a weight of 2 is two equal samples; fractional
+sums are as exact as float64 holds the sum of all weights. Histories are windows of the
 stored events, and are counted without being built: a window that contains id j is counted at its
 last occurrence of j. The windows whose last occurrence of j is event p are those that end in
 [p + 1, min(p + L, next occurrence of j, end of the user's events)]: their number is a difference of
@@ -36,6 +38,8 @@ def sample_counts(
 ) -> dict[str, npt.NDArray[Any]]:
     """Computes n_j of every table that a model reads: {table: int64[K]}.
 
+    With weights, n_j is the sum of the weights of the samples with id j, and float64.
+
     Args:
       store, split: the training samples.
       max_history: the number of most recent behaviours of a history to use; 0 uses all.
@@ -44,6 +48,9 @@ def sample_counts(
     """
     fields = store.schema.inputs(extra_fields)
     packer = Packer(store, max_history)
+    samples, weights = store.split(split), None
+    if packer.weights is not None:
+        weights = packer.weights[samples.start : samples.stop].astype(np.float64)
     counts = {}
     for table in store.schema.tables:
         ads = [f for f in fields if f.table == table.name]
@@ -52,16 +59,15 @@ def sample_counts(
         ]
         if not ads and not behaviors:
             continue
-        samples = store.split(split)
         ids = _Ids(table.rows, (frequent or {}).get(table.name), unknown)
         one_hot = not any(f.multi_hot for f in ads) and not any(b.multi_hot for _, b in behaviors)
         windows = None
         if one_hot and len(behaviors) == 1:
             windows = _Windows.of(packer, *behaviors[0], samples, ids)
         if windows is not None:
-            n = windows.counts() + windows.counts_outside(ads, samples)
+            n = windows.counts(weights) + windows.counts_outside(ads, samples, weights)
         else:
-            n = _brute_force_counts(packer, ads, behaviors, samples, ids)
+            n = _brute_force_counts(packer, ads, behaviors, samples, ids, weights)
         counts[table.name] = n[: table.rows]
     return counts
 
@@ -157,13 +163,15 @@ class _Windows:
         starts, last = self._last_ends()
         return bool((last[:-1] <= starts[1:]).all())
 
-    def counts(self) -> npt.NDArray[Any]:
-        """[K] the number of windows that contain each id."""
+    def counts(self, weights: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """[K] the number of windows that contain each id, or their total weight."""
         events = len(self.ids)
-        # ends_before[e]: the number of windows that end before event e, without empty ones.
-        ends_before = np.concatenate([[0], np.cumsum(np.bincount(self.end, minlength=events + 1))])
-        empty = np.bincount(self.end[self.end == self.start], minlength=events + 1)
-        ends_before[1:] -= np.cumsum(empty)
+        # ends_before[e]: the number of windows that end before event e, without empty ones. All
+        # "numbers" are sums of weights, if there are any.
+        non_empty = self.end > self.start
+        ends_before = np.concatenate(
+            [[0], np.cumsum(_bincount(self.end, non_empty, weights, events + 1))]
+        )
 
         starts, last = self._last_ends()
         p = np.arange(events)
@@ -177,7 +185,8 @@ class _Windows:
             stop = np.minimum(stop, p + self.packer.max_history)
         # The number of windows that end in [p + 1, stop].
         windows = np.where(stop > p, ends_before[np.maximum(stop, p) + 1] - ends_before[p + 1], 0)
-        return np.bincount(self.ids, weights=windows, minlength=self.rows).astype(np.int64)
+        n = np.bincount(self.ids, weights=windows, minlength=self.rows)
+        return n if weights is not None else n.astype(np.int64)
 
     def contains(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """bool [samples]: whether sample i's window contains `ids[i]`."""
@@ -198,9 +207,11 @@ class _Windows:
         )
         return contained
 
-    def counts_outside(self, fields: list[Field], samples: range) -> npt.NDArray[Any]:
-        """[K] the number of samples with an id in one of `fields` but not in their window."""
-        counts = np.zeros(self.rows, np.int64)
+    def counts_outside(
+        self, fields: list[Field], samples: range, weights: npt.NDArray[Any] | None
+    ) -> npt.NDArray[Any]:
+        """[K] the samples with an id in one of `fields` but not in their window, as `counts`."""
+        counts = np.zeros(self.rows, np.int64 if weights is None else np.float64)
         counted: list[npt.NDArray[Any]] = []
         for field in fields:
             column = self.packer.store.column(f"fields/{field.name}")
@@ -209,7 +220,7 @@ class _Windows:
             for other in counted:
                 new &= ids != other
             counted.append(ids)
-            counts += np.bincount(ids[new], minlength=self.rows)
+            counts += _bincount(ids, new, weights, self.rows)
         return counts
 
 
@@ -219,10 +230,11 @@ def _brute_force_counts(
     behaviors: list[tuple[str, BehaviorField]],
     samples: range,
     looked_up: _Ids,
+    weights: npt.NDArray[Any] | None,
 ) -> npt.NDArray[Any]:
     """[K] counts for any lookups, from all (sample, id) pairs, a chunk of samples at a time."""
     store, rows = packer.store, looked_up.rows
-    counts = np.zeros(rows, np.int64)
+    counts = np.zeros(rows, np.int64 if weights is None else np.float64)
     for begin in range(samples.start, samples.stop, _SAMPLES_AT_ONCE):
         chunk = np.arange(begin, min(begin + _SAMPLES_AT_ONCE, samples.stop))
         pairs: list[npt.NDArray[Any]] = []
@@ -258,5 +270,17 @@ def _brute_force_counts(
                 ids = store.column(name)[events]
             add(owner, looked_up.visited(ids))
         distinct = np.unique(np.concatenate(pairs))
-        counts += np.bincount(distinct % rows, minlength=rows)
+        of_pair = None if weights is None else weights[chunk - samples.start][distinct // rows]
+        counts += np.bincount(distinct % rows, weights=of_pair, minlength=rows)
     return counts
+
+
+def _bincount(
+    ids: npt.NDArray[Any],
+    counted: npt.NDArray[np.bool_],
+    weights: npt.NDArray[Any] | None,
+    rows: int,
+) -> npt.NDArray[Any]:
+    """[rows] how many of the counted samples have each id, or the sum of their weights."""
+    weights = None if weights is None else weights[counted]
+    return np.bincount(ids[counted], weights=weights, minlength=rows)

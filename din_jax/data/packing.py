@@ -51,7 +51,8 @@ class Batch(NamedTuple):
 
     Attributes:
       label: float32[B], 0 or 1.
-      weight: float32[B], 1 for a sample, 0 for padding, which has no behaviours.
+      weight: float32[B], over 0 for a sample: its weight in the loss and in the statistics of Dice,
+        1 unless the store has weights; 0 for padding, which has no behaviours.
       user: int32[B], the groups of Eq. 10; no model reads it.
       fields: {name: int32[B]}; a multi-hot field is `Packed`, and its segments are samples.
       sequences: {name: behaviour sequence}.
@@ -71,18 +72,30 @@ class Packer:
       store: the data set.
       max_history: the number of most recent behaviours of a history to use; 0 uses all.
       ages: whether batches carry the ages of behaviours.
+      weighted: whether batches carry the samples' weights, if the store has them; otherwise all
+        samples weigh 1, as they do when they are scored.
 
     Attributes:
+      weights: float32, the weights of the store's samples; None if all are 1.
       axes: names of the packed axes, see `Buckets`.
 
     Raises:
       DinError: `ages`, but a sequence of the store has no times.
     """
 
-    def __init__(self, store: Store, max_history: int = 0, *, ages: bool = False):
+    def __init__(
+        self,
+        store: Store,
+        max_history: int = 0,
+        *,
+        ages: bool = False,
+        weighted: bool = True,
+    ):
         self.store = store
         self.max_history = max_history
         self.ages = ages
+        has_weights = weighted and store.schema.weighted
+        self.weights = store.column("samples/weight") if has_weights else None
         without_times = [s.name for s in store.schema.sequences if not s.times]
         if ages and without_times:
             raise DinError(
@@ -190,10 +203,14 @@ class Packer:
             ]
         label = sample_axis.take(store.column("samples/label"), np.float32)
         user = sample_axis.take(store.column("samples/user"))
+        ones = np.ones(len(samples), np.float32)
+        weight = sample_axis.pad(
+            ones if self.weights is None else self.weights[samples], np.float32
+        )
         return [
             Batch(
                 label=label[g],
-                weight=(np.arange(batch_size) < sizes[g]).astype(np.float32),
+                weight=weight[g],
                 user=user[g],
                 fields={name: by_batch[g] for name, by_batch in fields.items()},
                 sequences={name: by_batch[g] for name, by_batch in sequences.items()},

@@ -69,6 +69,8 @@ class Sequence:
 class Schema:
     """The tables, fields and behaviour sequences of a data set.
 
+    `weighted`: whether the store has the samples' weights, `samples/weight`.
+
     Raises:
       DinError: a name is used twice or is no identifier, a table is missing or empty, or a
         behaviour field is compared with something other than an ad field of the same table.
@@ -77,6 +79,7 @@ class Schema:
     tables: tuple[Table, ...]
     fields: tuple[Field, ...]
     sequences: tuple[Sequence, ...]
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         _check_names("table", (t.name for t in self.tables))
@@ -153,6 +156,7 @@ class Schema:
             tuple(t for t in self.tables if t.name not in removed),
             tuple(f for f in self.fields if f.table not in removed),
             tuple(s for s in sequences if s.fields),
+            self.weighted,
         )
 
     def ad_field(self, name: str) -> Field:
@@ -172,6 +176,8 @@ class Schema:
         for sequence in value["sequences"]:
             if not sequence["times"]:  # as in stores of versions that knew no times
                 del sequence["times"]
+        if not self.weighted:  # as in stores of versions that knew no weights
+            del value["weighted"]
         return value
 
     @staticmethod
@@ -189,6 +195,7 @@ class Schema:
                     Sequence(**{**s, "fields": tuple(BehaviorField(**f) for f in s["fields"])})
                     for s in value["sequences"]
                 ),
+                weighted=value.get("weighted", False),
             )
         except (KeyError, TypeError) as error:
             raise DinError(f"schema: missing or unknown key: {error}") from error

@@ -42,7 +42,8 @@ class BatchSource:
 
     Batch i is batch i mod `batches_per_epoch` of epoch i div `batches_per_epoch`. Each epoch has
     its own permutation, seeded by (seed, epoch), and has each sample once. Its last batch may have
-    fewer than B samples, and is padded with samples of weight 0.
+    fewer than B samples, and is padded with samples of weight 0. The store's samples of weight 0
+    are left out.
 
     Small batches are packed in chunks, because the overhead of NumPy's calls for a single batch
     would exceed the work. For the same reason one call may take several steps. The batches of a
@@ -54,6 +55,7 @@ class BatchSource:
       store, split: the samples.
       batch_size: B.
       max_history, ages: see `Packer`.
+      weighted: see `Packer`; False also keeps the samples of weight 0.
       seed: the seed of the permutations.
       shuffle: if False, batches follow the store's order, apart from length balancing.
       epochs: the number of epochs.
@@ -63,14 +65,16 @@ class BatchSource:
         on one device, padded to equal lengths. Groups do not cross epochs.
 
     Attributes:
+      samples: the split's samples in the store, of which those of weight 0 are left out.
+      count: the number of samples in an epoch.
       steps_per_call: the number of neighbouring batches with equal shapes; 1 on several devices.
       batches_per_chunk, chunks: the size and the number of chunks.
       fingerprint: everything that the batches' order and content depend on.
       buckets: the capacities that batches are padded to.
 
     Raises:
-      DinError: there is no such split, it has no samples, M does not divide B, or there are no
-        times for `ages`.
+      DinError: there is no such split, it has no samples, or none of a weight over 0, M does not
+        divide B, or there are no times for `ages`.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class BatchSource:
         *,
         max_history: int = 0,
         ages: bool = False,
+        weighted: bool = True,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int = 1,
@@ -99,8 +104,15 @@ class BatchSource:
             )
         self.shards = shards
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
-        self.batches_per_epoch = -(-len(self.samples) // batch_size)
-        self.packer = Packer(store, max_history, ages=ages)
+        self.packer = Packer(store, max_history, ages=ages, weighted=weighted)
+        self._kept = self._of_weight()
+        self.count = len(self.samples) if self._kept is None else len(self._kept)
+        if not self.count:
+            raise DinError(
+                f"{store.path}: all samples of the split {split!r} have weight 0 (samples/weight); "
+                "prepare the store with weights over 0"
+            )
+        self.batches_per_epoch = -(-self.count // batch_size)
         self.fingerprint = {
             "store": store.fingerprint,
             "split": split,
@@ -123,6 +135,19 @@ class BatchSource:
         # Large enough for the prefetched chunks, so that `samples_of` does not balance them again.
         self._chunk_samples = functools.lru_cache(maxsize=8)(self._samples_of_chunk)
         self.buckets = self._fit_buckets()
+
+    def _of_weight(self) -> npt.NDArray[Any] | None:
+        """The positions in the split of the samples of a weight over 0; None if that is all."""
+        if self.packer.weights is None:
+            return None
+        kept = self.packer.weights[self.samples.start : self.samples.stop] > 0
+        return None if kept.all() else np.flatnonzero(kept)
+
+    def _of_epoch(self, positions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """int64: the store's samples at these positions of an epoch that is not shuffled."""
+        if self._kept is not None:
+            positions = self._kept[positions]
+        return positions.astype(np.int64) + self.samples.start
 
     def __len__(self) -> int:
         return self.epochs * self.batches_per_epoch
@@ -168,12 +193,10 @@ class BatchSource:
         """The samples of a chunk, batch after batch, and their lengths [N, axes]."""
         epoch, chunk = divmod(chunk, self.chunks // self.epochs)
         size = self.batches_per_chunk * self.batch_size
-        begin, end = chunk * size, min((chunk + 1) * size, len(self.samples))
-        if self.shuffle:
-            samples = self._permutation(epoch)[begin:end].astype(np.int64)
-        else:
-            samples = np.arange(begin, end)
-        samples += self.samples.start
+        begin, end = chunk * size, min((chunk + 1) * size, self.count)
+        samples = self._of_epoch(
+            self._permutation(epoch)[begin:end] if self.shuffle else np.arange(begin, end)
+        )
         lengths = self.packer.lengths(samples)
         order = self._balanced_order(lengths)
         return samples[order], lengths[order]
@@ -207,10 +230,10 @@ class BatchSource:
     def real_samples(self, index: int) -> int:
         """The number of samples in batch `index` over all devices, without padding."""
         begin = int(index) % self.batches_per_epoch * self.batch_size
-        return min(self.batch_size, len(self.samples) - begin)
+        return min(self.batch_size, self.count - begin)
 
     def _permutation_of(self, epoch: int) -> npt.NDArray[Any]:
-        count = len(self.samples)
+        count = self.count
         order = np.arange(count, dtype=np.uint32 if count < 1 << 32 else np.uint64)
         np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order
@@ -235,16 +258,14 @@ class BatchSource:
             all_lengths = np.stack(call_lengths)
             return Buckets.fit(self.packer.axes, all_lengths, all_lengths.max(axis=0).tolist())
         longest = np.empty((0, len(self.packer.axes)), np.int64)
-        for start in range(self.samples.start, self.samples.stop, _SCANNED_SAMPLES):
-            stop = min(start + _SCANNED_SAMPLES, self.samples.stop)
-            lengths = self.packer.lengths(np.arange(start, stop))
+        for start in range(0, self.count, _SCANNED_SAMPLES):
+            stop = min(start + _SCANNED_SAMPLES, self.count)
+            lengths = self.packer.lengths(self._of_epoch(np.arange(start, stop)))
             longest = np.sort(np.concatenate([longest, lengths]), axis=0)[-local_size:]
-        count = min(self._balanced_batches * size, len(self.samples))
-        random_groups = np.random.default_rng(0).integers(
-            self.samples.start, self.samples.stop, size=(_TRIAL_GROUPS, count)
-        )
+        count = min(self._balanced_batches * size, self.count)
+        random_groups = np.random.default_rng(0).integers(self.count, size=(_TRIAL_GROUPS, count))
         trials = []
-        for lengths in map(self.packer.lengths, random_groups):
+        for lengths in map(self.packer.lengths, map(self._of_epoch, random_groups)):
             balanced = lengths[self._balanced_order(lengths)]
             trials.append(_longest_shard(balanced[:group], local_size))
         return Buckets.fit(self.packer.axes, np.stack(trials), longest.sum(axis=0).tolist())

@@ -4,6 +4,7 @@
       schema.json                          schema, splits, lengths, origin, fingerprint
       samples/label.npy, user.npy          one entry per sample
       samples/time.npy                     (if a sequence has times) int64, in seconds
+      samples/weight.npy                   (if the schema is weighted) float32
       fields/NAME.npy                      one id per sample; or a multi-hot field's values,
       fields/NAME.offsets.npy              concatenated, and the offset of each sample's values
       sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = "din_jax store"
 VERSION = 1
+WEIGHTED_VERSION = 2  # of a store with weights, which older versions of din_jax would not read
 SPLITS = ("train", "validation", "test")
 
 
@@ -148,6 +150,8 @@ def column_names(schema: Schema) -> Iterator[str]:
     yield from ("samples/label", "samples/user")
     if any(sequence.times for sequence in schema.sequences):
         yield "samples/time"
+    if schema.weighted:
+        yield "samples/weight"
     for field in schema.fields:
         name = f"fields/{field.name}"
         yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
@@ -182,9 +186,9 @@ def read_description(path: Path) -> dict[str, Any]:
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinError(f"{path} is not a din_jax store: {file} can't be read ({error})") from error
-    if description["version"] != VERSION:
+    if description["version"] not in (VERSION, WEIGHTED_VERSION):
         raise DinError(
             f"{path} is a store of version {description['version']}, this din_jax reads version "
-            f"{VERSION}; prepare it again with `python -m din_jax.prepare`"
+            f"{VERSION} or {WEIGHTED_VERSION}; prepare it again with `python -m din_jax.prepare`"
         )
     return description

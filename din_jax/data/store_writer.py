@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.data.schema import Schema, Sequence
-from din_jax.data.store import FORMAT, SPLITS, VERSION, column_names, sequence_named
+from din_jax.data.store import (
+    FORMAT,
+    SPLITS,
+    VERSION,
+    WEIGHTED_VERSION,
+    column_names,
+    sequence_named,
+)
 from din_jax.errors import DinError
 
 # Polars is imported only where vocabularies are written: training does not need it, and its import
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _LATEST = 253_402_300_799  # the last second of the year 9999; greater times have another unit
+_WEIGHTS = (1e-20, 1e20)  # of a sample, or 0; float32 sums of others could be 0 or infinite
 _CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` reads at a time
 
 
@@ -118,7 +126,7 @@ class StoreWriter:
         self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
         description: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": WEIGHTED_VERSION if self.schema.weighted else VERSION,
             "schema": self.schema.to_json(),
             "splits": {name: list(splits[name]) for name in SPLITS},
             "lengths": lengths,
@@ -173,11 +181,13 @@ class StoreWriter:
                 )
 
     def _check_values(self) -> None:
-        """Checks the range of all values: labels, users, ids, offsets and histories."""
+        """Checks the range of all values: labels, users, weights, ids, offsets and histories."""
         self._check_range("samples/label", 0, 1)
         self._check_range("samples/user", 0, np.iinfo(np.int32).max)
         if "samples/time" in self._columns:
             self._check_range("samples/time", -_LATEST, _LATEST, "seconds, ")
+        if "samples/weight" in self._columns:
+            self._check_weights()
         for field in self.schema.fields:
             self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
             if field.multi_hot:
@@ -203,6 +213,21 @@ class StoreWriter:
                 first += len(starts)
             if sequence.times:
                 self._check_times(sequence)
+
+    def _check_weights(self) -> None:
+        column, (least, greatest) = self._columns["samples/weight"], _WEIGHTS
+        if column.dtype != np.float32:
+            raise DinError(f"store: column samples/weight holds {column.dtype}, expected float32")
+        first = 0  # the first sample of a chunk
+        for weights in self._chunks("samples/weight"):
+            valid = (weights == 0) | ((weights >= least) & (weights <= greatest))
+            if not valid.all():
+                i = int(np.argmin(valid))
+                raise DinError(
+                    f"store: samples/weight[{first + i}] is {weights[i]}, expected 0, or a number "
+                    f"from {least:g} to {greatest:g}"
+                )
+            first += len(weights)
 
     def _check_times(self, sequence: Sequence) -> None:
         """Checks that no history ends with a behaviour that is later than its sample."""
@@ -311,7 +336,9 @@ class _Column:
 
     def append(self, values: npt.NDArray[Any]) -> None:
         stored = values.astype(self.dtype)
-        if values.ndim != 1 or not np.array_equal(stored, values):
+        # NaN, which `finish` refuses, equals nothing.
+        equal_nan = stored.dtype.kind == "f"
+        if values.ndim != 1 or not np.array_equal(stored, values, equal_nan=equal_nan):
             raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
         if len(stored) and stored.dtype.kind in "iu":
             low, high = int(stored.min()), int(stored.max())

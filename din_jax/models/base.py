@@ -57,7 +57,7 @@ class Head(nn.Module):
             vectors += [interests[name] * s.ad for name, s in features.sequences.items()]
         x = jnp.concatenate(vectors, axis=1)
         mlp = MLP(self.options.hidden, 2, self.options.activation, name="mlp")
-        logits = mlp(x, batch.weight > 0, train=train, products=products)
+        logits = mlp(x, batch.weight, train=train, products=products)
         if self.options.item_bias:
             bias = lookup(tables[ITEM_BIAS], lookups[ITEM_BIAS][ITEM_BIAS])[:, 0]
             logits = logits.at[:, 1].add(bias)

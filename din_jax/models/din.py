@@ -94,7 +94,15 @@ class DIN(nn.Module):
                 codes += [Code(matched, 1) for matched in found if self.match]
                 if self.match_counts:
                     numbers.append(_match_counts(found, s.segment_ids, samples))
-            raw = unit(s.behaviors, s.ad, s.segment_ids, s.mask, codes=codes, train=train)
+            raw = unit(
+                s.behaviors,
+                s.ad,
+                s.segment_ids,
+                s.mask,
+                codes=codes,
+                weight=batch.weight,
+                train=train,
+            )
             if self.intensity:
                 numbers.append(_intensity(raw, s.segment_ids, samples, s.mask))
             weights[name] = normalize_weights(raw, s.segment_ids, samples, s.mask, self.normalize)

@@ -56,6 +56,7 @@ class ActivationUnit(nn.Module):
         mask: jax.Array | None = None,
         *,
         codes: Sequence[Code] = (),
+        weight: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """Computes the weights of packed or padded behaviours.
@@ -68,6 +69,8 @@ class ActivationUnit(nn.Module):
             in packed behaviours, and padded behaviours have none.
           codes: further inputs of packed behaviours (`din_jax.nn.codes`). Their part of the first
             layer begins at zero.
+          weight: float[B], the samples' weights, with which their behaviours count in the
+            statistics of Dice; by default 1.
           train: whether Dice uses the mini-batch's statistics.
 
         Returns:
@@ -86,7 +89,9 @@ class ActivationUnit(nn.Module):
             raise ValueError("ActivationUnit: codes are for packed behaviours, with segment_ids")
         if segment_ids is not None:
             mask = segment_ids < len(ad) if mask is None else mask
-            return self._packed_weights(behaviors, ad, segment_ids, mask, codes, train=train)
+            return self._packed_weights(
+                behaviors, ad, segment_ids, mask, codes, weight, train=train
+            )
         samples, length, width = behaviors.shape
         mask = jnp.ones((samples, length), bool) if mask is None else mask
         weights = self._packed_weights(
@@ -95,6 +100,7 @@ class ActivationUnit(nn.Module):
             jnp.repeat(jnp.arange(samples), length),
             mask.reshape(-1),
             (),
+            weight,
             train=train,
         )
         return weights.reshape(samples, length)
@@ -106,6 +112,7 @@ class ActivationUnit(nn.Module):
         segment_ids: jax.Array,
         mask: jax.Array,
         codes: Sequence[Code],
+        weight: jax.Array | None,
         *,
         train: bool,
     ) -> jax.Array:
@@ -146,13 +153,16 @@ class ActivationUnit(nn.Module):
                 kernel = jnp.concatenate([w_product, *w_codes])
             return behaviors @ w_behavior + product @ kernel + rows_of_samples(ad_term, segment_ids)
 
+        counted = mask  # in the statistics of Dice
+        if weight is not None:
+            counted = jnp.where(mask, rows_of_samples(weight, segment_ids), 0)
         code_ids = {name: code.ids for name, code in zip(names, codes, strict=True)}
         x: Any
         if 0 < self.block < len(behaviors) and not self.is_initializing():
             x = InBlocks.of(
                 first_layer,
                 self.block,
-                mask,
+                counted,
                 behaviors=(behaviors, 0),
                 segment_ids=(segment_ids, len(ad)),
                 **{name: (ids, 0) for name, ids in code_ids.items()},
@@ -162,7 +172,7 @@ class ActivationUnit(nn.Module):
         for i, units in enumerate(self.hidden):
             if i:
                 x = _apply(dense(units, f"hidden_{i}"), x)
-            x = self.activation(name=f"activation_{i}")(x, mask, train=train)
+            x = self.activation(name=f"activation_{i}")(x, counted, train=train)
         x = _apply(dense(1, "output", bias_init=self.bias_init), x)
         if isinstance(x, InBlocks):
             x = x.each(lambda weights, _: weights).reshape(-1, 1)[: len(mask)]

@@ -1,8 +1,8 @@
 """Activations: Dice (Eq. 9), PReLU (Eq. 8), sigmoid and ReLU.
 
 All are Flax modules called as `module(s, mask, train=...)` with s [..., F] and mask bool[...],
-which is False for padding. Padding affects neither the results of real rows, nor statistics, nor
-gradients.
+which is False for padding, or float[...], the weights of the rows in statistics, which are 0 for
+padding. Padding affects neither the results of real rows, nor statistics, nor gradients.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Dice(nn.Module):
     """Dice (Eq. 9): f(s) = p(s)·s + (1 − p(s))·α·s, p(s) = sigmoid((s − E[s]) / (√Var[s] + ε)).
 
     In training E[s] and Var[s] are the statistics of the mini-batch's real rows, over all devices
-    of `axis_name`. In evaluation they are moving averages, stored in the collection "batch_stats".
-    α is learned, one per unit. ε is outside the root: if all rows are equal, p is ½ and its slope
-    is up to ¼·10⁸. The gradient is bounded, but may be that large, and then has float32's rounding
-    errors of terms of that size, which cancel.
+    of `axis_name`; with weights they are the weighted mean and variance, so that a row of weight 2
+    is two equal rows. In evaluation they are moving averages, stored in the collection
+    "batch_stats". α is learned, one per unit. ε is outside the root: if all rows are equal, p is ½
+    and its slope is up to ¼·10⁸. The gradient is bounded, but may be that large, and then has
+    float32's rounding errors of terms of that size, which cancel.
 
     The variance is computed in two passes with a correction (Chan, Golub & LeVeque 1983, eq. 1.7).
     No gradient flows through the shift, because it would cancel. E[s²] − E[s]² would lose all
@@ -69,7 +70,8 @@ class Dice(nn.Module):
 
         Args:
           s: [..., F].
-          mask: bool[...], False for padding; None if there is no padding.
+          mask: bool[...], False for padding; or float[...], the rows' weights, 0 for padding; None
+            if there is no padding.
           train: whether to use the mini-batch's statistics, and update the moving averages.
 
         Returns:
@@ -99,9 +101,9 @@ class Dice(nn.Module):
         variance = self.variable("batch_stats", "variance", *init, self.variance_init, s.dtype)
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
-            s_and_centred, batch_mean, batch_variance, count = _centred(s, mask, axis_name)
+            s_and_centred, batch_mean, batch_variance, total = _centred(s, mask, axis_name)
             if not self.is_initializing():
-                momentum = jnp.where(count > 0, self.momentum, 1.0)
+                momentum = jnp.where(total > 0, self.momentum, 1.0)
                 mean.value = momentum * mean.value + (1 - momentum) * batch_mean
                 variance.value = momentum * variance.value + (1 - momentum) * batch_variance
         else:
@@ -118,7 +120,7 @@ class Dice(nn.Module):
 
 
 class _Moments(NamedTuple):
-    """The moments of real rows: E[s] = shift + correction, and Var[s], divided by `real_rows`.
+    """The moments of real rows: E[s] = shift + correction, and Var[s], divided by `total_weight`.
 
     `correction` is the rounding error of the shift, which has no gradient.
     """
@@ -126,13 +128,13 @@ class _Moments(NamedTuple):
     shift: jax.Array  # [F]
     correction: jax.Array  # [F]
     variance: jax.Array  # [F]
-    real_rows: jax.Array  # [], their number
+    total_weight: jax.Array  # [], their number if they have no weights
 
 
 def _centred(
     s: Activations, mask: jax.Array, axis_name: str | None
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-    """((s, s − E[s]), E[s], Var[s], count) over the real rows of all devices."""
+    """((s, s − E[s]), E[s], Var[s], total weight) over the real rows of all devices."""
     if isinstance(s, InBlocks):
         block_moments = s.each(lambda s, mask: _moments(s, mask, None)[1])
         m = _combined_moments(block_moments, axis_name)
@@ -140,23 +142,24 @@ def _centred(
     else:
         shifted, m = _moments(s, mask, axis_name)
         s_and_centred = s, shifted - m.correction[None]
-    return s_and_centred, m.shift + m.correction, m.variance, m.real_rows
+    return s_and_centred, m.shift + m.correction, m.variance, m.total_weight
 
 
 def _moments(s: jax.Array, mask: jax.Array, axis_name: str | None) -> tuple[jax.Array, _Moments]:
     """s − shift, and the moments of the real rows of s [N, F]."""
-    real = mask[:, None]
-    count, total = psum((jnp.sum(mask, dtype=s.dtype), jnp.where(real, s, 0).sum(0)), axis_name)
-    n = jnp.maximum(count, 1)
+    weight = mask.astype(s.dtype)
+
+    def weighted_sum(values: jax.Array) -> jax.Array:
+        return jnp.where(weight[:, None] > 0, weight[:, None] * values, 0).sum(0)
+
+    total_weight, total = psum((weight.sum(), weighted_sum(s)), axis_name)
+    n = jnp.where(total_weight > 0, total_weight, 1)
     shift = jax.lax.stop_gradient(total / n)
     shifted = s - shift[None]
-    first, second = psum(
-        (jnp.where(real, shifted, 0).sum(0), jnp.where(real, jnp.square(shifted), 0).sum(0)),
-        axis_name,
-    )
+    first, second = psum((weighted_sum(shifted), weighted_sum(jnp.square(shifted))), axis_name)
     correction = first / n
     variance = jnp.maximum(second / n - jnp.square(correction), 0)
-    return shifted, _Moments(shift, correction, variance, count)
+    return shifted, _Moments(shift, correction, variance, total_weight)
 
 
 def _combined_moments(blocks: _Moments, axis_name: str | None) -> _Moments:
@@ -165,18 +168,18 @@ def _combined_moments(blocks: _Moments, axis_name: str | None) -> _Moments:
     The mean square of a block about the shift is its variance plus its squared mean about the shift
     (Chan, Golub & LeVeque 1983, section 2, for any number of blocks).
     """
-    weight = blocks.real_rows[:, None]
-    count, total = psum(
-        (blocks.real_rows.sum(), (weight * (blocks.shift + blocks.correction)).sum(0)), axis_name
+    weight = blocks.total_weight[:, None]
+    total_weight, total = psum(
+        (weight.sum(), (weight * (blocks.shift + blocks.correction)).sum(0)), axis_name
     )
-    n = jnp.maximum(count, 1)
+    n = jnp.where(total_weight > 0, total_weight, 1)
     shift = jax.lax.stop_gradient(total / n)
     shifted = (blocks.shift - shift[None]) + blocks.correction
     squares = blocks.variance + jnp.square(shifted)
     first, second = psum(((weight * shifted).sum(0), (weight * squares).sum(0)), axis_name)
     correction = first / n
     variance = jnp.maximum(second / n - jnp.square(correction), 0)
-    return _Moments(shift, correction, variance, count)
+    return _Moments(shift, correction, variance, total_weight)
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ class InBlocks:
       function: maps any number of rows of `arrays`; each row of its result depends only on the same
         row of `arrays`.
       arrays: each is [n, block, …]: T rows, then padding in the last block.
-      mask: bool[n, block], True for real rows.
+      mask: bool[n, block], True for real rows; or float[n, block], their weights, 0 for padding.
     """
 
     function: Callable[..., Any]
@@ -41,7 +41,7 @@ class InBlocks:
         Args:
           function: see the attributes.
           block: the number of rows in a block.
-          mask: bool[T], True for real rows.
+          mask: [T], see the attributes.
           arrays: {name: (array [T, …], value of its padding)}.
         """
         return InBlocks(

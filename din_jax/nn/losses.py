@@ -39,4 +39,5 @@ def weighted_mean(values: jax.Array, weight: jax.Array, axis: str | None = None)
     device and then summed, and a sum here would count the gradient of replicated parameters M
     times.
     """
-    return jnp.sum(weight * values) / jnp.maximum(psum(jnp.sum(weight), axis), 1)
+    total = psum(jnp.sum(weight), axis)
+    return jnp.sum(weight * values) / jnp.where(total > 0, total, 1)

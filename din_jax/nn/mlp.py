@@ -29,7 +29,8 @@ class MLP(nn.Module):
 
         Args:
           x: [N, F].
-          mask: bool[N], True for real rows, False for padding.
+          mask: bool[N], True for real rows, False for padding; or float[N], the rows' weights in
+            the statistics of Dice, 0 for padding.
           train: see the activation.
           products: [N, P], additional inputs of the first layer, with a separate kernel; or None.
 

@@ -9,7 +9,7 @@ from din_jax.nn.blocks import InBlocks
 
 
 def rows_of_samples(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Broadcasts rows [B, F] of samples to their segments' entries, [T, F].
+    """Broadcasts rows [B, F] or numbers [B] of samples to their segments' entries, [T, …].
 
     Padding gets the row of some sample; mask the result.
     """

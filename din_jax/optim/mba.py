@@ -20,8 +20,9 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
         λ · α_j / n_j · w_j
 
     where α_j is 1 if the batch looks up the row, once or several times, and n_j is the number of
-    training samples with id j (`din_jax.data.counts`). Absent rows and rows with n_j = 0 are not
-    decayed. This is the gradient of Eq. 6's penalty times λ/2; the paper absorbs the factor 2 in λ.
+    training samples with id j, or the sum of their weights (`din_jax.data.counts`). Absent rows and
+    rows with n_j = 0 are not decayed. This is the gradient of Eq. 6's penalty times λ/2; the paper
+    absorbs the factor 2 in λ.
 
     Followed by SGD this is exactly Eq. 7. Followed by Adam the decay enters the moments, like any
     gradient: it is not the decoupled weight decay of AdamW.
@@ -49,7 +50,8 @@ def mba_decay(rate: float) -> optax.GradientTransformationExtraArgs:
             )
 
         def decayed(g: jax.Array, w: jax.Array, present: jax.Array, n: jax.Array) -> jax.Array:
-            factor = jnp.where(present & (n > 0), rate / jnp.maximum(n, 1), 0)
+            decays = present & (n > 0)
+            factor = jnp.where(decays, rate / jnp.where(decays, n, 1), 0)
             return g + factor[:, None].astype(g.dtype) * w
 
         present, n = _select(present, updates), _select(counts, updates)

@@ -23,7 +23,7 @@ from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.config import check
 from din_jax.data.store import Store
 from din_jax.errors import DinError, Diverged
-from din_jax.metrics import UserAUC, paired_difference, rela_impr, user_auc
+from din_jax.metrics import UserAUC, lower_is_better, paired_difference, rela_impr, user_auc
 from din_jax.training.evaluation import Scores
 from din_jax.training.loop import train
 from din_jax.training.run import open_run
@@ -77,7 +77,7 @@ def compare_lines(
             value, epoch = _run_trial(updated(config, setting | {"eval.curves": False}), folder)
             trials.append(value)
             epochs.append(epoch)
-        best = max if config.train.select != "log_loss" else min
+        best = min if lower_is_better(config.train.select) else max
         finite = [value for value in trials if value is not None]
         best_trial = trials.index(best(finite)) if finite else 0
         chosen = settings[best_trial]

@@ -27,6 +27,7 @@ from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.config import check
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged
+from din_jax.metrics import lower_is_better
 from din_jax.report.experiments import updated
 from din_jax.report.search_space import Space, read_space, value_of, written
 from din_jax.training.loop import train
@@ -113,7 +114,7 @@ def _study(config: ConfigDict, workdir: Path) -> optuna.Study:
     return optuna.create_study(
         study_name="search",
         storage=optuna.storages.JournalStorage(backend),
-        direction="minimize" if config.train.select == "log_loss" else "maximize",
+        direction="minimize" if lower_is_better(config.train.select) else "maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING),
         load_if_exists=True,
     )

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from din_jax.baselines.evaluate import Best, best_baseline
 from din_jax.distributed import processes
+from din_jax.metrics import SELECTABLE, lower_is_better
 from din_jax.training.run import Run
-
-_SHOWN = ("user_weighted_auc", "auc", "log_loss")
 
 
 def print_best_baseline(run: Run, metrics: Mapping[str, float]) -> None:
@@ -51,11 +50,11 @@ def comparison(best: Best, metrics: Mapping[str, float], select: str) -> str:
     lines = [f"best simple baseline: {best.name}", f"  {'':<28}{'baseline':>12}{'model':>12}"]
     lines += [
         f"  {name:<28}{best.metrics[name]:>12.6f}{metrics[name]:>12.6f}"
-        for name in _SHOWN
+        for name in SELECTABLE
         if name in best.metrics
     ]
     model, baseline = metrics[select], best.metrics[select]
-    if model > baseline if select == "log_loss" else model < baseline:
+    if model > baseline if lower_is_better(select) else model < baseline:
         lines.append(
             f"The model is below this simple baseline: {select} {model:.4f}, and {baseline:.4f} by "
             f"{best.name}. `python -m din_jax.report search` looks for better hyper-parameters."

@@ -13,11 +13,12 @@ from din_jax.data.loader import batches
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import Store
 from din_jax.errors import Diverged
-from din_jax.metrics import all_metrics
+from din_jax.metrics import WEIGHTED, all_metrics
 from din_jax.step.score import ScoreSteps
 from din_jax.step.state import TrainState
 
-_COUNTS = ("samples", "users", "users_skipped")  # the metrics that are printed as integers
+# The metrics that are printed as integers.
+_COUNTS = ("samples", "users", "users_skipped", f"{WEIGHTED}users_skipped")
 
 
 class Scores(NamedTuple):
@@ -29,6 +30,7 @@ class Scores(NamedTuple):
       users: [N] user indices.
       labels: [N], 0 or 1.
       probabilities: float64 [N] click probabilities.
+      weights: float32 [N] the samples' weights; None if the store has none.
     """
 
     step: int
@@ -36,10 +38,11 @@ class Scores(NamedTuple):
     users: npt.NDArray[Any]
     labels: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float32] | None = None
 
 
 class Evaluator:
-    """Scores one split of a store.
+    """Scores one split of a store: all its samples, also those of weight 0.
 
     Args:
       score: the score step.
@@ -69,6 +72,7 @@ class Evaluator:
             batch_size,
             max_history=max_history,
             ages=ages,
+            weighted=False,
             shuffle=False,
             shards=shards,
             steps_per_call=steps_per_call,
@@ -76,6 +80,11 @@ class Evaluator:
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]
         self.labels = store.column("samples/label")[samples.start : samples.stop]
+        self.weights = (
+            store.column("samples/weight")[samples.start : samples.stop]
+            if store.schema.weighted
+            else None
+        )
 
     def probabilities(self, state: TrainState) -> npt.NDArray[np.float64]:
         """Computes the click probabilities of the split, float64 [N], in the store's order.
@@ -110,13 +119,15 @@ class Evaluator:
 
     def metrics(self, probabilities: npt.NDArray[Any]) -> dict[str, float]:
         """Computes all metrics of the split from its probabilities, by name."""
-        return all_metrics(self.users, self.labels, probabilities)
+        return all_metrics(self.users, self.labels, probabilities, self.weights)
 
     def scores(self, state: TrainState) -> Scores:
         """Computes the probabilities and metrics of the split with a state's weights."""
         probabilities = self.probabilities(state)
         metrics = self.metrics(probabilities)
-        return Scores(int(state.step), metrics, self.users, self.labels, probabilities)
+        return Scores(
+            int(state.step), metrics, self.users, self.labels, probabilities, self.weights
+        )
 
 
 def metrics_table(title: str, metrics: dict[str, float]) -> str:

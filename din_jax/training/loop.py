@@ -21,6 +21,7 @@ from din_jax.data.packing import Batch
 from din_jax.data.source import BatchSource
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged, Interrupted
+from din_jax.metrics import SELECTABLE, WEIGHTED, lower_is_better
 from din_jax.models.registry import notes
 from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
@@ -37,8 +38,8 @@ from din_jax.training.trained import final_kind
 _LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
 _SETTLE_EVERY = CAPACITY // 2  # steps; see `din_jax.optim.catch_up.CatchUp`
 _AVERAGES_PER_EPOCH = 8  # how often the weights are averaged in; more if there are more evaluations
+_SHOWN = ("user_weighted_auc", "auc", "log_loss")  # beside `train.select`, at each evaluation
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
-_LOWER_IS_BETTER = ("log_loss",)
 OnEvaluation = Callable[[float, Mapping[str, float]], None]
 
 
@@ -307,11 +308,11 @@ class _Trainer:
         if self.evaluator is not None:
             validation = self.evaluator.metrics(self.evaluator.probabilities(scored))
             log.write(done, "validation", validation)
+            select = self.config.train.select
             line += "  validation " + "  ".join(
-                f"{name} {validation[name]:.4f}"
-                for name in ("user_weighted_auc", "auc", "log_loss")
+                f"{name} {validation[name]:.4f}" for name in dict.fromkeys((*_SHOWN, select))
             )
-            select, old = self.config.train.select, self.best.value
+            old = self.best.value
             if old is None or _better(validation[select], old, select):
                 self.best = _Best(validation[select])
                 self._save("best", state)
@@ -334,10 +335,11 @@ def _check_selectable(validation: Evaluator, metric: str) -> None:
     """Raises DinError if a metric can't be computed on the validation split."""
     constant = validation.metrics(np.full(len(validation.labels), 0.5))
     if not np.isfinite(constant[metric]):
-        usable = [name for name in ("auc", "log_loss") if np.isfinite(constant[name])]
+        usable = [name for name in SELECTABLE if np.isfinite(constant.get(name, np.nan))]
         raise DinError(
             f"config.train.select={metric!r} can't be computed on the validation split: no user of "
-            f"it has both a click and none; use {' or '.join(map(repr, usable))}"
+            f"it has both a click and none{' of a weight over 0' * metric.startswith(WEIGHTED)}; "
+            f"use {' or '.join(map(repr, usable))}"
         )
 
 
@@ -362,4 +364,4 @@ def _calls(source: BatchSource, done: int, end_after: list[int]) -> Iterator[ran
 
 
 def _better(value: float, best: float, metric: str) -> bool:
-    return value < best if metric in _LOWER_IS_BETTER else value > best
+    return value < best if lower_is_better(metric) else value > best

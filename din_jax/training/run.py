@@ -19,6 +19,8 @@ from din_jax.data.store import Store
 from din_jax.distributed import processes
 from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.distributed.devices import Placement, choose
+from din_jax.errors import DinError
+from din_jax.metrics import WEIGHTED
 from din_jax.models.features import reads_ages
 from din_jax.models.registry import Model, build_model, model_tables
 from din_jax.optim.build import build_optimizer
@@ -169,6 +171,7 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     keep_freed_memory()
     processes.connect(config.processes)
     store = _open_store(config)
+    _check_weighted(config.train.select, store)
     placement = choose(
         config.devices,
         config.placement,
@@ -214,6 +217,15 @@ def _open_store(config: ConfigDict) -> Store:
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
         processes.wait_for_all("embedded data set")  # also if this process sees it already
     return Store(path)
+
+
+def _check_weighted(select: str, store: Store) -> None:
+    """Raises DinError if `train.select` needs weights that the store does not have."""
+    if select.startswith(WEIGHTED) and not store.schema.weighted:
+        raise DinError(
+            f"config.train.select={select!r}: {store.path} has no sample weights (samples/weight, "
+            f"docs/store.md); use {select.removeprefix(WEIGHTED)!r}, or prepare it with weights"
+        )
 
 
 def _ages(store: Store, config: ConfigDict) -> bool:
