@@ -43,6 +43,7 @@ FORMAT = "din_jax store"
 VERSION = 1
 WEIGHTED_VERSION = 2  # of a store with weights, which older versions of din_jax would not read
 SPLITS = ("train", "validation", "test")
+UNLABELLED = 255  # the label of a sample that has none
 
 
 class Vocabulary(NamedTuple):

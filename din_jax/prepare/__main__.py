@@ -21,7 +21,9 @@ def main() -> None:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("--out", required=True, help="folder of the new store")
+        command.add_argument(
+            "--out", required=getattr(module, "OUT_REQUIRED", True), help="folder of the new store"
+        )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
-"""Your own log: impressions, behaviours and side tables, Parquet or CSV, by a spec in TOML.
+"""Your own log: impressions, behaviours and side tables, Parquet, CSV or JSON, by a spec in TOML.
 
 A sample is an impression. Its history is the user's behaviours strictly before it: those of a
-separate table, or the impressions that the user clicked. Everything that is fitted (vocabularies,
+separate table, of the impression's own row, or the impressions that the user clicked. Where a log has
+only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
 their counts, quantiles) comes from the training split: from its samples, and from the behaviours
 in the history of at least one of them. Validation and test are only mapped.
 
@@ -17,13 +18,18 @@ from typing import Any
 
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
-from din_jax.prepare.log import spec_reader
+from din_jax.prepare.log import sample_notes, spec_reader
+from din_jax.prepare.log.fitted import check_like, fitted_tables
 from din_jax.prepare.log.joined_log import JoinedLog
+from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
+from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
-from din_jax.prepare.log.writing import write_store
+from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
 
-__all__ = ["add_arguments", "prepare", "run"]
+__all__ = ["add_arguments", "check", "prepare", "run"]
+
+OUT_REQUIRED = False  # --check writes nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,15 +37,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spec", required=True, help="the TOML file that describes the tables")
     parser.add_argument("--data", help="folder that the spec's paths start from (default: its own)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of a split by user, and of ids made unknown"
+        "--seed", type=int, default=0, help="of a split, of negatives, and of ids made unknown"
+    )
+    parser.add_argument(
+        "--like",
+        metavar="STORE",
+        help="map ids and numbers as this store does, and fit nothing: for a new day, to score it",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read the first million rows of each table, say what was understood, and write nothing",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepares the store and prints what is in it."""
-    origin = prepare(arguments.spec, arguments.out, data=arguments.data, seed=arguments.seed)
+    if arguments.check:
+        for line in check(arguments.spec, data=arguments.data, to_score=arguments.like is not None):
+            print(line)
+        return
+    if arguments.out is None:
+        raise DinError("--out is missing; expected the folder of the new store (or --check)")
+    origin = prepare(
+        arguments.spec,
+        arguments.out,
+        data=arguments.data,
+        seed=arguments.seed,
+        like=arguments.like,
+    )
     print("\n".join(report(origin)))
     print(f"store written to {arguments.out}")
+
+
+def check(spec: str | Path, *, data: str | Path | None = None, to_score: bool = False) -> list[str]:
+    """What is understood of the first million rows of each table, as lines of text.
+
+    Raises:
+      DinError: as `prepare`, as far as these rows show it.
+    """
+    return list(preview(spec_reader.read(spec, data, to_score=to_score)))
 
 
 def prepare(
@@ -48,6 +85,7 @@ def prepare(
     *,
     data: str | Path | None = None,
     seed: int = 0,
+    like: str | Path | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a store from the tables of a log.
@@ -56,7 +94,9 @@ def prepare(
       spec: the TOML file that describes them (docs/your-data.md).
       out: folder of the store.
       data: the folder that the spec's paths start from; by default its own.
-      seed: of a split by user, and of which ids are made unknown.
+      seed: of a random split, of negatives, and of which ids are made unknown.
+      like: a store whose vocabularies and buckets are used in place of fitting. Then the spec needs
+        no label, and without a [split] all samples are in test.
       origin: further entries of the store's origin.
 
     Returns:
@@ -64,12 +104,45 @@ def prepare(
 
     Raises:
       DinError: `out` exists; the spec or a table is invalid, and the message says where; a split
-        is empty; clicks of a later split would be behaviours of an earlier one.
+        is empty; clicks of a later split would be behaviours of an earlier one; or the inputs are
+        not those of `like`.
     """
     check_free(out)
     if seed < 0:
         raise DinError(f"--seed {seed}: expected 0 or more")
-    parsed = spec_reader.read(spec, data)
-    log = JoinedLog(parsed, seed)
-    tables = {name: fit_table(log, name, options, seed) for name, options in parsed.tables.items()}
-    return write_store(log, tables, out, seed, origin or {})
+    parsed = spec_reader.read(spec, data, to_score=like is not None)
+    known = None if like is None else fitted_tables(like)
+    log = JoinedLog(parsed, seed, Tables(parsed))
+    if known is None:
+        log.check_labels()
+        tables = {name: fit_table(log, name, o, seed) for name, o in parsed.tables.items()}
+    else:
+        if missing := [name for name in parsed.tables if name not in known]:
+            raise DinError(
+                f"{like} has no table {', '.join(missing)}, which the spec names; its tables are: "
+                f"{', '.join(known)}"
+            )
+        tables = known
+        check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
+    counted = sample_notes.own_histories(log)
+    written: dict[str, Any] = {
+        "preparation": "log",
+        "seed": seed,
+        "rows": log.counts,
+        "found": log.join_rates(),
+        "samples": {},
+        "label rate": {},
+        "tables": {name: table_counts(table) for name, table in tables.items()},
+        "unknown": {},
+        "histories": {},
+        "own history": {name: str(own) for name, own in counted.items()},
+        "notes": log.notes,
+        "spec": as_json(parsed.source),
+    }
+    if log.negatives is not None:
+        written["negatives"] = log.negatives
+    if like is not None:
+        written["like"] = str(like)
+    written |= origin or {}
+    write_store(log, tables, out, written, lambda: sample_notes.notes(log, counted, written))
+    return written

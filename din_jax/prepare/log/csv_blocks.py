@@ -77,7 +77,9 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
             text = block
         if text:
             frame = _parse(path, text, dialect, names, columns)
-            yield Block(frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect))
+            yield Block(
+                frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect)
+            )
 
 
 def header(path: Path, dialect: Dialect) -> list[str]:
@@ -215,7 +217,9 @@ def _lines(path: Path, dialect: Dialect) -> Iterator[str]:
     missing = None
     if dialect.escape is not None:
         between = re.escape(dialect.delimiter)
-        missing = re.compile(rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])")
+        missing = re.compile(
+            rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])"
+        )
     for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b"\n"]):
         last = data == b"\n"
         data = rest + (b"" if last else data)
@@ -308,7 +312,9 @@ class _Structure:
         self._ends = np.flatnonzero(is_end)
         self.end = int(self._ends[-1]) + 1 if len(self._ends) else 0
         self._delimiters = np.flatnonzero(is_delimiter[: self.end])
-        self._begins = np.concatenate([[0], self._ends[:-1] + 1]).astype(np.int64)[: len(self._ends)]
+        self._begins = np.concatenate([[0], self._ends[:-1] + 1]).astype(np.int64)[
+            : len(self._ends)
+        ]
         length = self._ends - self._begins
         self._empty = (length == 0) | ((length == 1) & (self._data[self._begins] == _RETURN))
 
@@ -389,7 +395,6 @@ def _parse(
             block,
             has_header=False,
             columns=ordered,
-            new_columns=[places[i] for i in ordered],
             separator=dialect.delimiter,
             quote_char=dialect.quote or None,
             infer_schema=False,
@@ -399,6 +404,7 @@ def _parse(
         raise DinError(
             f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})"
         ) from error
+    frame.columns = [places[i] for i in ordered]
     return frame.select(columns)
 
 
@@ -420,5 +426,5 @@ def _misplaced_quote(path: Path, line: int, dialect: Dialect, text: str) -> DinE
     return DinError(
         f"{path}, line {line:,}: a quote does not enclose a whole value"
         + (f", {text.strip()[:80]!r}" if text else "")
-        + f"; {fix}. If quotes are ordinary characters in this file: quote = \"\""
+        + f'; {fix}. If quotes are ordinary characters in this file: quote = ""'
     )

@@ -33,7 +33,9 @@ def parse(raw: pl.Series, time: Time, refuse: Refuse) -> tuple[pl.Series, bool |
             return number, None
     if raw.str.contains(r"^\d{4}/\d\d?/\d\d?([T ]|$)").all():
         padded = raw.str.replace_all(r"([/ ])(\d)([/ :]|$)", r"${1}0${2}${3}")
-        raw = padded.str.replace_all(r"([/ ])(\d)([/ :]|$)", r"${1}0${2}${3}").str.replace_all("/", "-")
+        raw = padded.str.replace_all(r"([/ ])(\d)([/ :]|$)", r"${1}0${2}${3}").str.replace_all(
+            "/", "-"
+        )
     refuse(
         ~raw.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)"),
         "a time: a number, or a date and time like 2024-05-01 12:00:00 or 2024/05/01 12:00:00; "
@@ -41,7 +43,9 @@ def parse(raw: pl.Series, time: Time, refuse: Refuse) -> tuple[pl.Series, bool |
     )
     has_zone = raw.str.contains(r"\d\d:\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$")
     if has_zone.any():
-        refuse(~has_zone, "a zone such as Z or +02:00, which other rows have, in all rows or in none")
+        refuse(
+            ~has_zone, "a zone such as Z or +02:00, which other rows have, in all rows or in none"
+        )
     try:
         values = raw.str.to_datetime(time_unit="us", strict=False)
     except pl.exceptions.PolarsError:
@@ -61,7 +65,7 @@ def in_utc(values: pl.Series, zone: str | None) -> pl.Series:
         local = values.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
     except pl.exceptions.PolarsError as error:
         raise DinError(
-            f"time_zone = {zone!r} is not known; expected a name like \"Asia/Shanghai\" or \"UTC\""
+            f'time_zone = {zone!r} is not known; expected a name like "Asia/Shanghai" or "UTC"'
         ) from error
     return local.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 

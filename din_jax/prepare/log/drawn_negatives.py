@@ -51,17 +51,26 @@ def draw(
     everything = frames["impressions"]
     taken = [everything.select(".user", ".item", *_time(everything))]
     taken += [
-        frame.select(".user", ".item", *(_time(everything) if ".time" in frame.columns else _prior(everything)))
+        frame.select(
+            ".user",
+            ".item",
+            *(_time(everything) if ".time" in frame.columns else _prior(everything)),
+        )
         for frame in (frames[b.files.section] for b in spec.behaviors)
         if ".item" in frame.columns
     ]
     items = everything[".item"].unique(maintain_order=True)
     users = positives[".user"].unique(maintain_order=True)
-    interactions = pl.concat(taken).select(
-        pl.Series("user", index_in(users, pl.concat([t[".user"] for t in taken]))),
-        pl.Series("item", index_in(items, pl.concat([t[".item"] for t in taken]))),
-        *(["" + ".time"] if ".time" in everything.columns else []),
-    ).filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).sort("user", maintain_order=True)
+    interactions = (
+        pl.concat(taken)
+        .select(
+            pl.Series("user", index_in(users, pl.concat([t[".user"] for t in taken]))),
+            pl.Series("item", index_in(items, pl.concat([t[".item"] for t in taken]))),
+            *(["" + ".time"] if ".time" in everything.columns else []),
+        )
+        .filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
+        .sort("user", maintain_order=True)
+    )
     user = index_in(users, positives[".user"])
     item = index_in(items, positives[".item"])
     has_time = ".time" in everything.columns
@@ -70,13 +79,17 @@ def draw(
             f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, or write '
             'exclude = "ever"'
         )
-    time, time_of = _whole_times(positives, interactions) if has_time else (np.zeros(len(user), np.int64), None)
+    time, time_of = (
+        _whole_times(positives, interactions) if has_time else (np.zeros(len(user), np.int64), None)
+    )
     train = item[splits["train"]]
     representative = _first_rows(item, len(items), everything, items)
     law = read_law(negatives.by)
     category = _categories(spec, negatives.category, everything, items, representative, frames)
     drawn = negative_sampling.sample(
-        Catalogue(law, len(items), count=np.bincount(train, minlength=len(items)), category=category),
+        Catalogue(
+            law, len(items), count=np.bincount(train, minlength=len(items)), category=category
+        ),
         negative_sampling.Interactions(
             np.searchsorted(interactions["user"].to_numpy(), np.arange(len(users) + 1)),
             interactions["item"].to_numpy(),
@@ -99,7 +112,9 @@ def draw(
         values = everything.select(own)[representative[chosen]]
         kept = pl.Series(is_negative)
         frame = frame.with_columns(
-            pl.select(pl.when(kept).then(values[name]).otherwise(positives[name][row])).to_series().alias(name)
+            pl.select(pl.when(kept).then(values[name]).otherwise(positives[name][row]))
+            .to_series()
+            .alias(name)
             for name in own
         )
     if drawn.outside_category:

@@ -91,7 +91,7 @@ def joined_features(
     id_of_entry = index_in(ids, table[key].cast(ids.dtype))
     if (id_of_entry < 0).all():
         raise DinError(
-            f"{side_table.files.path}: no {key.removeprefix('.')} of [{side_table.files.section}], "
+            f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of [{side_table.files.section}], "
             f"{side_table.key} = {table[key][0]!r} for instance, occurs in [impressions] or the "
             f"behaviours, which have {ids[0]!r} for instance; write the ids in one way, or name "
             "the right column"

@@ -107,6 +107,21 @@ class JoinedLog:
             return pl.Series(".item", [], dtype=pl.Int64)
         return unify(ids).unique(maintain_order=True)
 
+    def check_labels(self) -> None:
+        """Raises if a sample of training has no label.
+
+        Raises:
+          DinError: it names how many have none.
+        """
+        missing = self.label[self.splits["train"]].null_count()
+        if missing:
+            label = self.spec.impressions.label
+            raise DinError(
+                f"{self.spec.path}: {missing:,} of {self.splits['train'].stop:,} samples of train have no "
+                f"label ({label.column if label else 'none is named'!r} is empty): nothing can be learned from "
+                "them. Leave the rows out, or give them to test; rows to score alone are prepared with --like"
+            )
+
     def all_fields(self) -> dict[str, Feature]:
         """The features of the samples, of all groups."""
         return {name: f for group in self.fields.values() for name, f in group.items()}
@@ -187,7 +202,10 @@ class JoinedLog:
             for key, there in (
                 ("user", impressions.user),
                 ("time", impressions.time),
-                ("item or a column in ad", impressions.item or impressions.fields["ad"] or self.spec.items),
+                (
+                    "item or a column in ad",
+                    impressions.item or impressions.fields["ad"] or self.spec.items,
+                ),
             )
             if not there
         ]

@@ -17,7 +17,9 @@ def report(origin: Mapping[str, Any]) -> Iterator[str]:
         yield _line(f"[{section}] ids found of", text)
     for split, samples in origin["samples"].items():
         rate = origin["label rate"][split]
-        yield _line(f"{split} samples", f"{samples:,}, label rate {rate:.4f}")
+        text = "no labels" if rate is None else f"label rate {rate:.4f}"
+        if samples:
+            yield _line(f"{split} samples", f"{samples:,}, {text}")
     for name, counts in origin["tables"].items():
         yield _line(f"table {name}", ", ".join(f"{what} {n:,}" for what, n in counts.items()))
     yield _line("unknown ids of", "  ".join(f"{split:>10}" for split in SPLITS))
@@ -31,6 +33,11 @@ def report(origin: Mapping[str, Any]) -> Iterator[str]:
                 f"mean length {length['mean']:,.1f}, longest {length['longest']:,}, "
                 f"empty {length['empty']:.1%}",
             )
+    for name, text in origin["own history"].items():
+        yield _line(f"ad in its own {name}", text)
+    if "negatives" in origin:
+        text = ", ".join(f"{what} {value}" for what, value in origin["negatives"].items())
+        yield _line("negatives", text)
     for note in origin["notes"]:
         yield _line("note", note)
 

@@ -29,23 +29,25 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
       folder: that paths start from.
       header: another key that may name the columns of files without a header.
     """
-    expected = "a file, a folder of files, a pattern such as \"day-*.csv\", or a list of them"
+    expected = 'a file, a folder of files, a pattern such as "day-*.csv", or a list of them'
     paths = section.texts("path", expected)
     one = "one character"
     for key, what in (
         ("delimiter", "between the values of a CSV"),
-        ("escape", "before a quote that belongs to a value, \"\\\\\" for instance"),
+        ("escape", 'before a quote that belongs to a value, "\\\\" for instance'),
     ):
         if key in section and len(section.text(key, f"{one} {what}").encode()) != 1:
             raise section.invalid(key, f"{one} {what}")
     quote = section.value.get("quote", '"')
     if not isinstance(quote, str) or len(quote.encode()) > 1:
         raise section.invalid("quote", f'{one} around values, or "" if quotes are ordinary')
-    encoding = section.optional_text("encoding", "an encoding such as \"gbk\"") or "utf-8"
+    encoding = section.optional_text("encoding", 'an encoding such as "gbk"') or "utf-8"
     try:
         codecs.lookup(encoding)
     except LookupError as error:
-        raise section.invalid("encoding", 'an encoding such as "utf-8", "gbk" or "cp1252"') from error
+        raise section.invalid(
+            "encoding", 'an encoding such as "utf-8", "gbk" or "cp1252"'
+        ) from error
     names = [key for key in ("header", header) if key in section]
     if len(names) == 2:
         raise DinError(f"{section.location} has both {names[0]} and {names[1]}; remove one")
@@ -54,8 +56,12 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
     )
     if columns is not None and len(set(columns)) < len(columns):
         twice = next(c for c in columns if columns.count(c) > 1)
-        raise DinError(f"{section.location} {names[0]} names {twice!r} twice; name each column once")
-    duplicates = section.value.get("duplicates", "drop")
+        raise DinError(
+            f"{section.location} {names[0]} names {twice!r} twice; name each column once"
+        )
+    # Rows without a user or a time say of no two that they are one event.
+    event = section.name != "impressions" or {"user", "time"} <= {*section.value}
+    duplicates = section.value.get("duplicates", "drop" if event else "keep")
     if duplicates not in ("drop", "keep"):
         raise section.invalid("duplicates", '"drop" or "keep"')
     return TableFiles(
@@ -80,7 +86,9 @@ def time(section: Section, key: str = "time") -> Time | None:
     if key not in section:
         for option in TIME_KEYS:
             if option in section:
-                raise DinError(f"{section.location} has {option} without {key}; remove it, or name the column")
+                raise DinError(
+                    f"{section.location} has {option} without {key}; remove it, or name the column"
+                )
         return None
     expected = f"the unit of times that are numbers: {', '.join(UNITS)}"
     stated = section.optional_text("time_unit", expected)
@@ -111,7 +119,7 @@ def label(section: Section) -> Label | None:
         return Label(
             section.text(
                 "label",
-                "the name of a column, in quotes, or {column = \"rating\", at_least = 4}, "
+                'the name of a column, in quotes, or {column = "rating", at_least = 4}, '
                 '{column = "behavior", positive = ["buy"]}, {clicks = "c", impressions = "n"}',
             )
         )
@@ -136,9 +144,7 @@ def label(section: Section) -> Label | None:
     return Label(column, at_least=float(number))
 
 
-def columns(
-    section: Section, key: str, options: Mapping[str, TableOptions]
-) -> tuple[Column, ...]:
+def columns(section: Section, key: str, options: Mapping[str, TableOptions]) -> tuple[Column, ...]:
     """A list of columns, or a section {field: {column, table, separator, …}}."""
     value = section.value.get(key, [])
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -200,8 +206,11 @@ def _values(section: Section, key: str) -> tuple[str, ...]:
     if not values or not all(isinstance(v, str | int | float) for v in values):
         raise section.invalid(key, "a value or a list of values")
     return tuple(
-        str(int(v)) if isinstance(v, bool) is False and isinstance(v, float) and v == int(v)
-        else str(v).lower() if isinstance(v, bool) else str(v)
+        str(int(v))
+        if isinstance(v, bool) is False and isinstance(v, float) and v == int(v)
+        else str(v).lower()
+        if isinstance(v, bool)
+        else str(v)
         for v in values
     )
 
@@ -209,6 +218,8 @@ def _values(section: Section, key: str) -> tuple[str, ...]:
 def _where(section: Section) -> tuple[tuple[str, tuple[str, ...]], ...]:
     value = section.value.get("where", {})
     if not isinstance(value, dict):
-        raise section.invalid("where", 'columns and the values to read: {behavior = ["buy", "cart"]}')
+        raise section.invalid(
+            "where", 'columns and the values to read: {behavior = ["buy", "cart"]}'
+        )
     inner = Section(section.path, f"{section.name}.where", value, value)
     return tuple((name, _values(inner, name)) for name in value)

@@ -44,7 +44,10 @@ def _check_needs(spec: Spec) -> None:
             if side_table.valid_from is not None:
                 needs.append(("time", impressions.time, f"valid_from of {section}"))
     if spec.negatives is not None:
-        needs += [("user", impressions.user, "[negatives]"), ("item", impressions.item, "[negatives]")]
+        needs += [
+            ("user", impressions.user, "[negatives]"),
+            ("item", impressions.item, "[negatives]"),
+        ]
     if spec.split is not None:
         if spec.split.by in ("user", "last"):
             needs.append(("user", impressions.user, f'[split] by = "{spec.split.by}"'))
@@ -130,7 +133,9 @@ def _check_behavior_fields(spec: Spec) -> None:
                     f"its fields are: {', '.join(ad_columns) or 'none'}. What behaviours alone have, such as "
                     "their type, is in fields of [behaviours]"
                 )
-            if item is not None and any(column.name == c.name for s in spec.items for c in s.columns):
+            if item is not None and any(
+                column.name == c.name for s in spec.items for c in s.columns
+            ):
                 raise DinError(
                     f"{spec.path}: [{section}] ad has {column.name!r}, which [items] gives to its items "
                     "already; remove it from one of the two"

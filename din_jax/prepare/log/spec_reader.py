@@ -38,7 +38,12 @@ _KEYS = {
     "negatives": ("per_positive", "by", "category", "exclude"),
     "tables": ("min_count", "unknown_share", "buckets"),
 }
-_FIRST = {"behaviours": ("path",), "items": ("path",), "users": ("path",), "history": ("item", "ad")}
+_FIRST = {
+    "behaviours": ("path",),
+    "items": ("path",),
+    "users": ("path",),
+    "history": ("item", "ad"),
+}
 _SECTIONS = (
     *("impressions", "behaviours", "history", "items", "users"),
     *("negatives", "split", "tables"),
@@ -212,7 +217,8 @@ class _Reader:
         )
         if behaviors.item is None and not behaviors.ad:
             raise section.missing(
-                "item", "the name of a column; or in ad columns that the ad has too: ad = [\"category\"]"
+                "item",
+                'the name of a column; or in ad columns that the ad has too: ad = ["category"]',
             )
         return behaviors
 
@@ -224,7 +230,9 @@ class _Reader:
             stated = section.value["item"]
             inner = {"column": stated} if isinstance(stated, str) else stated
             if not isinstance(inner, dict) or "column" not in inner:
-                raise section.invalid("item", 'a column of lists, or {column = "a", separator = ","}')
+                raise section.invalid(
+                    "item", 'a column of lists, or {column = "a", separator = ","}'
+                )
             item = section_values.column(
                 section, "item", "item", {**inner, "table": "item"}, self.options
             )
@@ -268,7 +276,9 @@ class _Reader:
         except ValueError:
             valid = False
         if not valid:
-            raise section.invalid("by", '"uniform", "popularity", "popularity^0.75" or "in_category"')
+            raise section.invalid(
+                "by", '"uniform", "popularity", "popularity^0.75" or "in_category"'
+            )
         exclude = section.value.get("exclude", "ever")
         if exclude not in ("before", "ever"):
             raise section.invalid("exclude", '"before" or "ever"')

@@ -32,7 +32,9 @@ def split_impressions(
     """
     split, rows = spec.split, len(impressions)
     if split is None:
-        ordered = impressions.sort(".time", maintain_order=True) if spec.impressions.time else impressions
+        ordered = (
+            impressions.sort(".time", maintain_order=True) if spec.impressions.time else impressions
+        )
         return ordered, {"train": slice(0, 0), "validation": slice(0, 0), "test": slice(0, rows)}
     has_time = ".time" in impressions.columns
     time = impressions[".time"] if has_time else pl.Series(".time", np.arange(rows))
@@ -88,7 +90,7 @@ def _by_column(spec: Spec, names: pl.Series) -> np.ndarray:
     if len(unknown):
         examples = ", ".join(f"{value!r} ({n:,} rows)" for value, n in unknown.head(10).iter_rows())
         raise DinError(
-            f"{spec.impressions.files.path}: column {split.column!r} names splits that [split] "
+            f"{spec.impressions.files.paths[0]}: column {split.column!r} names splits that [split] "
             f"does not: {examples}; give them to train, validation or test, or leave them out with "
             f"ignore = [{unknown[names.name][0]!r}]"
         )

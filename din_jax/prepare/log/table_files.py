@@ -91,7 +91,7 @@ def _in_folder(files: TableFiles, folder: Path) -> list[File]:
     if len(formats) > 1:
         raise DinError(
             f"{folder}: expected the table [{files.section}] in files of one format, found "
-            f"{' and '.join(sorted(formats))}; name the files in path = [\"…\", \"…\"], or a pattern "
+            f'{" and ".join(sorted(formats))}; name the files in path = ["…", "…"], or a pattern '
             'such as "*.csv"'
         )
     return found

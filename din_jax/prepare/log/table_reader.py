@@ -62,9 +62,9 @@ class TableReader:
                     values = (
                         self._clean(frame[column])
                         if column in names
-                        else pl.Series([file.partition.get(column)], dtype=pl.String).new_from_index(
-                            0, len(frame)
-                        )
+                        else pl.Series(
+                            [file.partition.get(column)], dtype=pl.String
+                        ).new_from_index(0, len(frame))
                     )
                     parts[column].append(values)
                 rows += len(frame)
@@ -139,7 +139,8 @@ class TableReader:
             existing.append({c for c in columns if c in names or self._nested(file, c)})
         for column, key in columns.items():
             lacking = [
-                f for f, names in zip(self.files, existing, strict=True)
+                f
+                for f, names in zip(self.files, existing, strict=True)
                 if column not in names and column not in f.partition
             ]
             if len(lacking) == len(self.files):

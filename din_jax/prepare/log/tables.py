@@ -129,12 +129,13 @@ class Tables:
     def _check_zones(self, spec: specs.Spec) -> None:
         if len({*self._zoned.values()}) > 1:
             zoned, plain = (
-                next(s for s, zone in self._zoned.items() if zone is wanted) for wanted in (True, False)
+                next(s for s, zone in self._zoned.items() if zone is wanted)
+                for wanted in (True, False)
             )
             raise DinError(
                 f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have none: by "
                 "hours of difference a history would hold what came after its impression. Say in which "
-                f"zone [{plain}] was written: time_zone = \"Asia/Shanghai\" for instance, or \"UTC\""
+                f'zone [{plain}] was written: time_zone = "Asia/Shanghai" for instance, or "UTC"'
             )
 
     def _unify_type(self, spec: specs.Spec, key: str) -> None:
@@ -176,7 +177,7 @@ class Tables:
                         f"instance: all histories would be empty or strange. Write the {name}s of both in one "
                         "way, or name the right column"
                     )
-                self.counts[section][f"of a {name} with impressions"] = int(meets.sum())
+                self.counts[section][f"{name} found"] = int(meets.sum())
                 if share < 0.1:
                     self.notes.append(
                         f"[{section}] only {share:.2%} of the rows have a {name} that occurs in [impressions]: "
@@ -211,7 +212,7 @@ class _RawTables:
         self._waiting[key] -= 1
         if not self._waiting[key]:
             del self._read[key]
-        return TypedColumns(files, reader, frame.select(self._sections[files.section]))
+        return TypedColumns(files, reader, frame.select(list(self._sections[files.section])))
 
     def notes(self) -> list[str]:
         """The notes of all readers."""

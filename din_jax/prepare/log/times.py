@@ -53,7 +53,9 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
     stated = {"impressions": spec.impressions.time.unit}
     stated |= {b.files.section: b.time.unit for b in behaviors if b.time}
     compared = {section: frames[section][".time"] for section in stated}
-    stated |= {s.files.section: s.valid_from.unit for s in (*spec.items, *spec.users) if s.valid_from}
+    stated |= {
+        s.files.section: s.valid_from.unit for s in (*spec.items, *spec.users) if s.valid_from
+    }
     if compared["impressions"].dtype.is_temporal():
         for section, unit in stated.items():
             if unit is not None:
@@ -121,7 +123,7 @@ def _different_units(
             f"those of [{section}], up to {greatest[section]}, look like {unit or 'none'}"
             for section, unit in guesses.items()
         )
-        + "; name the unit of each in its section, time_unit = \"s\" for instance, or write all in one"
+        + '; name the unit of each in its section, time_unit = "s" for instance, or write all in one'
     )
 
 
@@ -147,9 +149,11 @@ def _note_ranges(times: Mapping[str, pl.Series], notes: list[str]) -> None:
 def _in_nanoseconds(time: pl.Series, unit: str) -> pl.Series:
     numerator, denominator = UNITS[unit]
     factor = numerator * 10**9 // denominator
-    return (time.cast(pl.Float64) * factor if time.dtype.is_float() else time * factor).cast(
-        pl.Int64
-    ).alias(".time")
+    return (
+        (time.cast(pl.Float64) * factor if time.dtype.is_float() else time * factor)
+        .cast(pl.Int64)
+        .alias(".time")
+    )
 
 
 def _seconds(time: Any, unit: str) -> Any:

@@ -70,7 +70,11 @@ class Section:
         value = self.value[key]
         if one and isinstance(value, str):
             value = [value]
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(isinstance(v, str) and v for v in value)
+        ):
             raise self.invalid(key, f"{expected}, in quotes")
         return tuple(value)
 

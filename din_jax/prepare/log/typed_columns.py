@@ -126,7 +126,7 @@ class TypedColumns:
             lambda: (
                 f"Write the column as 0 and 1; it has {_most_frequent(raw)}. Or say which are "
                 f"clicks: label = {{column = {column!r}, at_least = 4}} for numbers, "
-                f"{{column = {column!r}, positive = [\"…\"]}} for names"
+                f'{{column = {column!r}, positive = ["…"]}} for names'
             ),
         )
         self._add(name, number.cast(pl.UInt8))
@@ -152,7 +152,7 @@ class TypedColumns:
         if raw.dtype == pl.String:
             values, zoned = dates.parse(raw, time, self._refuse_in(column, raw))
         elif raw.dtype == pl.Date:
-            values, zoned = dates.in_utc(raw.cast(pl.Datetime("us")), time.zone), False
+            values, zoned = dates.in_utc(raw.cast(pl.Datetime("us")), time.zone), None
         elif isinstance(raw.dtype, pl.Datetime):
             zoned = raw.dtype.time_zone is not None
             if zoned:
@@ -169,7 +169,8 @@ class TypedColumns:
             raise self._type_error(column, raw.dtype, "times: numbers, dates or dates with times")
         self._refuse(column, values.is_null(), "a time")
         if values.dtype.is_temporal():
-            self.zoned[name] = bool(zoned) or time.zone is not None
+            if zoned is not None or time.zone is not None:  # whole days have none
+                self.zoned[name] = bool(zoned) or time.zone is not None
         elif time.zone is not None:
             self.notes.append(
                 f"[{self.section}] time_zone = {time.zone!r} has no meaning: the times are numbers"
@@ -262,10 +263,14 @@ class TypedColumns:
         if not lengths.sum():
             values = values.clear()
         if len(values) != lengths.sum():
-            self._refuse(column, raw.list.eval(pl.element().is_null()).list.any().fill_null(False), "times")
+            self._refuse(
+                column, raw.list.eval(pl.element().is_null()).list.any().fill_null(False), "times"
+            )
         row = np.repeat(np.arange(len(raw)), lengths.to_numpy())
         lists = (
-            pl.DataFrame({"row": row, "time": values}).group_by("row", maintain_order=True).agg("time")
+            pl.DataFrame({"row": row, "time": values})
+            .group_by("row", maintain_order=True)
+            .agg("time")
         )
         rows = pl.DataFrame({"row": np.arange(len(raw))})
         self._add(
@@ -341,11 +346,15 @@ class TypedColumns:
                     raise ValueError
             except (ValueError, SyntaxError, TypeError):
                 example = '["a", "b"] or [1, 2]' if column.list == "json" else "['a', 'b']"
-                self._refuse(column.column, (text == value).fill_null(False), f"a list like {example}")
+                self._refuse(
+                    column.column, (text == value).fill_null(False), f"a list like {example}"
+                )
             lists.append([_id_text(p) for p in parsed if p is not None])
         index = text.to_frame("text").join(
             pl.DataFrame({"text": distinct, "list": pl.Series(lists, dtype=pl.List(pl.String))}),
-            on="text", how="left", maintain_order="left",
+            on="text",
+            how="left",
+            maintain_order="left",
         )
         values = index["list"]
         flat = values.explode().drop_nulls()

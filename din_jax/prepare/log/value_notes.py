@@ -8,7 +8,21 @@ from collections.abc import Iterator
 import polars as pl
 
 _MARKERS = (
-    *("null", "NULL", "Null", "none", "None", "NONE", "nil", "nan", "NaN", "NAN", "NA", "N/A", "n/a"),
+    *(
+        "null",
+        "NULL",
+        "Null",
+        "none",
+        "None",
+        "NONE",
+        "nil",
+        "nan",
+        "NaN",
+        "NAN",
+        "NA",
+        "N/A",
+        "n/a",
+    ),
     *(r"\N", "#N/A", "<NA>", "undefined", "-", "--", "?", "(null)", "<null>", "missing"),
 )
 _COMMON = 0.2  # of all rows
@@ -32,11 +46,11 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
     if values.dtype.is_integer():
         missing = int((values == -1).sum())
         if missing and (values.min() or 0) == -1:
-            yield _marker(where, "-1", missing, rows)
+            yield _marker(where, ["-1"], missing, rows)
     elif values.dtype == pl.String:
         counts = values.filter(values.is_in(_MARKERS)).value_counts(sort=True)
-        for marker, number in counts.head(3).iter_rows():
-            yield _marker(where, marker, number, rows)
+        if len(counts):
+            yield _marker(where, counts.to_series(0).to_list(), counts.to_series(1).sum(), rows)
         spaces = values.str.contains(r"^\s|\s$").fill_null(False)
         if spaces.any():
             yield (
@@ -81,7 +95,7 @@ def part_notes(section: str, field: str, column: str, parts: pl.Series) -> Itera
     if weighted.mean() > 0.9:  # type: ignore[operator]
         yield (
             f"{where}: {_share(weighted.sum(), len(flat))} of its values are like "
-            f"{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = \"drop\" reads the id "
+            f'{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = "drop" reads the id '
             "alone; now each such text is an id of its own"
         )
 
@@ -103,10 +117,11 @@ def _list_notes(where: str, values: pl.Series, rows: int) -> Iterator[str]:
         )
 
 
-def _marker(where: str, marker: str, number: int, rows: int) -> str:
+def _marker(where: str, markers: list[str], number: int, rows: int) -> str:
     return (
-        f"{where} is {marker!r} in {_share(number, rows)} of the rows, an id like any other; if it means a "
-        f"missing value: null_values = [{_quoted(marker)}] in its section"
+        f"{where} is {' or '.join(map(repr, markers))} in {_share(number, rows)} of the rows, an id like "
+        f"any other; if it means a missing value: null_values = [{', '.join(map(_quoted, markers))}] in "
+        "its section"
     )
 
 

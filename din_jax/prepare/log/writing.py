@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from din_jax.data.schema import GROUPS, BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.store import UNLABELLED
 from din_jax.data.store_writer import StoreWriter, smallest_unsigned
 from din_jax.prepare import vocabularies
 from din_jax.prepare.log.features import Feature
@@ -23,33 +24,24 @@ def write_store(
     log: JoinedLog,
     tables: Mapping[str, FittedTable],
     out: str | Path,
-    seed: int,
-    further: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes the store, and returns its origin, which contains the `further` entries."""
-    schema = _schema(log, tables)
+    origin: dict[str, Any],
+    notes: Callable[[], Iterable[str]],
+) -> None:
+    """Writes the store with its origin, to which counts of the samples, then `notes`, are added."""
+    schema = log_schema(log, tables)
     id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
-    origin: dict[str, Any] = {
-        "preparation": "log",
-        "seed": seed,
-        "rows": log.counts,
-        "found": log.join_rates(),
-        "samples": {},
-        "label rate": {},
-        "tables": {name: _table_counts(table) for name, table in tables.items()},
-        "unknown": {},
-        "histories": {},
-        "notes": log.notes,
-        "spec": _as_json(log.spec.source),
-        **further,
-    }
+    labels = log.label.cast(pl.Float64)
     for name, samples in log.splits.items():
         origin["samples"][name] = samples.stop - samples.start
-        origin["label rate"][name] = round(float(log.label[samples].mean()), 6)
+        rate = labels[samples].mean()
+        origin["label rate"][name] = None if rate is None else round(float(rate), 6)  # type: ignore[arg-type]
 
     with StoreWriter(out, schema) as writer:
-        writer.append("samples/label", log.label)
-        writer.append("samples/user", log.user.astype(smallest_unsigned(len(log.users))))
+        writer.append("samples/label", log.label.fill_null(UNLABELLED).to_numpy())
+        users = len(log.users) or len(log.user)
+        writer.append("samples/user", log.user.astype(smallest_unsigned(users)))
+        if log.weight is not None:
+            writer.append("samples/weight", log.weight.astype(np.float32))
         if log.time is not None:
             writer.append("samples/time", log.time)
         for name, feature in log.all_fields().items():
@@ -79,11 +71,12 @@ def write_store(
                     "empty": round(float((length[samples] == 0).mean()), 6),
                 }
                 for split, samples in log.splits.items()
+                if samples.stop > samples.start
             }
         for name, table in tables.items():
             writer.vocabulary(name, table.ids, table.counts)
+        origin["notes"] += notes()
         writer.finish({s: (part.start, part.stop) for s, part in log.splits.items()}, origin)
-    return origin
 
 
 class _FeatureRows:
@@ -136,7 +129,8 @@ class _FeatureRows:
             written += int(end[-1])
 
 
-def _schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
+def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
+    """The schema of a log's store."""
     return Schema(
         tables=tuple(Table(name, len(table.ids) + 1) for name, table in tables.items()),
         fields=tuple(
@@ -155,19 +149,21 @@ def _schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
             )
             for name, sequence in log.sequences.items()
         ),
+        weighted=log.weight is not None,
     )
 
 
-def _table_counts(table: FittedTable) -> dict[str, int]:
+def table_counts(table: FittedTable) -> dict[str, int]:
+    """What the report says of a table."""
     if isinstance(table, vocabularies.Buckets):
         return {"buckets": len(table.ids)}
     return {"ids": len(table.ids), "made unknown": table.left_out, "too rare": table.rare}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Converts TOML values to JSON values: dates and times become text."""
     if isinstance(value, dict):
-        return {key: _as_json(entry) for key, entry in value.items()}
+        return {key: as_json(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_as_json(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     return value if isinstance(value, str | int | float | bool) else str(value)

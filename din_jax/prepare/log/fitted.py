@@ -1,0 +1,66 @@
+"""The tables that another store has fitted, for a log that is prepared like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from din_jax.data.schema import Schema
+from din_jax.data.store import Store
+from din_jax.errors import DinError
+from din_jax.prepare import vocabularies
+from din_jax.prepare.log.vocabulary_fitting import FittedTable
+
+
+def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
+    """{embedding table: what the store has fitted}.
+
+    Raises:
+      DinError: there is no store, or `prepare log` did not write it.
+    """
+    store = Store(like)
+    if store.origin.get("preparation") != "log":
+        raise DinError(
+            f"{like}: this store was not written by prepare log, but by "
+            f"{store.origin.get('preparation', 'another preparation')}; --like needs one that was"
+        )
+    tables: dict[str, FittedTable] = {}
+    for table in store.schema.tables:
+        ids, counts = store.vocabulary(table.name)
+        if "buckets" in store.origin["tables"][table.name]:
+            tables[table.name] = vocabularies.Buckets(ids[1:], counts[1:])
+        else:
+            tables[table.name] = vocabularies.Fitted(ids[1:], counts[1:], 0)
+    return tables
+
+
+def check_like(schema: Schema, like: str | Path) -> None:
+    """Raises if a log's store would not have the inputs of another.
+
+    Raises:
+      DinError: fields or sequences differ.
+    """
+    other = Store(like).schema
+    here, there = (
+        {**{f.name: f for f in s.fields}, **{q.name: q for q in s.sequences}}
+        for s in (schema, other)
+    )
+    missing = [name for name in there if name not in here]
+    extra = [name for name in here if name not in there]
+    differing = [name for name in here if name in there and here[name] != there[name]]
+    if missing or extra or differing:
+        raise DinError(
+            f"the spec does not describe the inputs of {like}: "
+            + "; ".join(
+                f"{what} {', '.join(names)}"
+                for what, names in (
+                    ("missing here:", missing),
+                    ("not there:", extra),
+                    (
+                        "of another kind (one value or several, another table, with times or without):",
+                        differing,
+                    ),
+                )
+                if names
+            )
+            + ". Write the spec with the same fields and sequences"
+        )
