@@ -32,14 +32,20 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def mean_and_variance(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Each unit's mean and population variance, by their definitions."""
+def mean_and_variance(
+    rows: Sequence[np.ndarray], weights: Sequence[float] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each unit's mean and population variance, by their definitions; of rows with weights too."""
     means, variances = [], []
+    weights = [float(w) for w in weights] or [1.0] * len(rows)
+    total = math.fsum(weights)
     for unit in range(len(rows[0])):
         column = [float(row[unit]) for row in rows]
-        mean = math.fsum(column) / len(column)
+        mean = math.fsum(w * x for w, x in zip(weights, column, strict=True)) / total
         means.append(mean)
-        variances.append(math.fsum((x - mean) ** 2 for x in column) / len(column))
+        variances.append(
+            math.fsum(w * (x - mean) ** 2 for w, x in zip(weights, column, strict=True)) / total
+        )
     return np.array(means), np.array(variances)
 
 
@@ -61,9 +67,14 @@ def dice(
     return out
 
 
-def dice_training(rows: Sequence[np.ndarray], alpha: np.ndarray, epsilon: float) -> Rows:
-    """Eq. 9 with the statistics of these rows."""
-    return dice(rows, alpha, *mean_and_variance(rows), epsilon) if len(rows) else []
+def dice_training(
+    rows: Sequence[np.ndarray],
+    alpha: np.ndarray,
+    epsilon: float,
+    weights: Sequence[float] = (),
+) -> Rows:
+    """Eq. 9 with the statistics of these rows, which may have weights."""
+    return dice(rows, alpha, *mean_and_variance(rows, weights), epsilon) if len(rows) else []
 
 
 def prelu(rows: Sequence[np.ndarray], alpha: np.ndarray) -> Rows:

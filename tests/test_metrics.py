@@ -90,6 +90,78 @@ def test_log_loss_equals_scikit_learn(data):
     assert metrics.log_loss(label, p) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(scored(), st.integers(0, 2**32 - 1))
+def test_integer_weights_are_repeated_samples(data, seed):
+    user, label, score = data
+    times = np.random.default_rng(seed).integers(0, 4, len(user))
+    found = metrics.all_metrics(user, label, score, times)
+    plain = metrics.all_metrics(user, label, score)
+    assert {k: found[k] for k in plain} == pytest.approx(plain, nan_ok=True)
+    weighted = [name for name in found if name not in plain]
+    assert weighted[:3] == list(metrics.SELECTABLE[3:])
+    if not times.any():
+        assert all(np.isnan(found[name]) for name in weighted[:-1])
+        return
+    repeated = metrics.all_metrics(*(np.repeat(x, times) for x in data))
+    for name in weighted[:-1]:
+        expected = repeated[name.removeprefix("weighted_")]
+        assert found[name] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    # A user without weight has neither class.
+    gone = len(np.unique(user)) - len(np.unique(user[times > 0]))
+    assert found["weighted_users_skipped"] == repeated["users_skipped"] + gone
+
+
+@settings(max_examples=20, deadline=None)
+@given(scored(), st.integers(0, 2**32 - 1))
+def test_fractional_weights_are_scikit_learns(data, seed):
+    user, label, score = data
+    weights = np.random.default_rng(seed).choice([0.01, 0.3, 0.7, 2.5], len(user))
+    weights = weights.astype(np.float32)
+    p = np.clip(score, 0.01, 0.99)
+    found = metrics.all_metrics(user, label, p, weights)
+    expected = sklearn_metrics.log_loss(label, p, sample_weight=weights, labels=[0, 1])
+    assert found["weighted_log_loss"] == pytest.approx(expected, rel=1e-6)
+    bins = np.minimum((p * 10).astype(int), 9)
+    gaps = [abs(np.sum((weights * (p - label))[bins == b], dtype=float)) for b in range(10)]
+    total = weights.sum(dtype=float)
+    assert found["weighted_expected_calibration_error"] == pytest.approx(sum(gaps) / total)
+    if label.any():
+        expected = np.average(p, weights=weights) / np.average(label, weights=weights)
+        assert found["weighted_calibration_ratio"] == pytest.approx(expected, rel=1e-6)
+    by_user = []
+    for u in [*np.unique(user), None]:
+        own = np.ones(len(user), bool) if u is None else user == u
+        if 0 < label[own].mean() < 1:
+            value = sklearn_metrics.roc_auc_score(
+                label[own], score[own], sample_weight=weights[own]
+            )
+            by_user.append((value, weights[own].sum(dtype=float)))
+    if by_user:
+        auc, _ = by_user.pop()
+        assert found["weighted_auc"] == pytest.approx(auc, abs=1e-9)
+    if by_user:
+        aucs, impressions = zip(*by_user, strict=True)
+        expected = np.average(aucs, weights=impressions)
+        assert found["weighted_user_weighted_auc"] == pytest.approx(expected, abs=1e-9)
+    else:
+        assert np.isnan(found["weighted_user_weighted_auc"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 1, 1], "3 weights for 2 samples"),
+        ([1, -1], "finite numbers from 0 on"),
+        ([1, np.nan], "finite numbers from 0 on"),
+        ([1, np.inf], "finite numbers from 0 on"),
+    ],
+)
+def test_what_is_no_weight_is_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.all_metrics(*np.array([[1, 1], [0, 1], [0.1, 0.2]]), np.array(weights))
+
+
 def test_log_loss_is_finite_at_certainty():
     assert metrics.log_loss(np.array([0, 1]), np.array([1.0, 1.0])) == pytest.approx(
         -np.log(1e-15) / 2, rel=0.01

@@ -224,8 +224,8 @@ class StoreWriter:
             if not valid.all():
                 i = int(np.argmin(valid))
                 raise DinError(
-                    f"store: samples/weight[{first + i}] is {weights[i]}, expected 0, or a number "
-                    f"from {least:g} to {greatest:g}"
+                    f"store: samples/weight[{first + i}] is {weights[i]:g}, expected 0, or a "
+                    f"number from {least:g} to {greatest:g}"
                 )
             first += len(weights)
 

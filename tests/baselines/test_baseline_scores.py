@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from weighted_stores import with_weights
 
 from din_jax.baselines import co_occurrence, evaluate, logistic_regression
 from din_jax.baselines.evaluate import Baselines
@@ -81,6 +82,25 @@ def test_the_logistic_regression_is_scikit_learns_on_transformed_scores(tmp_path
     *_, found = Baselines(store).scores(np.array(test))
     assert found.name == "logistic regression"
     np.testing.assert_allclose(found.values, expected.predict_proba(inputs)[:, 1], rtol=1e-5)
+
+
+def test_metrics_with_weights_follow_those_without(tmp_path):
+    store = random_store(tmp_path / "store")
+    weights = np.random.default_rng(0).choice([0, 0.5, 3], 120).astype(np.float32)
+    plain = Baselines(store).metrics("validation")
+    found = Baselines(with_weights(store, weights)).metrics("validation")
+    own = np.array(store.split("validation"))
+    label, w = store.column("samples/label")[own], weights[own]
+    for column in Baselines(store).scores(own):
+        metrics, values = found[column.name], column.values
+        unweighted = {k: v for k, v in metrics.items() if not k.startswith("weighted_")}
+        assert unweighted == pytest.approx(plain[column.name], nan_ok=True)
+        expected = roc_auc_score(label, values, sample_weight=w)
+        assert metrics["weighted_auc"] == pytest.approx(expected)
+        assert "weighted_user_weighted_auc" in metrics
+        if "log_loss" in metrics:
+            expected = log_loss(label, values, sample_weight=w)
+            assert metrics["weighted_log_loss"] == pytest.approx(expected)
 
 
 def test_metrics_are_scikit_learns(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
+from weighted_stores import with_rows_repeated, with_weights
 
 from din_jax.data import counts
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
@@ -72,6 +73,43 @@ def test_counts_equal_brute_force(tmp_path_factory, data, max_history):
         expected = brute_force(as_sets[:stop], 6, max_history)
         assert n["item"].tolist() == expected.tolist()
         assert n["hour"].tolist() == np.bincount(np.arange(stop) % 3, minlength=3).tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(users(), st.sampled_from([0, 2]), st.booleans(), st.integers(0, 2**32 - 1))
+def test_weights_count_like_repeated_samples(tmp_path_factory, data, max_history, slow, seed):
+    events, samples = data
+    store, _ = write(tmp_path_factory.mktemp("s") / "store", events, samples)
+    times = np.random.default_rng(seed).integers(0, 4, len(samples))
+    with pytest.MonkeyPatch.context() as patch:
+        if slow:
+            patch.setattr(counts._Windows, "apart", lambda _: False)
+        n, repeated, fractions = (
+            counts.sample_counts(other, "train", max_history=max_history)
+            for other in (
+                with_weights(store, times),
+                with_rows_repeated(store, times),
+                with_weights(store, times / np.float32(3)),
+            )
+        )
+    assert n["item"].dtype == np.float64 and repeated["item"].dtype == np.int64
+    for table in ("item", "hour"):
+        assert n[table].tolist() == repeated[table].tolist()
+        np.testing.assert_allclose(fractions[table], n[table] / 3, rtol=1e-6)
+        assert ((fractions[table] > 0) == (n[table] > 0)).all()
+
+
+def test_weights_of_several_lookups_count_once(rich):
+    """A film's weight is that of the samples with it, as ad or in either history."""
+    store, samples = rich
+    weights = np.random.default_rng(0).random(90).astype(np.float32)
+    n = counts.sample_counts(with_weights(store, weights), "validation")["film"]
+    expected = np.zeros(50)
+    for sample, weight in zip(samples[60:75], weights[60:75].tolist(), strict=True):
+        histories = sample["views"] + sample["likes"]
+        for film in {sample["film"], *(event["film"] for event in histories)}:
+            expected[film] += weight
+    np.testing.assert_allclose(n, expected, rtol=1e-12)
 
 
 @settings(max_examples=50, deadline=None)

@@ -142,6 +142,55 @@ def test_moving_averages_follow_the_real_rows(momentum):
         np.testing.assert_allclose(stats[name], expected, rtol=1e-5)
 
 
+# Weights
+
+
+def weights_of(rng, mask, scale):
+    """Fractional weights of the real rows, 0 of padding."""
+    drawn = scale * rng.choice([0.05, 0.3, 1, 4], mask.shape)
+    return np.where(mask, drawn, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_weighted_dice_matches_the_oracle(scale):
+    rng = np.random.default_rng(3)
+    variables, mask = dice_variables(rng, UNITS), some_mask(rng, ROWS, least=2)
+    s, g = normal(rng, ROWS, UNITS, scale=2, offset=1), normal(rng, ROWS, UNITS)
+    s[~mask], g[~mask] = 1e6, 0
+    weights = weights_of(rng, mask, scale)
+    out, stats, of_alpha, of_s = train_dice(variables, s, weights, g, momentum=0.5)
+    alpha, rows, w = f64(variables["params"]["alpha"]), f64(s[mask]), f64(weights[mask])
+    expected = oracles.dice_training(rows, alpha, EPSILON, w)
+    np.testing.assert_allclose(out[mask], expected, rtol=1e-5, atol=1e-5)
+    for name, batch in zip(("mean", "variance"), oracles.mean_and_variance(rows, w), strict=True):
+        expected = 0.5 * f64(variables["batch_stats"][name]) + 0.5 * batch
+        np.testing.assert_allclose(stats[name], expected, rtol=1e-5)
+
+    def total(rows, alpha):
+        return np.sum(g[mask] * np.array(oracles.dice_training(rows, alpha, EPSILON, w)))
+
+    expected = oracles.derivative(lambda x: total(x, alpha), rows, 1e-5)
+    np.testing.assert_allclose(of_s[mask], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(of_s[~mask], 0)
+    expected = oracles.derivative(lambda a: total(rows, a), alpha, 1e-5)
+    np.testing.assert_allclose(of_alpha, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weighted_dice_over_mapped_axis_is_weighted_dice_over_all_rows():
+    rng = np.random.default_rng(4)
+    variables = dice_variables(rng, UNITS)
+    s, g = normal(rng, 3, 8, UNITS, scale=2, offset=5), normal(rng, 3, 8, UNITS)
+    weights = weights_of(rng, np.arange(8) < np.array([8, 0, 5])[:, None], 0.01)
+    g *= (weights > 0)[:, :, None]
+    out, stats, of_alpha, of_s = train_dice(variables, s, weights, g, run=_train_mapped)
+    s, weights, g = (x.reshape(ROWS, *x.shape[2:]) for x in (s, weights, g))
+    expected = train_dice(variables, s, weights, g)
+    found = out.reshape(s.shape), {k: v[2] for k, v in stats.items()}, of_alpha.sum(0)
+    found = (*found, of_s.reshape(s.shape))
+    real = weights > 0
+    assert_trees_close((found[0][real], *found[1:]), (expected[0][real], *expected[1:]), 1e-5)
+
+
 def test_initial_values_come_from_the_attributes():
     dice = Dice(mean_init=0.5, variance_init=2.0, alpha_init=0.25, axis_name="devices")
     # There is no mapped axis here: initialising must not ask for one.

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import oracles
+import pytest
 from compiling import quick_jit
 from layer_cases import f64, normal
 
@@ -47,13 +48,32 @@ def test_the_loss_of_no_sample_is_zero():
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e20])
+def test_the_loss_of_fractional_weights_is_their_weighted_mean(scale):
+    rng = np.random.default_rng(4)
+    logits = normal(rng, 6, 2, scale=3)
+    weight = np.float32(scale * np.array([0.1, 0.25, 0, 0.3, 0.02, 0]))
+    losses, mean, gradient = mean_loss(logits, LABELS, weight)
+    np.testing.assert_allclose(mean, np.average(f64(losses), weights=f64(weight)), rtol=1e-5)
+
+    def expected(x):
+        of_each = [oracles.negative_log_likelihood(x[[i]], f64(LABELS[[i]])) for i in range(len(x))]
+        return np.average(of_each, weights=f64(weight))
+
+    slope = oracles.derivative(expected, f64(logits), 1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
 def test_parts_of_a_weighted_mean_add_up_over_devices():
     rng = np.random.default_rng(2)
-    values, weight = normal(rng, 3, 4), np.float32([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]])
-    parts = quick_jit(jax.vmap(lambda v, w: weighted_mean(v, w, "devices"), axis_name="devices"))(
-        values, weight
-    )
-    np.testing.assert_allclose(parts, (values * weight).sum(1) / 5, rtol=1e-6)
+    run = quick_jit(jax.vmap(lambda v, w: weighted_mean(v, w, "devices"), axis_name="devices"))
+    for weight in (
+        np.float32([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]),
+        np.float32([[0.1, 0.02, 0, 0], [0, 0, 0, 0], [0.25, 0.125, 0.01, 0]]),
+    ):
+        values = normal(rng, 3, 4)
+        parts = run(values, weight)
+        np.testing.assert_allclose(parts, (values * weight).sum(1) / weight.sum(), rtol=1e-6)
 
 
 def test_the_click_logit_gives_the_second_probability():

@@ -1,0 +1,25 @@
+"""Stores in memory: with weights, and with the rows repeated that often."""
+
+import copy
+import dataclasses
+
+import numpy as np
+
+
+def with_weights(store, weights):
+    """The store, of whose samples each has a weight."""
+    other = store.with_columns({"samples/weight": np.asarray(weights, np.float32)})
+    other.schema = dataclasses.replace(store.schema, weighted=True)
+    return other
+
+
+def with_rows_repeated(store, times):
+    """The store with each sample `times` times, one after the other; fields have one id each."""
+    other = copy.copy(store)
+    other._columns = {
+        name: column if name.startswith("events/") else np.repeat(column, times)
+        for name, column in store._columns.items()
+    }
+    begins = np.cumsum([0, *times])
+    other._splits = {name: [int(begins[i]) for i in s] for name, s in store._splits.items()}
+    return other
