@@ -1,4 +1,4 @@
-"""Amazon reviews (the raw files of 2014), prepared by the paper's protocol.
+"""Amazon reviews (the raw files of 2014, 2018 or 2023), prepared by the paper's protocol.
 
 A user's reviews in time order are behaviours b_1 … b_n; the (k+1)-th is predicted from the first k
 (section 6.1 of the paper), for every k from 1 to n − 1. Each of these positions gives a positive
@@ -12,16 +12,16 @@ train+validation is the paper's protocol (k = 1 … n − 2 for training).
 The vocabularies are the whole catalogue (negatives are drawn from all of it), so row 0, "unknown",
 never occurs and stays the zero vector; only goods without metadata have category 0. Counts are of
 the reviews that training sees, those at positions 1 to n − 2 (1-based).
+
+The keys of the lines tell the layout (`din_jax/prepare/amazon_files.py`): the paper's data is that
+of 2014. In 2023 a good is a `parent_asin`. A review that stands twice, with equal user, good and
+time, counts once: else a good is in the history of its own second review. Reviews of one good at
+several times all count.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import io
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,23 +31,29 @@ import polars as pl
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
-from din_jax.prepare import text_files
+from din_jax.prepare.amazon_files import Reviews, read_categories, read_reviews
+from din_jax.prepare.origin import lines
+from din_jax.prepare.own_history import own_history
 
-_ASIN = re.compile(rb"""['"]asin['"]: *(?:'([^'\\]*)'|"([^"\\]*)")""")
+NOTED_DUPLICATES = 0.01  # of all reviews; the releases themselves have fewer, or none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""
-    parser.add_argument("--reviews", required=True, help="reviews_*_5.json.gz (JSON lines)")
-    parser.add_argument("--meta", required=True, help="meta_*.json.gz (Python-literal lines)")
+    parser.add_argument(
+        "--reviews", required=True, help="reviews_*_5.json.gz, or NAME.jsonl of 2023: JSON lines"
+    )
+    parser.add_argument(
+        "--meta", required=True, help="meta_*.json.gz, or meta_NAME.jsonl: of the same release"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the negatives (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepares the store and prints what is in it."""
     origin = prepare(arguments.reviews, arguments.meta, arguments.out, seed=arguments.seed)
-    for name, value in origin.items():
-        print(f"{name:<28}{value:,}" if isinstance(value, int) else f"{name:<28}{value}")
+    for line in lines(origin):
+        print(line)
     print(f"store written to {arguments.out}")
 
 
@@ -57,10 +63,10 @@ def prepare(
     """Writes a store from the two raw files.
 
     Args:
-      reviews: JSON lines with `reviewerID`, `asin`, `unixReviewTime`; gzip or plain. Reviews of a
-        user with equal times keep the file's order.
-      meta: Python-literal lines with `asin` and `categories`; the last category of the last path
-        is used. The lines are parsed as literals: nothing in them is ever executed.
+      reviews: JSON lines in a layout of `amazon_files`; gzip or plain. Reviews of a user with equal
+        times keep the file's order.
+      meta: the goods, one a line, of the same release. The last category of the last path is used.
+        Nothing in a line is ever executed.
       out: folder of the store.
       seed: of the negatives.
 
@@ -68,16 +74,18 @@ def prepare(
       Counts, which are also written to the store as its origin.
 
     Raises:
-      DinError: `out` exists; a file is missing, truncated or not a gzip file; a line is malformed;
-        no good of the reviews is in the metadata; a user has reviewed every good, or no user has
-        four reviews.
+      DinError: `out` exists; a file is missing, truncated, not a gzip file or of no known layout;
+        the files are of two releases; a line is malformed; no good of the reviews is in the
+        metadata; a user has reviewed every good, or no user has four reviews.
     """
     check_free(out)
     if seed < 0:
         raise DinError(f"--seed {seed}: expected 0 or more")
-    events = _events(_read_reviews(Path(reviews)))
+    read = read_reviews(Path(reviews))
+    events = _events(read)
     goods = events.goods
-    categories_of_goods, categories = _categories(goods, _read_meta(Path(meta), goods))
+    category_of, layout = read_categories(Path(meta), goods, read.layout)
+    categories_of_goods, categories = _categories(goods, category_of)
 
     n = np.bincount(events.user, minlength=len(events.users))
     if n.max() < 4:
@@ -135,10 +143,26 @@ def prepare(
         writer.vocabulary(
             "user", events.users, np.bincount(events.user[in_training], minlength=len(n))
         )
+        predicted = np.flatnonzero(k >= 1)
+        own = own_history(
+            np.repeat([1, 0], len(predicted)),
+            np.concatenate([good_rows[predicted], negative[predicted] + 1]),
+            np.tile(begin[events.user[predicted]], 2),
+            np.tile(predicted, 2),
+            good_rows,
+        )
+        notes = [own.note()] if own.note() else []
+        if events.duplicates >= NOTED_DUPLICATES * len(read.rows):
+            notes.append(
+                f"{events.duplicates:,} of {len(read.rows):,} reviews stand twice, with equal "
+                "user, good and time, and count once"
+            )
         origin = {
             "preparation": "amazon",
+            "layout": layout,
             "seed": seed,
             "reviews": len(events.user),
+            "duplicate_reviews": events.duplicates,
             "users": len(events.users),
             "goods": len(goods),
             "categories": len(categories),
@@ -148,7 +172,9 @@ def prepare(
             "validation_samples": splits["validation"][1] - splits["validation"][0],
             "test_samples": splits["test"][1] - splits["test"][0],
             "longest_history": int(n.max() - 1),
+            "ad_in_own_history": str(own),
             "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
+            "notes": notes,
         }
         writer.finish(splits, origin)
     return origin
@@ -183,20 +209,35 @@ class _Events(NamedTuple):
     time: np.ndarray  # seconds
     users: pl.Series
     goods: pl.Series
+    duplicates: int  # number of reviews left out
 
 
-def _events(reviews: pl.DataFrame) -> _Events:
-    goods = reviews["asin"].unique().sort()
-    users = reviews["reviewerID"].unique().sort()
+def _events(reviews: Reviews) -> _Events:
+    goods = reviews.rows["good"].unique().sort()
+    users = reviews.rows["user"].unique().sort()
     # A stable sort: reviews with equal user and time keep the file's order.
-    ordered = reviews.sort("reviewerID", "unixReviewTime", maintain_order=True)
+    ordered = reviews.rows.sort("user", "time", maintain_order=True)
+    user = ordered["user"].cast(pl.Enum(users)).to_physical().to_numpy().astype(np.int64)
+    good = ordered["good"].cast(pl.Enum(goods)).to_physical().to_numpy().astype(np.int64)
+    time = ordered["time"].to_numpy()
+    distinct = _first_distinct(user, time, good)
     return _Events(
-        user=ordered["reviewerID"].cast(pl.Enum(users)).to_physical().to_numpy().astype(np.int64),
-        good=ordered["asin"].cast(pl.Enum(goods)).to_physical().to_numpy().astype(np.int64),
-        time=ordered["unixReviewTime"].to_numpy(),
+        user=user[distinct],
+        good=good[distinct],
+        time=time[distinct] // reviews.ticks,
         users=users,
         goods=goods,
+        duplicates=int((~distinct).sum()),
     )
+
+
+def _first_distinct(*columns: np.ndarray) -> np.ndarray:
+    """bool [N] whether no earlier row has the same values."""
+    order = np.lexsort(columns)  # stable
+    differs = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    first = np.ones(len(order), bool)
+    first[order[1:]] = differs
+    return first
 
 
 def _negatives(
@@ -224,92 +265,3 @@ def _categories(goods: pl.Series, category_of: dict[str, str]) -> tuple[np.ndarr
     categories = pl.Series("id", sorted({c for c in names if c is not None}), dtype=pl.String)
     row = {category: i for i, category in enumerate(categories, start=1)}
     return np.array([0 if c is None else row[c] for c in names]), categories
-
-
-def _read_reviews(path: Path) -> pl.DataFrame:
-    columns = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
-    frames = []
-    for first_line, block in _blocks(path):
-        try:
-            frame = pl.read_ndjson(io.BytesIO(block), schema=columns)
-            complete = frame.null_count().sum_horizontal()[0] == 0
-        except pl.exceptions.PolarsError:
-            complete = False
-        if not complete:
-            _raise_first_bad_review(path, first_line, block)
-        frames.append(frame)
-    if not sum(map(len, frames)):
-        raise DinError(f"{path}: contains no reviews; expected JSON lines, one per review")
-    return pl.concat(frames)
-
-
-def _raise_first_bad_review(path: Path, first_line: int, block: bytes) -> None:
-    for number, line in enumerate(block.split(b"\n"), start=first_line):
-        if not line.strip():
-            continue
-        try:
-            review = json.loads(line, parse_constant=_reject_constant)
-            time = review.get("unixReviewTime")
-            is_review = (
-                isinstance(review.get("reviewerID"), str)
-                and isinstance(review.get("asin"), str)
-                and isinstance(time, int)
-                and not isinstance(time, bool)
-                and -(2**63) <= time < 2**63
-            )
-        except (ValueError, AttributeError):
-            is_review = False
-        if not is_review:
-            raise DinError(
-                f"{path}, line {number}: {text_files.quoted(line)} is not a review; expected a "
-                "JSON object with reviewerID and asin (text) and unixReviewTime (whole seconds). "
-                "Fix or delete the line"
-            )
-    raise DinError(
-        f"{path}, a line from {first_line} on: cannot be read as JSON lines; expected UTF-8 "
-        "without a byte order mark, and a line feed after each object"
-    )
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_meta(path: Path, goods: pl.Series) -> dict[str, str]:
-    """{good: the last category of its last path}, for the goods in `goods`."""
-    reviewed = set(goods)
-    reviewed_bytes = {good.encode() for good in reviewed}
-    category: dict[str, str] = {}
-    for first_line, block in _blocks(path):
-        for number, line in enumerate(block.split(b"\n"), start=first_line):
-            asins = [a or b for a, b in _ASIN.findall(line)]
-            if not line.strip() or (asins and reviewed_bytes.isdisjoint(asins)):
-                continue  # most goods are in no review, and parsing a line takes 50 times as long
-            try:
-                good = ast.literal_eval(line.decode().strip())
-                paths = good.get("categories") or []
-                if not all(isinstance(name, str) for path in paths for name in [*path]) or any(
-                    isinstance(path, str) for path in paths
-                ):
-                    raise TypeError("categories")
-                if good["asin"] in reviewed and paths and paths[-1]:
-                    category[good["asin"]] = paths[-1][-1]
-            except (ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError,
-                    MemoryError, RecursionError) as error:  # fmt: skip
-                raise DinError(
-                    f"{path}, line {number}: {text_files.quoted(line)} is not a good; expected a "
-                    "Python literal like {'asin': '…', 'categories': [['…', '…']]}. "
-                    "Fix or delete the line"
-                ) from error
-    if not category:
-        raise DinError(
-            f"{path}: has a category for none of the {len(goods):,} goods of the reviews; "
-            "are both files of the same product group?"
-        )
-    return category
-
-
-def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    if path.suffix == ".gz" and not text_files.is_gzip(path):
-        raise DinError(f"{path}: named .gz, but it is not a gzip file; rename or compress it")
-    return text_files.blocks(path)

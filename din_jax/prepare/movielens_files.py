@@ -178,7 +178,6 @@ def _open(path: Path, content: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
     first_line, block = next(blocks, (1, b""))
     if not block:
         raise DinError(f"{path}: empty; expected {content}")
-    block = block.removeprefix(b"\xef\xbb\xbf")
     head, _, rest = block.partition(b"\n")
     actual_content, separator = _detect_layout(head.decode("utf-8", "replace").strip())
     if actual_content != content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import zlib
@@ -26,13 +27,16 @@ def is_gzip(path: Path) -> bool:
 def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yields (number of the first line, whole lines) in blocks of about `BLOCK_BYTES`.
 
+    A byte order mark is left out.
+
     Raises:
       DinError: the file can't be read, or is a truncated or damaged gzip file.
     """
     gzipped = is_gzip(path)
     with _read_errors(path):
-        line, partial_line = 1, b""
+        line = 1
         with gzip.open(path) if gzipped else path.open("rb") as file:
+            partial_line = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
             while data := file.read(BLOCK_BYTES):
                 head, newline, tail = data.rpartition(b"\n")
                 if not newline:
