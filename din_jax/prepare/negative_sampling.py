@@ -126,10 +126,10 @@ def sample(
             per_positive,
             seed,
         )
-        left = block.fill(catalogue, np.arange(len(block.negative)), 0)
+        left = block.fill(catalogue, np.arange(len(block.negative)))
         if catalogue.law.in_category and len(left):
             outside_category += len(left) // per_positive
-            left = block.fill(everything, left, 1)
+            left = block.fill(everything, left)
         users_without.append(positives.user[rows][left // per_positive])
         negative[rows] = block.negative.reshape(-1, per_positive)
     if users := len(np.unique(np.concatenate(users_without))):
@@ -164,7 +164,7 @@ class _Block:
         self._item, self._time, self._per_positive = positives.item, positives.time, per_positive
         self.negative = np.empty(len(positives.user) * per_positive, np.int64)
         key = seed
-        for array in positives[:1]:
+        for array in positives:
             key = _mix(key + _GOLDEN * array.view(np.uint64))
         self._key = key
         # A user and an item as one number: _pair[positive] + item.
@@ -186,10 +186,8 @@ class _Block:
             self._taken_at = np.append(time, 0)
         self._taken = np.append(pair, np.iinfo(np.int64).max)
 
-    def fill(self, catalogue: Catalogue, slots: np.ndarray, stream: int) -> np.ndarray:
+    def fill(self, catalogue: Catalogue, slots: np.ndarray) -> np.ndarray:
         """Draws the negatives of some slots, in ascending order.
-
-        `stream` tells the random numbers of one call from those of another.
 
         Returns:
           The slots, in ascending order, whose positives have no item to draw.
@@ -199,7 +197,7 @@ class _Block:
         refused_often = []
         for i in range(_PROPOSALS):
             positive = slots // self._per_positive
-            uniform = self._uniform(positive, slots, stream, i)
+            uniform = self._uniform(positive, slots, i)
             item = catalogue.propose(group[positive], uniform)
             self.negative[slots] = item
             refused = ~self._allowed(positive, item)
@@ -210,10 +208,10 @@ class _Block:
             if not len(slots):
                 break
         slots = np.sort(np.concatenate(refused_often))
-        return self._fill_exactly(catalogue, group, slots, stream)
+        return self._fill_exactly(catalogue, group, slots)
 
     def _fill_exactly(
-        self, catalogue: Catalogue, group: np.ndarray, slots: np.ndarray, stream: int
+        self, catalogue: Catalogue, group: np.ndarray, slots: np.ndarray
     ) -> np.ndarray:
         """As `fill`, from the list of the allowed items of each positive."""
         of_slot = slots // self._per_positive
@@ -237,7 +235,7 @@ class _Block:
             left.append(slots[begin:end][none])
             index, mine = index[~none], slots[begin:end][~none]
             low, high = cumulative[start[index]], cumulative[stop[index]]
-            uniform = self._uniform(part[index], mine, stream, _PROPOSALS)
+            uniform = self._uniform(part[index], mine, _PROPOSALS)
             place = np.searchsorted(cumulative, low + uniform * (high - low), "right") - 1
             self.negative[mine] = item[np.clip(place, start[index], stop[index] - 1)]
         return np.concatenate(left)
@@ -251,12 +249,10 @@ class _Block:
         allowed: np.ndarray = ~taken & (item != self._item[positive])
         return allowed
 
-    def _uniform(
-        self, positive: np.ndarray, slots: np.ndarray, stream: int, number: int
-    ) -> np.ndarray:
-        """Numbers in [0, 1), functions of the positive, the slot within it, and two numbers."""
+    def _uniform(self, positive: np.ndarray, slots: np.ndarray, number: int) -> np.ndarray:
+        """Numbers in [0, 1), functions of the positive, of the slot within it, and of a number."""
         counter = slots - positive * self._per_positive
-        counter += (stream * (_PROPOSALS + 1) + number) << 32
+        counter += number << 32
         bits = _mix(self._key[positive] + _GOLDEN * counter.view(np.uint64))
         return (bits >> np.uint64(11)) * 2.0**-53
 
