@@ -130,6 +130,10 @@ def default_config() -> ConfigDict:
     c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
     # What it is multiplied by: "constant": 1; "width": 1 / √D.
     c.model.embedding_init = "constant"
+    # Files of vectors that tables begin with: "item=vectors.parquet,shop=shops.npy"
+    # (docs/your-data.md). Rows without a vector begin as usual.
+    c.model.pretrained = ""
+    c.model.pretrained_trainable = True  # False: rows that have a vector stay as they are
     c.model.hidden = (200, 80)  # widths of the MLP's hidden layers
     # "sum" or "mean", of multi-hot fields, and of histories except DIN's.
     c.model.pooling = preset("model.pooling")
@@ -221,6 +225,8 @@ def default_config() -> ConfigDict:
     # Half-life, in epochs, of an exponential moving average (EMA) of the weights, taken eight times
     # an epoch, which is scored in their place; 0: the weights themselves are scored.
     c.train.ema_epochs = preset("train.ema_epochs")
+    # Folder of another run of this model and store: begin with its best weights, at step 0.
+    c.train.init_from = ""
     # Validation metric that selects them; or auc, log_loss; if the store has sample weights, also
     # weighted_user_weighted_auc, weighted_auc, weighted_log_loss.
     c.train.select = "user_weighted_auc"
@@ -332,6 +338,13 @@ def check(config: ConfigDict) -> None:
     if not 0 < config.regularizer.keep <= 1:
         raise DinError(
             f"config.regularizer.keep={config.regularizer.keep!r}: expected over 0, up to 1"
+        )
+    if config.train.init_from and config.model.pretrained and config.model.pretrained_trainable:
+        raise DinError(
+            f"config.train.init_from={config.train.init_from!r} and config.model.pretrained="
+            f"{config.model.pretrained!r}: a trained table begins with one of them; leave "
+            "config.model.pretrained empty, or keep its rows as they are with "
+            "config.model.pretrained_trainable=False"
         )
     normalizes = config.model.attention.normalize in ("mean", "sqrt", "softmax")
     counts = config.model.match_counts or config.model.intensity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from din_jax.data.store import Store
 from din_jax.errors import DinError
 
 _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Prefixes of keys that may change when a run continues: they change neither the model nor steps.
+# Keys that may change when a run continues: they change neither the model nor steps. Of pretrained
+# vectors the checksums are compared, and not where they are. The keys of processes. may change too.
 _MAY_CHANGE = (
     "train.epochs",
     "train.patience",
@@ -28,13 +30,30 @@ _MAY_CHANGE = (
     "devices",
     "placement",
     "model.attention.block",
-    "processes.",
+    "model.pretrained",
+)
+# Keys of the model that may differ from those of the run whose weights a new run begins with: they
+# say where weights begin, which rows are trained, or how what is computed is divided.
+_NOT_OF_WEIGHTS = (
+    "model.embedding_stddev",
+    "model.embedding_init",
+    "model.pretrained",
+    "model.pretrained_trainable",
+    "model.attention.bias_init",
+    "model.attention.block",
+    "model.dice.momentum",
+    "model.dice.mean_init",
+    "model.dice.variance_init",
+    "model.dice.alpha_init",
+    "model.prelu.alpha_init",
 )
 # Keys that checkpoints of older versions lack, with the value that reproduces these versions.
 _ADDED_KEYS = {
     "model.module": "",
     "model.embedding_init": "constant",
     "model.bias_fields": (),
+    "model.pretrained": "",
+    "model.pretrained_trainable": True,
     "model.match_counts": False,
     "model.intensity": False,
     "model.attention.age": False,
@@ -47,6 +66,7 @@ _ADDED_KEYS = {
     "regularizer.behavior_dropout": 0.0,
     "train.patience": 0,
     "train.ema_epochs": 0.0,
+    "train.init_from": "",
     "eval.baselines": False,
 }
 # Keys that are paths. A checkpoint also stores them as absolute paths, so that it can be read from
@@ -54,13 +74,24 @@ _ADDED_KEYS = {
 _PATH_KEYS = ("data.store", "model.module")
 
 
-def describe(config: ConfigDict, schema: Schema, source: BatchSource) -> dict[str, Any]:
-    """The metadata that is saved with every state of a run, a JSON object."""
+def describe(
+    config: ConfigDict,
+    schema: Schema,
+    source: BatchSource,
+    pretrained: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The metadata that is saved with every state of a run, a JSON object.
+
+    Args:
+      config, schema, source: those of the run.
+      pretrained: {table: checksum of the vectors that it began with}.
+    """
     flat = _flat(as_json(config))
     return {
         "config": as_json(config),
         "schema": schema.to_json(),
         "batches": source.fingerprint,
+        "pretrained": dict(pretrained or {}),
         "paths": {
             key: str(Path(flat[key]).absolute())
             for key in _PATH_KEYS
@@ -106,23 +137,90 @@ def find_paths(config: ConfigDict, meta: dict[str, Any]) -> None:
 
 
 def check_same_run(
-    meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
+    meta: dict[str, Any],
+    config: ConfigDict,
+    store: Store,
+    workdir: str | Path,
+    pretrained: Mapping[str, str] | None = None,
 ) -> None:
-    """Raises `DinError` if the run in `workdir` can't continue with this config or this store."""
-    before = _flat(as_json(completed(ConfigDict(meta["config"]), workdir)))
-    after = _flat(as_json(config))
+    """Raises `DinError` if the run in `workdir` can't continue with this config or this store.
+
+    Args:
+      meta: its checkpoint's metadata.
+      config, store, pretrained: those of the run that would continue it, see `describe`.
+      workdir: its folder.
+    """
+    before, after = _configs(meta, config, workdir)
     changed = [
         f"config.{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
+        if before.get(key) != after.get(key)
+        and key not in _MAY_CHANGE
+        and not key.startswith("processes.")
+    ]
+    old, new = meta.get("pretrained", {}), pretrained or {}
+    vectors = [
+        f"config.model.pretrained: {table} began with {_vectors(old.get(table))}, now it has "
+        + _vectors(new.get(table))
+        for table in sorted(old.keys() | new.keys())
+        if old.get(table) != new.get(table)
+    ]
+    if changed or vectors:
+        other_model = vectors or any(line.startswith("config.model.") for line in changed)
+        begin = "" if other_model else _begin_from(workdir)
+        raise DinError(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join([*changed, *vectors])
+            + f"\nuse the same flags to continue it, or another --workdir to start a new run{begin}"
+        )
+    check_same_data(meta, store, workdir)
+
+
+def _begin_from(workdir: str | Path) -> str:
+    return (
+        f"; with --config.train.init_from={workdir} the new run begins with the best weights of "
+        "this one"
+    )
+
+
+def _vectors(checksum: str | None) -> str:
+    return f"vectors of checksum {checksum}" if checksum else "none"
+
+
+def check_same_model(
+    meta: dict[str, Any], config: ConfigDict, store: Store, workdir: str | Path
+) -> None:
+    """Raises `DinError` if a new run can't begin with the weights of the run in `workdir`.
+
+    Args:
+      meta: the metadata of that run's checkpoint.
+      config, store: those of the new run.
+      workdir: that run's folder, `config.train.init_from`.
+    """
+    where = f"config.train.init_from={workdir}"
+    before, after = _configs(meta, config, workdir)
+    changed = [
+        f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and key.startswith("model.")
+        and key not in _NOT_OF_WEIGHTS
     ]
     if changed:
         raise DinError(
-            f"{workdir} holds a run with another config:\n  "
+            f"{where}: its weights are those of another model:\n  "
             + "\n  ".join(changed)
-            + "\nuse the same flags to continue it, or another --workdir to start a new run"
+            + "\ngive the model's keys that it was trained with"
         )
-    check_same_data(meta, store, workdir)
+    check_same_data(meta, store, where)
+
+
+def _configs(
+    meta: dict[str, Any], config: ConfigDict, workdir: str | Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys and values of a checkpoint's config and of another one."""
+    before = completed(ConfigDict(meta["config"]), workdir)
+    return _flat(as_json(before)), _flat(as_json(config))
 
 
 def check_same_batches(meta: dict[str, Any], source: BatchSource, workdir: str | Path) -> None:

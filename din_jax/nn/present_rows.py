@@ -65,6 +65,16 @@ def present_rows(
     return owners, Rows(owners == positions, ids), scratch
 
 
+def without_fixed(rows: Rows, fixed: jax.Array) -> Rows:
+    """The rows but for those that are fixed: an update leaves these alone, as if they were absent.
+
+    Args:
+      rows: the rows that a batch looks up.
+      fixed: bool[K].
+    """
+    return rows._replace(present=rows.present & ~gather_rows(fixed, rows))
+
+
 def gather_rows(values: jax.Array, rows: Rows) -> jax.Array:
     """Gathers the present rows of values [K, …] to [N, …], or to [K, …] if `rows` is dense.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ class Average(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """The arrays that training updates.
+    """The arrays that training updates, and which of a table's rows it does not update.
 
     A sharded table, its scratch and its rows' optimizer state have a leading device axis.
 
@@ -48,6 +48,7 @@ class TrainState(struct.PyTreeNode):
       scratch: {table: int32[K]} of the tables that are updated sparsely, see `present_rows`. It is
         not saved.
       average: the averages of the weights, () if the run averages none.
+      fixed: {table: bool[K]} of the tables with rows that keep their values, True for these rows.
     """
 
     step: jax.Array
@@ -57,6 +58,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     scratch: dict[str, jax.Array]
     average: Average | tuple[()] = ()  # not None, which has a leaf in the axes of `jax.pmap`
+    fixed: dict[str, jax.Array] = struct.field(default_factory=dict)
 
     def scored(self) -> TrainState:
         """The state whose weights are scored: the averages, if any have been taken."""
@@ -81,6 +83,7 @@ def init_state(
     *,
     lazy: bool = True,
     averages: bool = False,
+    fixed: Collection[str] = (),
     placement: Placement | None = None,
 ) -> TrainState:
     """Makes the initial state. Up to rounding it does not depend on the placement.
@@ -92,10 +95,11 @@ def init_state(
       lazy: whether the optimizer is `row_sparse`. Then tables with many rows, compared with a
         batch's ids, are updated sparsely (`updates_sparsely`). Otherwise all updates are dense.
       averages: whether the state has averages of the weights.
+      fixed: tables of which rows may be fixed; none is yet (`din_jax.step.pretrained`).
       placement: the devices, by default the first.
     """
     placement = placement or one_device()
-    init = functools.partial(_local_init, model, optimizer, lazy, averages, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, averages, fixed, placement)
     axes = None
     if placement.axis is not None:
         owners = row_owners(_local_shapes(init, batch, placement), optimizer)
@@ -113,6 +117,7 @@ def _local_init(
     optimizer: optax.GradientTransformationExtraArgs,
     lazy: bool,
     averages: bool,
+    fixed: Collection[str],
     placement: Placement,
     seed: jax.Array,
     batch: Batch,
@@ -142,6 +147,7 @@ def _local_init(
             if lazy and updates_sparsely(model.tables[name].rows, placement.count * ids[name])
         },
         average=_no_average(params, batch_stats, tables) if averages else (),
+        fixed={name: jnp.zeros(len(tables[name]), bool) for name in fixed},
     )
 
     def zero_padding(leaf: jax.Array, table: str) -> jax.Array:
@@ -172,6 +178,7 @@ def state_shapes(
     *,
     lazy: bool = True,
     averages: bool = False,
+    fixed: Collection[str] = (),
     placement: Placement | None = None,
 ) -> TrainState:
     """The shapes, dtypes and shardings of a state's arrays, without making them.
@@ -181,7 +188,7 @@ def state_shapes(
     Args: see `init_state`.
     """
     placement = placement or one_device()
-    init = functools.partial(_local_init, model, optimizer, lazy, averages, placement)
+    init = functools.partial(_local_init, model, optimizer, lazy, averages, fixed, placement)
     shapes = _local_shapes(init, batch, placement)
 
     def unsharded(leaf: Any, table: str) -> jax.ShapeDtypeStruct:
@@ -204,4 +211,5 @@ def row_owners(state: TrainState, optimizer: optax.GradientTransformation) -> An
         ),
         scratch={name: name for name in state.scratch},
         average=none.average and none.average.replace(tables=tables),
+        fixed={name: name for name in state.fixed},
     )

@@ -13,7 +13,7 @@ from din_jax.data.packing import Batch
 from din_jax.distributed.devices import Placement, one_device, psum
 from din_jax.models.registry import Model
 from din_jax.nn.losses import negative_log_likelihood, weighted_mean
-from din_jax.nn.present_rows import apply_row_updates, gather_rows
+from din_jax.nn.present_rows import apply_row_updates, gather_rows, without_fixed
 from din_jax.optim.catch_up import catch_up_present
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.batch_rows import model_tables, row_gradients, rows_of_batch
@@ -105,7 +105,10 @@ def _local_train_step(
     ) -> tuple[TrainState, jax.Array]:
         lookups = regularizer.training(model.lookups(batch), state.step, axis)
         batch_rows = rows_of_batch(state.tables, lookups, state.scratch, axis, placement.sharded)
-        rows = batch_rows.rows
+        # The rows that are trained. The model sees the fixed ones too, among `weights`.
+        rows = batch_rows.rows | {
+            name: without_fixed(batch_rows.rows[name], fixed) for name, fixed in state.fixed.items()
+        }
         weights, options = catch_up_present(optimizer, state.opt_state, batch_rows.weights, rows)
         tables = model_tables(batch_rows._replace(weights=weights), axis, placement.sharded)
 
@@ -125,9 +128,13 @@ def _local_train_step(
             {"params": state.params, "tables": tables}
         )
         loss, param_grads = psum((loss, grads["params"]), axis)
+        row_grads = row_gradients(grads["tables"], batch_rows, axis)
+        row_grads |= {
+            name: jnp.where(rows[name].present[:, None], row_grads[name], 0) for name in state.fixed
+        }
         counts = {name: gather_rows(n, rows[name]) for name, n in regularizer.counts.items()}
         updates, opt_state = optimizer.update(
-            {"params": param_grads, "tables": row_gradients(grads["tables"], batch_rows, axis)},
+            {"params": param_grads, "tables": row_grads},
             state.opt_state,
             {"params": state.params, "tables": weights},
             rows=rows,
@@ -145,6 +152,7 @@ def _local_train_step(
             opt_state=opt_state,
             scratch=batch_rows.scratch,
             average=state.average,
+            fixed=state.fixed,
         )
         return state, loss
 

@@ -101,7 +101,7 @@ class Log:
     def _is_valid(line: str, from_step: int) -> bool:
         try:
             metrics = json.loads(line)
-            return bool(metrics["step"] <= from_step and metrics["split"] != "test")
+            return bool(metrics["step"] <= from_step and from_step and metrics["split"] != "test")
         except (ValueError, KeyError, TypeError):  # truncated when the run was killed
             return False
 

@@ -18,6 +18,7 @@ from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import KINDS, Checkpoints, Kind
 from din_jax.data.loader import batches
 from din_jax.data.packing import Batch
+from din_jax.data.pretrained import Pretrained
 from din_jax.data.source import BatchSource
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged, Interrupted
@@ -75,18 +76,25 @@ def _train(
     run: Run, workdir: Path, test: bool, on_evaluation: OnEvaluation | None
 ) -> Scores | None:
     checkpoints = run.checkpoints(workdir)
-    _check_processes(run, workdir, checkpoints)
+    pretrained = run.pretrained()
+    checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
+    _check_processes(run, workdir, checkpoints, checksums)
     evaluator = run.evaluator("test") if test else None  # before training: it checks the split
-    state, best = _restored(run, workdir, checkpoints)
+    state, best = _restored(run, workdir, checkpoints, checksums)
+    coverage: dict[str, float] = {}
     if state is None:
-        state = run.init()
-    trainer = _Trainer(run, checkpoints, best, on_evaluation)
+        state = run.init(pretrained)
+        coverage = _coverage(pretrained)
+    del pretrained
+    trainer = _Trainer(run, checkpoints, best, on_evaluation, checksums)
     if processes.is_first() and not trainer.is_complete(int(state.step)):
         if run.config.data.fit != "train" and run.config.train.patience:
             print(_no_validation(run.config.train.epochs))
         for note in notes(_shuffled_batches(run), run.store.schema, run.config.model):
             print(note)
     with Log(workdir, from_step=int(state.step)) as log, stop_signal() as stop:
+        if coverage:
+            log.write(0, "pretrained", coverage)
         trainer.fit(state, log, stop)
         if evaluator is None:
             return None
@@ -100,14 +108,31 @@ def _train(
     return scores
 
 
-def _check_processes(run: Run, workdir: Path, checkpoints: Checkpoints) -> None:
+def _check_processes(
+    run: Run, workdir: Path, checkpoints: Checkpoints, pretrained: Mapping[str, str]
+) -> None:
     """Raises DinError unless all processes have the same config, data and last checkpoint."""
     processes.check_equal(
-        {**compatibility.as_texts(run.config), "the store's content": run.store.fingerprint}
+        {
+            **compatibility.as_texts(run.config),
+            "the store's content": run.store.fingerprint,
+            "the pretrained vectors": str(pretrained),
+        }
     )
     processes.check_shared(workdir, "--workdir")
     last = checkpoints.latest("last")
     processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
+
+
+def _coverage(pretrained: Mapping[str, Pretrained]) -> dict[str, float]:
+    """The shares of each table that have pretrained vectors, to log; prints them."""
+    shares = {}
+    for table, vectors in pretrained.items():
+        if processes.is_first():
+            print(vectors.summary(table))
+        shares[f"{table}_ids"] = vectors.of_rows
+        shares[f"{table}_occurrences"] = vectors.of_occurrences
+    return shares
 
 
 def _no_validation(epochs: int) -> str:
@@ -134,12 +159,14 @@ class _Best(NamedTuple):
         return 0 < patience <= self.since
 
 
-def _restored(run: Run, workdir: Path, checkpoints: Checkpoints) -> tuple[TrainState | None, _Best]:
+def _restored(
+    run: Run, workdir: Path, checkpoints: Checkpoints, pretrained: Mapping[str, str]
+) -> tuple[TrainState | None, _Best]:
     """Restores the last state and the best validation metric so far; None if there is no state."""
     for kind in KINDS:  # a run that was killed early may have only a best checkpoint
         if checkpoints.latest(kind) is not None:
             saved = checkpoints.meta(kind)
-            compatibility.check_same_run(saved, run.config, run.store, workdir)
+            compatibility.check_same_run(saved, run.config, run.store, workdir, pretrained)
             compatibility.check_same_batches(saved, run.source, workdir)
     if checkpoints.latest("last") is None:
         return None, _Best()
@@ -182,10 +209,11 @@ class _Trainer:
         checkpoints: Checkpoints,
         best: _Best,
         on_evaluation: OnEvaluation | None,
+        pretrained: Mapping[str, str],
     ):
         self.run, self.config, self.source = run, run.config, run.source
         self.checkpoints, self.best, self.on_evaluation = checkpoints, best, on_evaluation
-        self.meta = compatibility.describe(run.config, run.store.schema, run.source)
+        self.meta = compatibility.describe(run.config, run.store.schema, run.source, pretrained)
         self.learning_rate = decayed_learning_rate(
             self.config.optimizer, self.config.train.batch_size
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ import numpy.typing as npt
 import optax
 from ml_collections import ConfigDict
 
+from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import check
+from din_jax.data.pretrained import Pretrained, pretrained_files, read_pretrained
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import Store
 from din_jax.distributed import processes
@@ -27,6 +30,7 @@ from din_jax.optim.build import build_optimizer
 from din_jax.optim.catch_up import CatchUp
 from din_jax.optim.learning_rate import table_rates
 from din_jax.optim.regularizer import Regularizer, build_regularizer, decayed_tables
+from din_jax.step.pretrained import write_pretrained
 from din_jax.step.score import score_steps
 from din_jax.step.settle import settle
 from din_jax.step.state import Average, StateToState, TrainState, init_state, state_shapes
@@ -59,17 +63,63 @@ class Run(NamedTuple):
     regularizer: Regularizer
     placement: Placement
 
-    def init(self) -> TrainState:
-        """Makes the initial state."""
-        return init_state(
+    def init(self, pretrained: Mapping[str, Pretrained] | None = None) -> TrainState:
+        """Makes the initial state, with pretrained vectors, or weights of another run, if asked.
+
+        Args:
+          pretrained: what `pretrained` returned, if it has been called; otherwise it is.
+
+        Raises:
+          DinError: `config.train.init_from` has no checkpoint, or one of another model or store; or
+            see `pretrained`.
+        """
+        pretrained = self.pretrained() if pretrained is None else pretrained
+        weights = self._weights_of(self.config.train.init_from)
+        state = init_state(
             self.model,
             self.optimizer,
             self.source[0],
             self.config.seed,
             lazy=bool(self.config.optimizer.lazy),
             averages=bool(self.config.train.ema_epochs),
+            fixed=self._fixed_tables(),
             placement=self.placement,
+        ).replace(**weights)
+        return write_pretrained(state, pretrained, self.placement)
+
+    def pretrained(self) -> dict[str, Pretrained]:
+        """Reads the vectors of `config.model.pretrained`, {table: vectors}.
+
+        Raises:
+          DinError: see `din_jax.data.pretrained.read_pretrained`.
+        """
+        dims = {name: spec.dim for name, spec in self.model.tables.items()}
+        return read_pretrained(self.config.model.pretrained, self.store, dims)
+
+    def _fixed_tables(self) -> list[str]:
+        """The tables with rows that keep their pretrained vectors."""
+        if self.config.model.pretrained_trainable:
+            return []
+        return [*pretrained_files(self.config.model.pretrained, self.model.tables)]
+
+    def _weights_of(self, workdir: str) -> dict[str, Any]:
+        """The best weights of the run in `workdir`, by attributes of a state; none if it is ""."""
+        if not workdir:
+            return {}
+        checkpoints = self.checkpoints(workdir)
+        # After training on validation too there is only the last.
+        kind: Kind = "last" if checkpoints.latest("best") is None else "best"
+        meta = checkpoints.meta(kind)
+        compatibility.check_same_model(meta, self.config, self.store, workdir)
+        config = compatibility.completed(ConfigDict(meta["config"]), workdir)
+        # That run, on these devices: another optimizer has another state, and settles its own rows.
+        other = self._replace(
+            config=config, optimizer=_optimizer(config, self.model, self.placement)
         )
+        state = other.restore(workdir, kind)
+        if processes.is_first():
+            print(f"begins with the {kind} weights of {workdir}, of its step {int(state.step):,}")
+        return {name: getattr(state, name) for name in ("params", "batch_stats", "tables")}
 
     def state_shapes(self) -> TrainState:
         """The shapes, dtypes and shardings of a state, without making one."""
@@ -79,6 +129,7 @@ class Run(NamedTuple):
             self.source[0],
             lazy=bool(self.config.optimizer.lazy),
             averages=bool(self.config.train.ema_epochs),
+            fixed=self._fixed_tables(),
             placement=self.placement,
         )
 
@@ -192,18 +243,24 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
     )
     model = build_model(store.schema, config.model, placement.axis)
     regularizer = build_regularizer(config, store, model)
-    optimizer = build_optimizer(
+    optimizer = _optimizer(config, model, placement)
+    run = Run(config, store, source, model, optimizer, regularizer, placement)
+    check_memory(run.state_shapes(), model, optimizer, regularizer, placement)
+    return run
+
+
+def _optimizer(
+    config: ConfigDict, model: Model, placement: Placement
+) -> optax.GradientTransformationExtraArgs | CatchUp:
+    return build_optimizer(
         config.optimizer,
         config.regularizer,
-        batch_size,
+        config.train.batch_size,
         decayed_tables(model),
         placement.axis,
         placement.sharded,
         table_rates(config.optimizer.table_rates, model.tables),
     )
-    run = Run(config, store, source, model, optimizer, regularizer, placement)
-    check_memory(run.state_shapes(), model, optimizer, regularizer, placement)
-    return run
 
 
 def _open_store(config: ConfigDict) -> Store:

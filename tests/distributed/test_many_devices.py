@@ -7,16 +7,18 @@ from runs import tiny_config
 from states import assert_replicas_equal, assert_same_state, saved, unsharded
 
 from din_jax.data.packing import Packer
+from din_jax.data.pretrained import Pretrained, pretrained_files
 from din_jax.data.store import Store
-from din_jax.distributed.devices import Placement, choose
+from din_jax.distributed.devices import Placement, choose, is_sharded
 from din_jax.models.registry import build_model
 from din_jax.nn import present_rows as present_rows_module
 from din_jax.optim.build import build_optimizer
 from din_jax.optim.regularizer import Regularizer
 from din_jax.step.average import average
+from din_jax.step.pretrained import write_pretrained
 from din_jax.step.score import score_step
 from din_jax.step.settle import settle
-from din_jax.step.state import init_state, state_shapes
+from din_jax.step.state import init_state, row_owners, state_shapes
 from din_jax.step.train import train_step
 
 STEPS = 8
@@ -84,12 +86,21 @@ class Trained:
             behaviors_only=config.regularizer.behavior_dropout > 0,
         )
         lazy = config.optimizer.lazy
+        drawn = {
+            name: Pretrained("drawn", *drawn_vectors(rng, self.model.tables[name]), 0.5, 0.5)
+            for name in pretrained_files(config.model.pretrained, self.model.tables)
+        }
+        self.fixed = {name: (vectors.rows, vectors.vectors) for name, vectors in drawn.items()}
         options = {
             "lazy": lazy,
             "averages": bool(config.train.ema_epochs),
+            "fixed": drawn,
             "placement": placement,
         }
         self.state = init_state(self.model, self.optimizer, batch, 1, **options)
+        self.state = write_pretrained(self.state, drawn, placement)
+        every = slice(None)
+        self.first = jax.tree.map(lambda leaf: of_rows(leaf, every), self.state.opt_state)
         self.shapes = state_shapes(self.model, self.optimizer, batch, **options)
         self.step = train_step(self.model, self.optimizer, self.regularizer, placement)
         self.score = score_step(self.model, self.regularizer, placement)
@@ -98,6 +109,29 @@ class Trained:
         self.state, loss = self.step(self.state, batch)
         jax.block_until_ready((self.state, loss))
         return float(loss)
+
+    def assert_fixed(self):
+        """Fixed rows, and the optimizer's state of them, are to the last bit as they began."""
+        owners = row_owners(self.shapes, self.optimizer).opt_state
+        trees = (owners, self.first, self.state.opt_state)
+        leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
+        for name, (rows, vectors) in self.fixed.items():
+            np.testing.assert_array_equal(of_rows(self.state.tables[name], rows), vectors)
+            for old, new in ((old, new) for owner, old, new in leaves if owner == name):
+                np.testing.assert_array_equal(of_rows(new, rows), old[rows])
+
+
+def of_rows(leaf, rows):
+    """Rows of an array, which may be sharded."""
+    values = np.asarray(leaf)
+    values = values.reshape(-1, *values.shape[2:]) if is_sharded(leaf) else values
+    return values[rows] if values.ndim else values
+
+
+def drawn_vectors(rng, spec):
+    """Half of a table's rows, and vectors for them."""
+    rows = np.flatnonzero(rng.random(spec.rows) < 0.5).astype(np.int32)
+    return rows, rng.standard_normal((len(rows), spec.dim)).astype(np.float32)
 
 
 def trained(state):
@@ -116,11 +150,14 @@ MBA = {"regularizer.name": "mba", "regularizer.rate": 0.1}
 CLIP = {"optimizer.clip_norm": 0.05}
 
 
+FIXED = {"model.pretrained": "item=drawn,hour=drawn", "model.pretrained_trainable": False}
+
+
 CASES = {
     "din-adam-mba": (
         (2, 8),
         ("replicated", "sharded"),
-        {"model.name": "din", "model.activation": "dice", **ADAM, **MBA, **CLIP},
+        {"model.name": "din", "model.activation": "dice", **ADAM, **MBA, **CLIP, **FIXED},
     ),
     "din-sgd-mba": (
         (4,),
@@ -138,6 +175,7 @@ CASES = {
             **ADAM,
             **MBA,
             **CLIP,
+            **FIXED,
         },
     ),
     "din-blocks": (
@@ -173,6 +211,7 @@ CASES = {
             "optimizer.lazy": False,
             **ADAM,
             **CLIP,
+            **FIXED,
         },
     ),
     "base-adagrad-dropout": (
@@ -184,6 +223,7 @@ CASES = {
             "optimizer.name": "adagrad",
             "optimizer.learning_rate": 0.05,
             "regularizer.name": "dropout",
+            **FIXED,
         },
     ),
 }
@@ -274,6 +314,8 @@ def train_on_one_and_many(store, config, count, placement):
     for single, stacked in pairs:
         assert many.take(stacked) == pytest.approx(one.take(single), rel=1e-5)
         assert_replicas_equal(many.state)
+    one.assert_fixed()
+    many.assert_fixed()
     assert_same_state(trained(one.state), trained(many.state), rtol=1e-5)
     assert_same_state(saved(one.state), saved(many.state), rtol=1e-4)  # and the optimizer's
     z = np.asarray(many.score(many.state, stacked))[stacked.weight.reshape(-1) > 0]

@@ -52,6 +52,7 @@ def arbitrary_state(run, seed=0):
         opt_state=jax.tree.map(filled(0), shapes.opt_state),
         scratch=jax.tree.map(filled(0), shapes.scratch),
         average=jax.tree.map(filled(0), shapes.average),
+        fixed=jax.tree.map(filled(0), shapes.fixed),
     )
 
 

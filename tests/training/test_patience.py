@@ -44,7 +44,7 @@ def stand_ins(monkeypatch):
 
         return take
 
-    def zeros(run):
+    def zeros(run, *_):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), run.state_shapes())
 
     def probabilities(evaluator, state):
