@@ -5,10 +5,12 @@
       samples/label.npy, user.npy          one entry per sample
       samples/time.npy                     (if a sequence has times) int64, in seconds
       fields/NAME.npy                      one id per sample; or a multi-hot field's values,
-      fields/NAME.offsets.npy              concatenated, and the offset of each sample's values
+      fields/NAME.offsets.npy              concatenated, and the offset of each sample's values;
+                                           of a numeric field one float32 per sample, NaN: missing
       sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
       events/NAME/FIELD.npy                each behaviour once, user after user, in time order
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
+                                           (of a numeric field float32, NaN: missing)
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
       counts/…, baselines/…                cached results (`din_jax.data.cache`)
@@ -151,11 +153,13 @@ def column_names(schema: Schema) -> Iterator[str]:
     for field in schema.fields:
         name = f"fields/{field.name}"
         yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
+    yield from (f"fields/{number.name}" for number in schema.numbers)
     for sequence in schema.sequences:
         yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
         for behavior in sequence.fields:
             name = f"events/{sequence.name}/{behavior.name}"
             yield from (name, f"{name}.offsets") if behavior.multi_hot else (name,)
+        yield from (f"events/{sequence.name}/{number.name}" for number in sequence.numbers)
         if sequence.times:
             yield f"events/{sequence.name}.time"
 

@@ -182,12 +182,16 @@ class StoreWriter:
             self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
             if field.multi_hot:
                 self._check_offsets(f"fields/{field.name}")
+        for number in self.schema.numbers:
+            self._check_numbers(f"fields/{number.name}")
         for sequence in self.schema.sequences:
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
                 self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
                 if behavior.multi_hot:
                     self._check_offsets(name)
+            for behavior_number in sequence.numbers:
+                self._check_numbers(f"events/{sequence.name}/{behavior_number.name}")
             events = self._events(sequence)
             start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
             self._check_range(start, 0, events)
@@ -247,6 +251,24 @@ class StoreWriter:
                 f"store: column {name} holds values from {column.low} to {column.high}, "
                 f"expected {unit}{low} to {high}"
             )
+
+    def _check_numbers(self, name: str) -> None:
+        """Checks a numeric field: float32, of which NaN is a missing number, and none infinite."""
+        if self._columns[name].dtype != np.float32:
+            raise DinError(
+                f"store: column {name} holds {self._columns[name].dtype}, expected float32, NaN "
+                "where the number is missing"
+            )
+        first = 0  # the first entry of a chunk
+        for chunk in self._chunks(name):
+            infinite = np.isinf(chunk)
+            if infinite.any():
+                i = int(np.argmax(infinite))
+                raise DinError(
+                    f"store: {name}[{first + i}] is {chunk[i]}, expected a finite number, or NaN "
+                    "where it is missing"
+                )
+            first += len(chunk)
 
     def _check_offsets(self, name: str) -> None:
         values = self._columns[name].length
@@ -311,7 +333,7 @@ class _Column:
 
     def append(self, values: npt.NDArray[Any]) -> None:
         stored = values.astype(self.dtype)
-        if values.ndim != 1 or not np.array_equal(stored, values):
+        if values.ndim != 1 or not np.array_equal(stored, values, equal_nan=True):
             raise ValueError(f"{self.file.name}: {values.dtype}{values.shape} in {self.dtype}[:]")
         if len(stored) and stored.dtype.kind in "iu":
             low, high = int(stored.min()), int(stored.max())
