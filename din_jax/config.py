@@ -138,7 +138,8 @@ def default_config() -> ConfigDict:
     # "sum" or "mean", of multi-hot fields, and of histories except DIN's.
     c.model.pooling = preset("model.pooling")
     c.model.extra_fields = ()  # optional fields to use as inputs, for instance ("user_id",)
-    c.model.without = ()  # tables to leave out, with their fields: ("item",) for the goods' ids
+    # Tables to leave out, with their fields, and numeric fields: ("item",) for the goods' ids.
+    c.model.without = ()
     c.model.item_bias = ""  # ad field: adds one scalar per id to the logit (not in the paper)
     c.model.bias_fields = ()  # fields that add one scalar per id to the logit (not in the paper)
     # Whether to concatenate interest ∘ ad as well (not in the paper).

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cross_oracles
+import number_oracles
 import numpy as np
 import option_oracles
 
@@ -177,15 +178,20 @@ def weighted_sum(history: Rows, weights: Sequence[float], width: int) -> np.ndar
 
 
 def _histories(
-    samples: Sequence[dict[str, Any]], sequence: Any, tables: dict[str, np.ndarray], mean: bool
+    samples: Sequence[dict[str, Any]],
+    sequence: Any,
+    tables: dict[str, np.ndarray],
+    mean: bool,
+    vectors: dict[str, np.ndarray],
 ) -> tuple[list[Rows], Rows]:
-    """(e_j of each sample, v_A of each sample) of a sequence."""
+    """(e_j of each sample, v_A of each sample) of a sequence; `vectors` are of numbers."""
     histories, ads = [], []
     for sample in samples:
         histories.append(
             [
                 np.concatenate(
                     [embed(tables[f.table], behavior[f.name], mean) for f in sequence.fields]
+                    + number_oracles.behavior_parts(behavior, sequence, vectors)
                 )
                 for behavior in sample["sequences"][sequence.name]
             ]
@@ -193,6 +199,7 @@ def _histories(
         ads.append(
             np.concatenate(
                 [embed(tables[f.table], sample["fields"][f.ad], mean) for f in sequence.fields]
+                + number_oracles.ad_parts(sample, sequence, vectors)
             )
         )
     return histories, ads
@@ -230,7 +237,8 @@ def paper(
       samples: the mini-batch, without padding.
       schema: says which fields and sequences there are, and in which order.
       tables: {name: [rows, D]}.
-      network: {"mlp": layers, "units": {sequence: layers of its activation unit}}.
+      network: {"mlp": layers, "units": {sequence: layers of its activation unit}, "vectors":
+        {numeric field: [2, D]}, "weights": those of the numeric fields in the linear part}.
       attention, difference, outer, interest_product, item_bias, extra_fields: as in the config.
       train: whether Dice takes the statistics of these samples.
       mean: pool multi-hot fields, and in the base model the history, by mean.
@@ -257,7 +265,7 @@ def paper(
     weights, entered = {}, {}
     numbers: list[Rows] = []
     for sequence in schema.sequences:
-        histories, ads = _histories(samples, sequence, tables, mean)
+        histories, ads = _histories(samples, sequence, tables, mean, network["vectors"])
         if attention:
             weights[sequence.name], entered[sequence.name] = activation_unit(
                 histories,
@@ -296,6 +304,7 @@ def paper(
         *interest.values(),
         *groups["ad"],
         *groups["context"],
+        *([number_oracles.inputs(s["fields"][n.name]) for s in samples] for n in schema.numbers),
         *with_ad,
     ]
     inputs = [np.concatenate([column[i] for column in columns]) for i in range(len(samples))]
@@ -304,10 +313,17 @@ def paper(
         + [
             part
             for sequence in schema.sequences
-            for part in np.split(interest[sequence.name][i], len(sequence.fields))
             if products or machine
+            for part in np.split(
+                interest[sequence.name][i], len(sequence.fields) + len(sequence.numbers)
+            )
         ]
         + [group[i] for group in [*groups["ad"], *groups["context"]]]
+        + [
+            number_oracles.vector(samples[i]["fields"][n.name], network["vectors"][n.name])
+            for n in schema.numbers
+            if products or machine
+        ]
         for i in range(len(samples))
     ]
     if products == "inner":
@@ -323,6 +339,8 @@ def paper(
         if machine:
             logits[i][1] += linear(sample, schema, tables, mean, extra_fields)
             logits[i][1] += math.fsum(pair_products(vectors[i]))
+        if machine or crosses:
+            logits[i][1] += number_oracles.linear(sample, schema, network["weights"], mean)
         logits[i][1] += option_oracles.bias(sample, bias_fields, tables)
         for table, buckets in (crosses or {}).items():
             logits[i][1] += cross_oracles.cross(
@@ -398,7 +416,7 @@ def released(
       logit [samples]; interest [samples, E]; weights [sample][behaviour].
     """
     (sequence,) = schema.sequences
-    histories, ads = _histories(samples, sequence, tables, mean=True)
+    histories, ads = _histories(samples, sequence, tables, mean=True, vectors={})
     logits, interests, all_weights = [], [], []
     for sample, history, item in zip(samples, histories, ads, strict=True):
         if attention:

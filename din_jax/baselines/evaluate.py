@@ -17,7 +17,7 @@ from din_jax.baselines.histories import InHistories
 from din_jax.baselines.logistic_regression import MOST_SAMPLES, LogisticRegression
 from din_jax.data.cache import cached
 from din_jax.data.packing import Packer
-from din_jax.data.store import Store
+from din_jax.data.store import UNLABELLED, Store
 from din_jax.errors import DinError
 from din_jax.metrics import WEIGHTED, auc, log_loss, lower_is_better, user_weighted_auc
 
@@ -62,8 +62,14 @@ class Baselines:
             self.store.column(f"samples/{name}")[samples.start : samples.stop]
             for name in ("user", "label", "weight")[: 3 if weighted else 2]
         )
+        labelled = labels != UNLABELLED
+        if not labelled.any():
+            raise DinError(f"{self.store.path}: no sample of {split} has a label")
+        users, labels = users[labelled], labels[labelled]
+        weights = [w[labelled] for w in weights]
+        rows = samples.start + np.flatnonzero(labelled)
         found: dict[str, Metrics] = {}
-        for column in self.scores(np.arange(samples.start, samples.stop)):
+        for column in self.scores(rows):
             metrics = found[column.name] = {}
             for prefix, w in (("", None), *((WEIGHTED, w) for w in weights)):
                 metrics[f"{prefix}user_weighted_auc"] = user_weighted_auc(

@@ -251,7 +251,7 @@ def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> 
             "schema, other content); give the store that it was trained on"
         )
     differences = []
-    for kind in ("tables", "fields", "sequences"):
+    for kind in ("tables", "fields", "sequences", "numbers"):
         old, new = _names_of(getattr(before, kind)), _names_of(getattr(schema, kind))
         only_old, only_new = ([n for n in old if n not in new], [n for n in new if n not in old])
         if only_old or only_new:

@@ -32,7 +32,8 @@ class Behaviors(NamedTuple):
     """One behaviour sequence of a batch, concatenated over its samples, then padding.
 
     Attributes:
-      fields: {name: int32[T]}; a multi-hot field is `Packed`, and its segments are behaviours.
+      fields: {name: int32[T]}; a multi-hot field is `Packed`, and its segments are behaviours. A
+        numeric field is float32[T], NaN where the number is missing.
       segment_ids: int32[T], ascending: the sample of each behaviour; B for padding.
       age: int32[T], the bucket of each behaviour's age (`age_bucket`); 0 for padding. None if the
         batches carry no ages.
@@ -54,7 +55,8 @@ class Batch(NamedTuple):
       weight: float32[B], over 0 for a sample: its weight in the loss and in the statistics of Dice,
         1 unless the store has weights; 0 for padding, which has no behaviours.
       user: int32[B], the groups of Eq. 10; no model reads it.
-      fields: {name: int32[B]}; a multi-hot field is `Packed`, and its segments are samples.
+      fields: {name: int32[B]}; a multi-hot field is `Packed`, and its segments are samples. A
+        numeric field is float32[B], NaN where the number is missing.
       sequences: {name: behaviour sequence}.
     """
 
@@ -178,6 +180,10 @@ class Packer:
                 if field.multi_hot
                 else sample_axis.take(store.column(name))
             )
+        for number in schema.numbers:
+            fields[number.name] = sample_axis.take(
+                store.column(f"fields/{number.name}"), np.float32
+            )
         sequences: dict[str, list[Behaviors]] = {}
         for sequence in schema.sequences:
             start, end = self.history(sequence.name, samples)
@@ -190,6 +196,9 @@ class Packer:
                     if behavior.multi_hot
                     else history.take(store.column(name))
                 )
+            for behavior_number in sequence.numbers:
+                name = f"events/{sequence.name}/{behavior_number.name}"
+                values[behavior_number.name] = history.take(store.column(name), np.float32)
             ages: Sequence[Array | None] = [None] * len(groups)
             if self.ages:
                 now = store.column("samples/time")[samples].astype(np.int64)

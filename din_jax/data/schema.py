@@ -3,6 +3,7 @@
 The paper groups a sample's features into user profile, user behaviour, ad and context. Here
 profile, ad and context features are `Field`s, one-hot or multi-hot. User behaviour is one or
 several `Sequence`s, whose aligned fields (goods, shop, category) share tables with the ad's fields.
+Features that are numbers, which the paper does not have, are `NumericField`s.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumericField:
+    """A feature of a sample that is a number, or missing (not in the paper)."""
+
+    name: str
+    group: Group
+
+
+@dataclasses.dataclass(frozen=True)
 class BehaviorField:
     """A field of a behaviour sequence, and the `ad` field that it is compared with.
 
@@ -54,36 +63,47 @@ class BehaviorField:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumericBehaviorField:
+    """A number of a behaviour, or missing, and the numeric `ad` field that it is compared with."""
+
+    name: str
+    ad: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Sequence:
     """A user's behaviours in time order. All fields have one entry per behaviour.
 
-    `times`: whether the store has the behaviours' times.
+    `times`: whether the store has the behaviours' times. `numbers`: the numeric fields.
     """
 
     name: str
     fields: tuple[BehaviorField, ...]
     times: bool = False
+    numbers: tuple[NumericBehaviorField, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The tables, fields and behaviour sequences of a data set.
+    """The tables, fields, behaviour sequences and numeric fields of a data set.
 
     `weighted`: whether the store has the samples' weights, `samples/weight`.
 
     Raises:
       DinError: a name is used twice or is no identifier, a table is missing or empty, or a
-        behaviour field is compared with something other than an ad field of the same table.
+        behaviour field is compared with something other than an ad field of the same table, or a
+        numeric one with something other than a numeric ad field.
     """
 
     tables: tuple[Table, ...]
     fields: tuple[Field, ...]
     sequences: tuple[Sequence, ...]
+    numbers: tuple[NumericField, ...] = ()
     weighted: bool = False
 
     def __post_init__(self) -> None:
         _check_names("table", (t.name for t in self.tables))
-        inputs = [f.name for f in self.fields] + [s.name for s in self.sequences]
+        inputs = _names(self.fields) + _names(self.numbers) + _names(self.sequences)
         _check_names("field or sequence", inputs)
         for table in self.tables:
             if table.rows < 1:
@@ -95,15 +115,19 @@ class Schema:
         for field in self.fields:
             if field.table not in names:
                 raise DinError(_no_table(f"field {field.name!r}", field.table, names))
-            if field.group not in GROUPS:
+        inputs_of_samples: tuple[Field | NumericField, ...] = (*self.fields, *self.numbers)
+        for part in inputs_of_samples:
+            if part.group not in GROUPS:
                 raise DinError(
-                    f"schema: field {field.name!r} has group {field.group!r}; "
+                    f"schema: field {part.name!r} has group {part.group!r}; "
                     f"expected one of {', '.join(GROUPS)}"
                 )
         for sequence in self.sequences:
             if not sequence.fields:
                 raise DinError(f"schema: sequence {sequence.name!r} has no fields")
-            _check_names(f"field of sequence {sequence.name!r}", (f.name for f in sequence.fields))
+            names_of_fields = _names(sequence.fields) + _names(sequence.numbers)
+            _check_names(f"field of sequence {sequence.name!r}", names_of_fields)
+            self._check_numbers(sequence)
             for behavior in sequence.fields:
                 field_name = f"field {behavior.name!r} of sequence {sequence.name!r}"
                 if behavior.table not in names:
@@ -115,6 +139,17 @@ class Schema:
                         f"ad field of table {behavior.table!r} that is always an input; ad fields: "
                         + (", ".join(f"{f.name} ({f.table})" for f in ads.values()) or "none")
                     )
+
+    def _check_numbers(self, sequence: Sequence) -> None:
+        """Raises DinError unless each number of a sequence is compared with a numeric ad field."""
+        ads = [number.name for number in self.numbers if number.group == "ad"]
+        for number in sequence.numbers:
+            if number.ad not in ads:
+                raise DinError(
+                    f"schema: numeric field {number.name!r} of sequence {sequence.name!r} is "
+                    f"compared with {number.ad!r}, which is not a numeric ad field; numeric ad "
+                    f"fields: {', '.join(ads) or 'none'}"
+                )
 
     def rows(self, table: str) -> int:
         """K, the number of rows of a table, including row 0."""
@@ -136,26 +171,32 @@ class Schema:
                 )
         return tuple(f for f in self.fields if not f.optional or f.name in extra)
 
-    def without(self, tables: Iterable[str]) -> Schema:
-        """The schema without these tables and the fields that use them.
+    def without(self, names: Iterable[str]) -> Schema:
+        """The schema without these tables, with the fields that use them, and numeric fields.
 
         Raises:
-          DinError: there is no such table.
+          DinError: there is no such table or numeric field.
         """
-        removed = set(tables)
-        for name in removed - {t.name for t in self.tables}:
+        removed = set(names)
+        tables, numbers = _names(self.tables), _names(self.numbers)
+        for name in removed - {*tables, *numbers}:
             raise DinError(
-                f"model.without names {name!r}; the data set's tables are: "
-                + ", ".join(t.name for t in self.tables)
+                f"model.without names {name!r}; the data set's tables are: {', '.join(tables)}"
+                + (f"; its numeric fields are: {', '.join(numbers)}" if numbers else "")
             )
         sequences = (
-            dataclasses.replace(s, fields=tuple(f for f in s.fields if f.table not in removed))
+            dataclasses.replace(
+                s,
+                fields=tuple(f for f in s.fields if f.table not in removed),
+                numbers=tuple(n for n in s.numbers if n.ad not in removed),
+            )
             for s in self.sequences
         )
         return Schema(
             tuple(t for t in self.tables if t.name not in removed),
             tuple(f for f in self.fields if f.table not in removed),
             tuple(s for s in sequences if s.fields),
+            tuple(n for n in self.numbers if n.name not in removed),
             self.weighted,
         )
 
@@ -178,6 +219,9 @@ class Schema:
                 del sequence["times"]
         if not self.weighted:  # as in stores of versions that knew no weights
             del value["weighted"]
+        for part in (value, *value["sequences"]):
+            if not part["numbers"]:  # as in stores of versions that knew no numbers
+                del part["numbers"]
         return value
 
     @staticmethod
@@ -191,14 +235,23 @@ class Schema:
             return Schema(
                 tables=tuple(Table(**t) for t in value["tables"]),
                 fields=tuple(Field(**f) for f in value["fields"]),
-                sequences=tuple(
-                    Sequence(**{**s, "fields": tuple(BehaviorField(**f) for f in s["fields"])})
-                    for s in value["sequences"]
-                ),
+                sequences=tuple(_sequence(s) for s in value["sequences"]),
+                numbers=tuple(NumericField(**n) for n in value.get("numbers", ())),
                 weighted=value.get("weighted", False),
             )
         except (KeyError, TypeError) as error:
             raise DinError(f"schema: missing or unknown key: {error}") from error
+
+
+def _sequence(value: dict[str, Any]) -> Sequence:
+    """The sequence of a JSON object of `Schema.to_json`."""
+    fields = tuple(BehaviorField(**f) for f in value["fields"])
+    numbers = tuple(NumericBehaviorField(**n) for n in value.get("numbers", ()))
+    return Sequence(**{**value, "fields": fields, "numbers": numbers})
+
+
+def _names(parts: Iterable[Any]) -> list[str]:
+    return [part.name for part in parts]
 
 
 def _check_names(kind: str, names: Iterable[str]) -> None:

@@ -6,10 +6,12 @@
       samples/time.npy                     (if a sequence has times) int64, in seconds
       samples/weight.npy                   (if the schema is weighted) float32
       fields/NAME.npy                      one id per sample; or a multi-hot field's values,
-      fields/NAME.offsets.npy              concatenated, and the offset of each sample's values
+      fields/NAME.offsets.npy              concatenated, and the offset of each sample's values;
+                                           of a numeric field one float32 per sample, NaN: missing
       sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
       events/NAME/FIELD.npy                each behaviour once, user after user, in time order
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
+                                           (of a numeric field float32, NaN: missing)
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
       counts/…, baselines/…                cached results (`din_jax.data.cache`)
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
 
 FORMAT = "din_jax store"
 VERSION = 1
-WEIGHTED_VERSION = 2  # of a store with weights, which older versions of din_jax would not read
+LATER_VERSION = 2  # of a store with weights, numbers or samples without labels; older versions read 1
 SPLITS = ("train", "validation", "test")
-UNLABELLED = 255  # the label of a sample that has none
+UNLABELLED = 255  # the label of a sample without one, which validation and test may have
 
 
 class Vocabulary(NamedTuple):
@@ -156,11 +158,13 @@ def column_names(schema: Schema) -> Iterator[str]:
     for field in schema.fields:
         name = f"fields/{field.name}"
         yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
+    yield from (f"fields/{number.name}" for number in schema.numbers)
     for sequence in schema.sequences:
         yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
         for behavior in sequence.fields:
             name = f"events/{sequence.name}/{behavior.name}"
             yield from (name, f"{name}.offsets") if behavior.multi_hot else (name,)
+        yield from (f"events/{sequence.name}/{number.name}" for number in sequence.numbers)
         if sequence.times:
             yield f"events/{sequence.name}.time"
 
@@ -187,9 +191,9 @@ def read_description(path: Path) -> dict[str, Any]:
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinError(f"{path} is not a din_jax store: {file} can't be read ({error})") from error
-    if description["version"] not in (VERSION, WEIGHTED_VERSION):
+    if description["version"] not in (VERSION, LATER_VERSION):
         raise DinError(
             f"{path} is a store of version {description['version']}, this din_jax reads version "
-            f"{VERSION} or {WEIGHTED_VERSION}; prepare it again with `python -m din_jax.prepare`"
+            f"{VERSION} or {LATER_VERSION}; prepare it again with `python -m din_jax.prepare`"
         )
     return description

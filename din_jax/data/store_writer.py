@@ -18,9 +18,10 @@ import numpy.typing as npt
 from din_jax.data.schema import Schema, Sequence
 from din_jax.data.store import (
     FORMAT,
+    LATER_VERSION,
     SPLITS,
+    UNLABELLED,
     VERSION,
-    WEIGHTED_VERSION,
     column_names,
     sequence_named,
 )
@@ -126,7 +127,7 @@ class StoreWriter:
         self._digests |= {name: column.digest.hexdigest() for name, column in self._columns.items()}
         description: dict[str, Any] = {
             "format": FORMAT,
-            "version": WEIGHTED_VERSION if self.schema.weighted else VERSION,
+            "version": LATER_VERSION if self._is_later() else VERSION,
             "schema": self.schema.to_json(),
             "splits": {name: list(splits[name]) for name in SPLITS},
             "lengths": lengths,
@@ -182,7 +183,8 @@ class StoreWriter:
 
     def _check_values(self) -> None:
         """Checks the range of all values: labels, users, weights, ids, offsets and histories."""
-        self._check_range("samples/label", 0, 1)
+        if not self._has_unlabelled():
+            self._check_range("samples/label", 0, 1)
         self._check_range("samples/user", 0, np.iinfo(np.int32).max)
         if "samples/time" in self._columns:
             self._check_range("samples/time", -_LATEST, _LATEST, "seconds, ")
@@ -192,12 +194,16 @@ class StoreWriter:
             self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
             if field.multi_hot:
                 self._check_offsets(f"fields/{field.name}")
+        for number in self.schema.numbers:
+            self._check_numbers(f"fields/{number.name}")
         for sequence in self.schema.sequences:
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
                 self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
                 if behavior.multi_hot:
                     self._check_offsets(name)
+            for behavior_number in sequence.numbers:
+                self._check_numbers(f"events/{sequence.name}/{behavior_number.name}")
             events = self._events(sequence)
             start, end = f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end"
             self._check_range(start, 0, events)
@@ -263,6 +269,19 @@ class StoreWriter:
             return self._columns[f"{name}.offsets"].length - 1
         return self._columns[name].length
 
+    def _has_unlabelled(self) -> bool:
+        """Whether samples lack a label, and all others have 0 or 1."""
+        column = self._columns["samples/label"]
+        return column.dtype == np.uint8 and column.high == UNLABELLED and all(
+            ((chunk <= 1) | (chunk == UNLABELLED)).all() for chunk in self._chunks("samples/label")
+        )
+
+    def _is_later(self) -> bool:
+        """Whether the store has what readers of version 1 do not know."""
+        schema = self.schema
+        numbers = any((schema.numbers, *(s.numbers for s in schema.sequences)))
+        return schema.weighted or numbers or self._has_unlabelled()
+
     def _check_range(self, name: str, low: int, high: int, unit: str = "") -> None:
         column = self._columns[name]
         if column.dtype.kind not in "iu":
@@ -272,6 +291,24 @@ class StoreWriter:
                 f"store: column {name} holds values from {column.low} to {column.high}, "
                 f"expected {unit}{low} to {high}"
             )
+
+    def _check_numbers(self, name: str) -> None:
+        """Checks a numeric field: float32, of which NaN is a missing number, and none infinite."""
+        if self._columns[name].dtype != np.float32:
+            raise DinError(
+                f"store: column {name} holds {self._columns[name].dtype}, expected float32, NaN "
+                "where the number is missing"
+            )
+        first = 0  # the first entry of a chunk
+        for chunk in self._chunks(name):
+            infinite = np.isinf(chunk)
+            if infinite.any():
+                i = int(np.argmax(infinite))
+                raise DinError(
+                    f"store: {name}[{first + i}] is {chunk[i]}, expected a finite number, or NaN "
+                    "where it is missing"
+                )
+            first += len(chunk)
 
     def _check_offsets(self, name: str) -> None:
         values = self._columns[name].length

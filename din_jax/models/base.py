@@ -32,7 +32,10 @@ __all__ = ["BaseModel", "Head", "lookups", "module", "tables"]
 
 
 class Head(nn.Module):
-    """Concatenates the features and one interest vector per sequence, and applies the MLP."""
+    """Concatenates the features and one interest vector per sequence, and applies the MLP.
+
+    A number is two of its inputs, see `number_inputs`; they follow the context.
+    """
 
     options: Options
 
@@ -53,6 +56,7 @@ class Head(nn.Module):
         `products` [B, P], if given, are additional inputs of the MLP.
         """
         vectors = [*features.profile, *interests.values(), *features.ad, *features.context]
+        vectors += features.numbers.values()
         if self.options.interest_product:
             vectors += [interests[name] * s.ad for name, s in features.sequences.items()]
         x = jnp.concatenate(vectors, axis=1)

@@ -1,7 +1,8 @@
 """DeepFM (Guo et al., IJCAI 2017): base and a factorisation machine with shared embeddings.
 
 The logit of a click is the sum of base's and the machine's, w · x + Σ_{i<j} ⟨v_i, v_j⟩ (DeepFM's
-Eq. 2), where v_i is the vector of a group: several ids are pooled first.
+Eq. 2), where v_i is the vector of a group: several ids are pooled first. A number x has the vector
+x · v.
 """
 
 from __future__ import annotations

@@ -69,7 +69,15 @@ class DIN(nn.Module):
         """
         o = self.options
         samples = len(batch.label)
-        features = embed(tables, lookups, batch, o.schema, extra_fields=o.extra_fields, mean=o.mean)
+        features = embed(
+            tables,
+            lookups,
+            batch,
+            o.schema,
+            extra_fields=o.extra_fields,
+            mean=o.mean,
+            number_vectors=o.number_vectors(),
+        )
         weights, interests, numbers = {}, {}, []
         for sequence in o.schema.sequences:
             name, s = sequence.name, features.sequences[sequence.name]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from din_jax.data.schema import Field, Schema
 from din_jax.errors import DinError
 from din_jax.nn.activations import ActivationFactory, activation_factory
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
+from din_jax.nn.numbers import NumberVectors, number_inputs
 from din_jax.nn.pooling import segment_mean, segment_pool
 
 # The table with one scalar per id of the ad field `config.item_bias`. It is no identifier, and
@@ -116,6 +118,23 @@ def input_lookups(
     return by_table
 
 
+def numeric_inputs(batch: Batch, schema: Schema) -> dict[str, jax.Array]:
+    """The `number_inputs` of all numeric fields: {name: [B, 2], or [T, 2] of behaviours}.
+
+    Those of a behaviour field are named "SEQUENCE.FIELD".
+    """
+    values: Any = batch.fields
+    real = batch.weight > 0
+    inputs = {n.name: number_inputs(values[n.name], real) for n in schema.numbers}
+    for sequence in schema.sequences:
+        behaviors = batch.sequences[sequence.name]
+        values, mask = behaviors.fields, behaviors.segment_ids < len(batch.label)
+        for number in sequence.numbers:
+            name = f"{sequence.name}.{number.name}"
+            inputs[name] = number_inputs(values[number.name], mask)
+    return inputs
+
+
 def is_behavior(name: str) -> bool:
     """Whether the lookup with this name is of a behaviour field."""
     return "." in name
@@ -131,6 +150,8 @@ def _lookup_of(ids: Any, mask: jax.Array, segments: int) -> Lookup:
 class Sequence(NamedTuple):
     """The vectors of one behaviour sequence, and of the ad that it is compared with.
 
+    They are the fields' vectors, concatenated; those of numeric fields are the last.
+
     Attributes:
       behaviors: e_j, [T, E].
       ad: v_A, [B, E].
@@ -145,12 +166,23 @@ class Sequence(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The vectors of the feature groups of Table 1: [B, D] for each field, and the sequences."""
+    """The vectors of the feature groups of Table 1: [B, D] for each field, and the sequences.
+
+    Numbers are beside them.
+
+    Attributes:
+      profile, ad, context: the vectors of the group's fields that are no numbers.
+      sequences: {name: `Sequence`}.
+      numbers: {name: [B, 2]}, the `number_inputs` of a sample's numeric fields.
+      number_vectors: gives the vectors [B, D] of these.
+    """
 
     profile: list[jax.Array]
     sequences: dict[str, Sequence]
     ad: list[jax.Array]
     context: list[jax.Array]
+    numbers: dict[str, jax.Array]
+    number_vectors: NumberVectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +199,7 @@ class Options:
       extra_fields: names of the optional fields that are inputs.
       bias_fields: names of the fields of which each id adds a scalar to the logit of a click (not
         in the paper).
+      number_vectors: makes the module of the numeric fields' vectors.
     """
 
     schema: Schema
@@ -177,6 +210,7 @@ class Options:
     item_bias: bool
     extra_fields: tuple[str, ...]
     bias_fields: tuple[str, ...]
+    number_vectors: Callable[[], NumberVectors]
 
 
 def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
@@ -190,6 +224,12 @@ def options(schema: Schema, config: Any, axis_name: str | None) -> Options:
         item_bias=bool(config.item_bias),
         extra_fields=tuple(config.extra_fields),
         bias_fields=tuple(field.name for field in _bias_fields(schema, config)),
+        number_vectors=functools.partial(
+            NumberVectors,
+            dim=config.embedding_dim,
+            stddev=_stddev(config, config.embedding_dim),
+            name="number_vectors",
+        ),
     )
 
 
@@ -201,6 +241,7 @@ def embed(
     *,
     extra_fields: tuple[str, ...],
     mean: bool,
+    number_vectors: NumberVectors,
 ) -> Features:
     """Looks up the vectors of a batch's features, and pools multi-hot fields by mean or sum."""
     samples = len(batch.label)
@@ -216,6 +257,7 @@ def embed(
         vector = vectors(field.table, field.name, batch.fields[field.name], samples)
         by_name[field.name] = vector
         groups[field.group].append(vector)
+    numbers = numeric_inputs(batch, schema)
     sequences = {}
     for sequence in schema.sequences:
         values, segment_ids, _ = batch.sequences[sequence.name]
@@ -223,13 +265,24 @@ def embed(
             vectors(b.table, f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
             for b in sequence.fields
         ]
+        ads = [by_name[b.ad] for b in sequence.fields]
+        for number in sequence.numbers:
+            fields.append(number_vectors(number.ad, numbers[f"{sequence.name}.{number.name}"]))
+            ads.append(number_vectors(number.ad, numbers[number.ad]))
         sequences[sequence.name] = Sequence(
             behaviors=jnp.concatenate(fields, axis=1),
-            ad=jnp.concatenate([by_name[b.ad] for b in sequence.fields], axis=1),
+            ad=jnp.concatenate(ads, axis=1),
             segment_ids=segment_ids,
             mask=segment_ids < samples,
         )
-    return Features(groups["user"], sequences, groups["ad"], groups["context"])
+    return Features(
+        groups["user"],
+        sequences,
+        groups["ad"],
+        groups["context"],
+        {number.name: numbers[number.name] for number in schema.numbers},
+        number_vectors,
+    )
 
 
 def embed_and_pool(
@@ -243,6 +296,7 @@ def embed_and_pool(
         options.schema,
         extra_fields=options.extra_fields,
         mean=options.mean,
+        number_vectors=options.number_vectors(),
     )
     pool = segment_mean if options.mean else segment_pool
     return features, {
@@ -256,19 +310,20 @@ def group_vectors(
 ) -> list[jax.Array]:
     """One vector [B, D] per feature group, in the order of concatenation.
 
-    Each field of a sequence (goods, shop, category) is a group. All tables must have one width: see
-    `one_width`.
+    Each field of a sequence (goods, shop, category) is a group, and each number. All tables must
+    have one width: see `one_width`.
     """
     behaviors = [
         vector
-        for sequence in schema.sequences
-        for vector in jnp.split(interests[sequence.name], len(sequence.fields), axis=1)
+        for s in schema.sequences
+        for vector in jnp.split(interests[s.name], len(s.fields) + len(s.numbers), axis=1)
     ]
-    return [*features.profile, *behaviors, *features.ad, *features.context]
+    numbers = [features.number_vectors(name, x) for name, x in features.numbers.items()]
+    return [*features.profile, *behaviors, *features.ad, *features.context, *numbers]
 
 
 def one_width(schema: Schema, config: Any) -> None:
-    """Raises `DinError` unless all tables of the model have the same width.
+    """Raises `DinError` unless all tables of the model, and numbers, have the same width.
 
     Args:
       schema: the data set's schema.
@@ -276,6 +331,8 @@ def one_width(schema: Schema, config: Any) -> None:
     """
     tables_of_ids = {table.name for table in schema.tables}
     dims = {n: spec.dim for n, spec in tables(schema, config).items() if n in tables_of_ids}
+    if schema.numbers:
+        dims["numeric fields"] = config.embedding_dim
     if len(set(dims.values())) > 1:
         widths = ", ".join(f"{name}={dim}" for name, dim in dims.items())
         raise DinError(

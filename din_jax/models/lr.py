@@ -2,7 +2,8 @@
 
 Each input has separate weights, as it has a separate one-hot encoding in Table 1: a good has one
 weight if it was visited and another if it is the ad. The weights of several ids, or of a history,
-are summed (or averaged, with `pooling` "mean"), like embeddings in the other models.
+are summed (or averaged, with `pooling` "mean"), like embeddings in the other models. A number has a
+weight that multiplies it, and one that is added where it is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flax import linen as nn
 from din_jax.data.packing import Batch, Packed
 from din_jax.data.schema import Schema
 from din_jax.errors import DinError
-from din_jax.models.features import input_lookups
+from din_jax.models.features import input_lookups, numeric_inputs
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.nn.pooling import segment_mean, segment_pool
 
@@ -60,7 +61,10 @@ def linear(
     extra_fields: tuple[str, ...],
     mean: bool,
 ) -> jax.Array:
-    """w · x, [B]: the sum of all inputs' weights, which are pooled within an input."""
+    """w · x, [B]: the sum of all inputs' weights, which are pooled within an input.
+
+    Call it in a module, whose parameters the weights of numbers are.
+    """
     samples = len(batch.label)
     pool = segment_mean if mean else segment_pool
 
@@ -76,7 +80,26 @@ def linear(
         for b in sequence.fields:
             by_behavior = weights(f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
             total += pool(by_behavior, segment_ids, samples)
+    if schema.numbers:
+        total += linear_in_numbers(batch, schema, mean=mean)
     return total[:, 0]
+
+
+def linear_in_numbers(batch: Batch, schema: Schema, *, mean: bool) -> jax.Array:
+    """Σ w_f x_f of the numeric fields, [B, 1], with another weight where a number is missing.
+
+    The numbers of behaviours are pooled first. The weights begin at zero, and are parameters of the
+    module that calls it.
+    """
+    pool = segment_mean if mean else segment_pool
+    inputs = numeric_inputs(batch, schema)
+    for sequence in schema.sequences:
+        for number in sequence.numbers:
+            name = f"{sequence.name}.{number.name}"
+            segment_ids = batch.sequences[sequence.name].segment_ids
+            inputs[name] = pool(inputs[name], segment_ids, len(batch.label))
+    weights = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name="number_weights")
+    return weights(jnp.concatenate(list(inputs.values()), axis=1))
 
 
 class LR(nn.Module):

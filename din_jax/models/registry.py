@@ -60,7 +60,7 @@ def build_model(schema: Schema, config: Any, axis_name: str | None = None) -> Mo
       DinError: the config does not fit the schema.
     """
     schema = schema.without(config.without)
-    if not schema.inputs(config.extra_fields) and not schema.sequences:
+    if not schema.inputs(config.extra_fields) and not schema.sequences and not schema.numbers:
         raise DinError("config.model.without leaves no input")
     file = _file(config)
     return Model(

@@ -24,6 +24,7 @@ from din_jax.nn.activation_unit import ActivationUnit
 from din_jax.nn.activations import ActivationFactory, Sigmoid
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.nn.mlp import MLP
+from din_jax.nn.numbers import NumberVectors
 from din_jax.nn.pooling import segment_mean, segment_pool, segment_softmax
 
 # Keys of `config.model` and `config.model.attention` that must have their default values.
@@ -109,7 +110,15 @@ class ReleasedCode(nn.Module):
         [B, E]}}.
         """
         samples = len(batch.label)
-        embedded = embed(tables, lookups, batch, self.schema, extra_fields=(), mean=True)
+        embedded = embed(
+            tables,
+            lookups,
+            batch,
+            self.schema,
+            extra_fields=(),
+            mean=True,
+            number_vectors=NumberVectors(dim=0, stddev=0.0),  # unused: `module` refuses numbers
+        )
         ((name, s),) = embedded.sequences.items()
         aux: dict[str, Any] = {}
         if self.attention:
@@ -187,6 +196,12 @@ def module(schema: Schema, config: Any, axis_name: str | None = None) -> Release
         raise DinError(
             "config.model.preset='released_code' takes one behaviour sequence and ad fields only; "
             "use preset='paper' for this data set"
+        )
+    if schema.numbers:
+        names = ", ".join(number.name for number in schema.numbers)
+        raise DinError(
+            "config.model.preset='released_code' takes no numeric fields; the data set has: "
+            f"{names}. Use preset='paper', or leave them out by config.model.without"
         )
     activations: dict[str, ActivationFactory] = {"sigmoid": Sigmoid, "dice": ReleasedDice}
     if config.activation not in activations:

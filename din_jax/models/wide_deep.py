@@ -5,7 +5,8 @@ such as a visited good and the ad's good, or a visited category and the ad's cat
 one weight. The logit of a click is base's logit plus the weights of a sample's pairs. With
 `pooling` "mean" the weights are averaged over the visited ids: their sum grows with the history,
 and diverges at large learning rates. If a table of all pairs would have more rows than
-`config.model.wide.buckets`, pairs are hashed to buckets, and some share a weight.
+`config.model.wide.buckets`, pairs are hashed to buckets, and some share a weight. The linear model
+also takes the numeric fields.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flax import linen as nn
 
 from din_jax.data.packing import Batch, Packed
 from din_jax.data.schema import Schema
-from din_jax.models import features
+from din_jax.models import features, lr
 from din_jax.models.base import Head
 from din_jax.models.features import Options, embed_and_pool, options
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
@@ -159,7 +160,11 @@ class WideDeep(nn.Module):
         features, interests = embed_and_pool(tables, lookups, batch, self.options)
         head = Head(self.options)
         logits = head(features, interests, tables, lookups, batch, train=train)
-        pool = segment_mean if self.options.mean else segment_pool
+        o = self.options
+        if o.schema.numbers:
+            numbers = lr.linear_in_numbers(batch, o.schema, mean=o.mean)[:, 0]
+            logits = logits.at[:, 1].add(numbers)
+        pool = segment_mean if o.mean else segment_pool
         for cross in self.crosses:
             sample = _samples_of(batch, cross)
             weights = lookup(tables[cross.table], lookups[cross.table][cross.lookup])

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from din_jax.data.loader import batches
 from din_jax.data.source import BatchSource, Shards
-from din_jax.data.store import Store
+from din_jax.data.store import UNLABELLED, Store
 from din_jax.errors import Diverged
 from din_jax.metrics import WEIGHTED, all_metrics
 from din_jax.step.score import ScoreSteps
 from din_jax.step.state import TrainState
 
 # The metrics that are printed as integers.
-_COUNTS = ("samples", "users", "users_skipped", f"{WEIGHTED}users_skipped")
+_COUNTS = ("samples", "samples_without_label", "users", "users_skipped", f"{WEIGHTED}users_skipped")
 
 
 class Scores(NamedTuple):
@@ -118,8 +118,25 @@ class Evaluator:
         logits[samples - self.source.samples.start] = values
 
     def metrics(self, probabilities: npt.NDArray[Any]) -> dict[str, float]:
-        """Computes all metrics of the split from its probabilities, by name."""
-        return all_metrics(self.users, self.labels, probabilities, self.weights)
+        """Computes all metrics of the split's labelled samples from its probabilities, by name.
+
+        If samples have no label, `samples_without_label` counts them; if none has, all others are NaN.
+        """
+        labelled = self.labels != UNLABELLED
+        if labelled.all():
+            return all_metrics(self.users, self.labels, probabilities, self.weights)
+        missing = float((~labelled).sum())
+        if labelled.any():
+            weights = None if self.weights is None else self.weights[labelled]
+            metrics = all_metrics(
+                self.users[labelled], self.labels[labelled], probabilities[labelled], weights
+            )
+        else:
+            weights = None if self.weights is None else np.ones(2)
+            names = all_metrics(np.zeros(2, np.int64), np.arange(2), np.full(2, 0.5), weights)
+            metrics = dict.fromkeys(names, float("nan"))
+            metrics |= {name: 0.0 for name in names if name in _COUNTS}
+        return metrics | {"samples_without_label": missing}
 
     def scores(self, state: TrainState) -> Scores:
         """Computes the probabilities and metrics of the split with a state's weights."""

@@ -5,7 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 from din_jax.data.packing import Batch, Behaviors, Packed
-from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.schema import (
+    BehaviorField,
+    Field,
+    NumericBehaviorField,
+    NumericField,
+    Schema,
+    Sequence,
+    Table,
+)
 
 SCHEMA = Schema(
     tables=(
@@ -54,6 +62,29 @@ RELEASED_SCHEMA = Schema(
     ),
 )
 
+NUMERIC_SCHEMA = Schema(
+    tables=(Table("goods", 11), Table("shop", 6)),
+    fields=(Field("goods", "goods", "ad"), Field("shop", "shop", "ad")),
+    sequences=(
+        Sequence(
+            "clicks",
+            (BehaviorField("goods", "goods", "goods"),),
+            numbers=(NumericBehaviorField("paid", "price"), NumericBehaviorField("rank", "rank")),
+        ),
+        Sequence(
+            "visits",
+            (BehaviorField("shop", "shop", "shop"),),
+            numbers=(NumericBehaviorField("price", "price"),),
+        ),
+    ),
+    numbers=(
+        NumericField("wait", "context"),
+        NumericField("rank", "ad"),
+        NumericField("years", "user"),
+        NumericField("price", "ad"),
+    ),
+)
+
 
 class Sizes(NamedTuple):
     """Capacities of a packed batch: samples, and entries of the packed axes."""
@@ -83,6 +114,9 @@ def draw_samples(rng, schema, empty=False):
             return rng.integers(0, rows, rng.integers(0, 4)).tolist()
         return int(rng.integers(0, rows))
 
+    def number():
+        return None if rng.random() < 0.3 else float(np.float32(rng.normal()))
+
     samples = []
     without = rng.permutation(REAL)
     for i in range(REAL):
@@ -90,13 +124,16 @@ def draw_samples(rng, schema, empty=False):
         for place, sequence in enumerate(schema.sequences):
             n = 0 if empty or i == without[place] else rng.integers(1, 5)
             sequences[sequence.name] = [
-                {f.name: ids(f) for f in sequence.fields} | {"age": int(age_rng.integers(32))}
+                {f.name: ids(f) for f in sequence.fields}
+                | {n.name: number() for n in sequence.numbers}
+                | {"age": int(age_rng.integers(32))}
                 for _ in range(n)
             ]
         samples.append(
             {
                 "label": float(rng.integers(0, 2)),
-                "fields": {f.name: ids(f) for f in schema.fields},
+                "fields": {f.name: ids(f) for f in schema.fields}
+                | {n.name: number() for n in schema.numbers},
                 "sequences": sequences,
             }
         )
@@ -112,6 +149,11 @@ def garbage(rng, n):
 def padded(rng, values, capacity):
     assert len(values) <= capacity
     return np.concatenate([np.int32(values), garbage(rng, capacity - len(values))])
+
+
+def padded_numbers(rng, values, capacity):
+    wild = rng.choice([np.nan, np.inf, -np.inf, 3e38, 1.0], capacity - len(values))
+    return np.float32([np.nan if x is None else x for x in values] + wild.tolist())
 
 
 def segment_ids_of(segments, capacity, beyond):
@@ -135,6 +177,9 @@ def make_batch(samples, schema, rng, sizes=SIZES):
             fields[field.name] = packed(rng, values, sizes.multi_hot, b)
         else:
             fields[field.name] = padded(rng, values, b)
+    for number in schema.numbers:
+        values = [s["fields"][number.name] for s in samples]
+        fields[number.name] = padded_numbers(rng, values, b)
     sequences = {}
     for sequence in schema.sequences:
         t = sizes.of(sequence.name)
@@ -147,6 +192,9 @@ def make_batch(samples, schema, rng, sizes=SIZES):
                 values[field.name] = packed(rng, column, sizes.nested, t)
             else:
                 values[field.name] = padded(rng, column, t)
+        for number in sequence.numbers:
+            column = [behavior[number.name] for behavior in behaviors]
+            values[number.name] = padded_numbers(rng, column, t)
         age = padded(rng.spawn(1)[0], [behavior["age"] for behavior in behaviors], t)
         sequences[sequence.name] = Behaviors(values, segment_ids_of(histories, t, b), age)
     return Batch(

@@ -4,11 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import number_oracles
 import numpy as np
 import oracles
 from compiling import quick_jit
 from hypothesis import settings, strategies as st
-from model_batches import LARGER, RELEASED_SCHEMA, SCHEMA, SIZES, draw_samples, make_batch
+from model_batches import (
+    LARGER,
+    NUMERIC_SCHEMA,
+    RELEASED_SCHEMA,
+    SCHEMA,
+    SIZES,
+    draw_samples,
+    make_batch,
+)
 
 from din_jax.config import default_config
 from din_jax.models.registry import build_model
@@ -129,14 +138,32 @@ SCORED = {
     },
     "released base sigmoid": {"preset": "released_code", "name": "base", "activation": "sigmoid"},
 }
-CASES = TRAINED | SCORED
+# Each model on numeric fields; what `TRAINED` and `SCORED` have not to do with is left out.
+NUMERIC = {
+    "numeric lr": {"name": "lr", "pooling": "mean"},
+    "numeric base": {"name": "base", "interest_product": True, "table_dims": "goods=4,shop=2"},
+    "numeric wide_deep": {"name": "wide_deep"},
+    "numeric pnn": {"name": "pnn"},
+    "numeric deepfm": {"name": "deepfm", "pooling": "mean"},
+    "numeric din": {
+        "name": "din",
+        "table_dims": "goods=4,shop=2",
+        "attention.normalize": "softmax",
+        "attention.match": True,
+        "match_counts": True,
+        "interest_product": True,
+    },
+}
+NUMERIC = {name: {"activation": "prelu", **options} for name, options in NUMERIC.items()}
+CASES = TRAINED | SCORED | NUMERIC
 
 
 # Models
 
 
 def schema_of(name):
-    return RELEASED_SCHEMA if name.startswith("released") else SCHEMA
+    special = {"released": RELEASED_SCHEMA, "numeric": NUMERIC_SCHEMA}
+    return special.get(name.split()[0], SCHEMA)
 
 
 @functools.cache
@@ -210,14 +237,17 @@ def _compiled(name):
             "stats": stats,
             "gradients": gradients,
             "train": (logits, aux),
-            "eval": apply(model, variables, batch, train=False),
+            # Without Dice evaluation is training.
+            "eval": (logits, aux)
+            if name in NUMERIC
+            else apply(model, variables, batch, train=False),
         }
 
     return quick_jit(run)
 
 
 def results(name, variables, batch):
-    """{"train", "eval": (logits, aux)}; of `TRAINED` cases also "loss", "stats", "gradients"."""
+    """{"train", "eval": (logits, aux)}; but of `SCORED` also "loss", "stats", "gradients"."""
     return _compiled(name)(variables, batch)
 
 
@@ -269,7 +299,7 @@ def setup(name, seed, empty=False):
     """(samples, batch, variables) of a seed; with `empty`, all histories are."""
     rng = np.random.default_rng(seed)
     samples = draw_samples(rng, schema_of(name), empty)
-    batch = make_batch(samples, schema_of(name), rng, SIZES if name in TRAINED else LARGER)
+    batch = make_batch(samples, schema_of(name), rng, LARGER if name in SCORED else SIZES)
     return samples, batch, draw_variables(name, rng)
 
 
@@ -305,18 +335,26 @@ def oracle(name, samples, variables, train):
         return _released_oracle(config, samples, variables)
     if config.name == "lr":
         tables, params = f64(variables["tables"]), f64(variables["params"])
-        how = (config.pooling == "mean", config.extra_fields)
-        z = [oracles.linear(s, SCHEMA, tables, *how) + float(params["bias"]) for s in samples]
+        schema, mean = schema_of(name), config.pooling == "mean"
+        z = [oracles.linear(s, schema, tables, mean, config.extra_fields) for s in samples]
+        z = [x + float(params["bias"]) for x in z]
+        for i, sample in enumerate(samples):
+            z[i] += number_oracles.linear(sample, schema, _number_weights(params), mean)
         return {"logits": np.stack([np.zeros(len(z)), z], axis=1)}
-    return _paper_oracle(config, samples, variables, train, buckets_of(name))
+    return _paper_oracle(config, schema_of(name), samples, variables, train, buckets_of(name))
 
 
-def _paper_oracle(config, samples, variables, train, crosses):
+def _number_weights(params):
+    return params["number_weights"]["kernel"][:, 0] if "number_weights" in params else []
+
+
+def _paper_oracle(config, schema, samples, variables, train, crosses):
     params, stats = f64(variables["params"]), f64(variables["batch_stats"])
+    vectors = {k.removeprefix("of_"): v for k, v in params.get("number_vectors", {}).items()}
     kind, unit_kind = config.activation, config.attention.activation or config.activation
     units = {}
     if config.name == "din":
-        for sequence in SCHEMA.sequences:
+        for sequence in schema.sequences:
             part = f"activation_unit_{sequence.name}"
             units[sequence.name] = _unit_layers_of(unit_kind, params[part], stats.get(part, {}))
     mlp = _layers_of(kind, params["Head_0"]["mlp"], stats.get("Head_0", {}).get("mlp", {}))
@@ -325,9 +363,9 @@ def _paper_oracle(config, samples, variables, train, crosses):
         mlp[0]["kernel"] = np.concatenate([mlp[0]["kernel"], beside])
     return oracles.paper(
         samples,
-        SCHEMA,
+        schema,
         f64(variables["tables"]),
-        {"mlp": mlp, "units": units},
+        {"mlp": mlp, "units": units, "vectors": vectors, "weights": _number_weights(params)},
         attention=config.name == "din",
         train=train,
         mean=config.pooling == "mean",
