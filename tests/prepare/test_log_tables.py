@@ -12,7 +12,7 @@ from log_oracle import SPEC, VIEWS, decoded, prepare, tables_of_a_log, write
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
 from din_jax.prepare import log
-from din_jax.prepare.log.spec import TableFiles
+from din_jax.prepare.log.spec import TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
 
@@ -138,12 +138,13 @@ def test_times_with_offsets_are_those_of_datetime(tmp_path):
     for i, text in enumerate((moments, [moment[:19] for moment in moments])):
         path = tmp_path / f"{i}.csv"
         path.write_text("\n".join(["at,n", *(f"{moment},{n}" for n, moment in enumerate(text))]))
-        files = TableFiles("impressions", path, None)
-        columns = TypedColumns(files, ("at", "time"), ("n", "item"))
-        columns.add_time("at", "at")
+        files = TableFiles("impressions", (path,))
+        reader = TableReader(files)
+        columns = TypedColumns(files, reader, reader.read({"at": "time", "n": "item"}))
+        columns.add_time("at", Time(("at",)))
         plain = [datetime.datetime.fromisoformat(moment) for moment in text]
         in_utc = [m.astimezone(datetime.UTC).replace(tzinfo=None) if m.tzinfo else m for m in plain]
-        assert columns.distinct()["at"].to_list() == in_utc
+        assert columns.distinct()[0]["at"].to_list() == in_utc
 
 
 @pytest.mark.parametrize("rows", [100, 40_000])  # the latter is a value too long for csv
@@ -152,6 +153,6 @@ def test_a_quote_that_is_not_closed_is_named(tmp_path, rows):
     lines = ["time,user,item,click", *(f"{i},u{i % 7},g{i % 5},{i % 2}" for i in range(rows))]
     lines[8] = '7,"u0,g2,1'
     path.write_text("\n".join(lines) + "\n")
-    reader = TableReader(TableFiles("impressions", path, ","))
+    reader = TableReader(TableFiles("impressions", (path,), ","))
     with pytest.raises(DinError, match="line 9: a quote does not enclose a whole value"):
         reader.read({"user": "user", "click": "label"})

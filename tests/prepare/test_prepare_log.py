@@ -72,6 +72,8 @@ def test_the_origin_counts_input_and_output(tmp_path):
     assert origin["rows"]["behaviours"] == {
         "read": len(tables["views"]),
         "duplicates": len(tables["views"]) - len(views),
+        "user found": sum(v["user"] < 8 for v in views),
+        "item found": sum(v["film"] in {i["film"] for i in tables["impressions"]} for v in views),
         "of users without impressions": sum(v["user"] >= 8 for v in views),
     }
     for split, samples in expected.items():
