@@ -25,6 +25,7 @@ from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
+from din_jax.prepare.numbers import NumberTransform
 from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
 
 __all__ = ["add_arguments", "check", "prepare", "run"]
@@ -122,7 +123,7 @@ def prepare(
                 f"{like} has no table {', '.join(missing)}, which the spec names; its tables are: "
                 f"{', '.join(known)}"
             )
-        tables = known
+        tables = {name: known[name] for name in parsed.tables}
         check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
     counted = sample_notes.own_histories(log)
     written: dict[str, Any] = {
@@ -139,6 +140,8 @@ def prepare(
         "notes": log.notes,
         "spec": as_json(parsed.source),
     }
+    if transforms := {n: t.to_json() for n, t in tables.items() if isinstance(t, NumberTransform)}:
+        written["numbers"] = transforms
     if log.negatives is not None:
         written["negatives"] = log.negatives
     if like is not None:

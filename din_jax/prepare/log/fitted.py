@@ -9,6 +9,7 @@ from din_jax.data.store import Store
 from din_jax.errors import DinError
 from din_jax.prepare import vocabularies
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
+from din_jax.prepare.numbers import NumberTransform
 
 
 def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
@@ -30,6 +31,8 @@ def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
             tables[table.name] = vocabularies.Buckets(ids[1:], counts[1:])
         else:
             tables[table.name] = vocabularies.Fitted(ids[1:], counts[1:], 0)
+    for name, transform in store.origin.get("numbers", {}).items():
+        tables[name] = NumberTransform.from_json(transform)
     return tables
 
 

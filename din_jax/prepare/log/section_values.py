@@ -12,13 +12,14 @@ from din_jax.errors import DinError
 from din_jax.prepare.log.spec import Column, Label, TableFiles, TableOptions, Time
 from din_jax.prepare.log.times import UNITS
 from din_jax.prepare.log.toml_section import Section
+from din_jax.prepare.numbers import TRANSFORMS
 
 FILE_KEYS = (
     *("path", "delimiter", "quote", "escape", "encoding", "header"),
     *("null_values", "strip", "where", "duplicates"),
 )
 TIME_KEYS = ("time_unit", "time_format", "time_zone")
-_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted")
+_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted", "numeric")
 _LABEL_KEYS = ("column", "positive", "at_least", "clicks", "impressions")
 
 
@@ -181,13 +182,19 @@ def column(
         separator=inner.optional_text("separator", "what stands between values"),
         list=notation,  # type: ignore[arg-type]
         weighted=weighted,  # type: ignore[arg-type]
-        numeric=options.get(table, TableOptions()).buckets is not None,
+        numeric=options.get(table, TableOptions()).buckets is not None or "numeric" in inner,
+        transform=_transform(inner),
     )
     several = "a separator" if result.separator else "list" if result.list else ""
-    if result.numeric and several:
+    if result.transform and table in options:
         raise DinError(
-            f"{inner.location} has {several}, but table {table!r} has buckets, whose fields "
-            "have one number each. Remove one of the two"
+            f"{inner.location} is numeric, a number without an embedding table, but there is a section "
+            f"[tables.{table}]. Remove one of the two"
+        )
+    if result.numeric and several:
+        reason = "is numeric" if result.transform else f"is of table {table!r}, which has buckets"
+        raise DinError(
+            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one of the two"
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
@@ -197,6 +204,19 @@ def column(
             "between them"
         )
     return result
+
+
+def _transform(section: Section) -> str | None:
+    """The transform of a numeric column: "log1p", or {transform = "log1p"}; None of others."""
+    if "numeric" not in section:
+        return None
+    value = section.value["numeric"]
+    if isinstance(value, dict):
+        inner = Section(section.path, f"{section.name}.numeric", value, ("transform",))
+        value = inner.text("transform", f"one of {', '.join(TRANSFORMS)}")
+    if value not in TRANSFORMS:
+        raise section.invalid("numeric", f"a transform: {', '.join(TRANSFORMS)}")
+    return str(value)
 
 
 def _values(section: Section, key: str) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ class Column:
       separator: text is split at it into several values.
       list: "json" or "python": text holds a list of values in this notation.
       weighted: "drop": each of the several values is "id:weight", of which the id is used.
-      numeric: the embedding table has buckets.
+      numeric: a number a row, for the buckets of the embedding table or as a number itself.
+      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then names
+        the transform, which columns may share.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Column:
     list: Literal["json", "python"] | None = None
     weighted: Literal["drop"] | None = None
     numeric: bool = False
+    transform: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,11 +216,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How an embedding table is fitted: a vocabulary, or with `buckets` quantiles."""
+    """How an embedding table is fitted: a vocabulary, or with `buckets` quantiles.
+
+    With `transform` it is no table, but the transform of a number.
+    """
 
     min_count: int = 1
     unknown_share: float = UNKNOWN_SHARE
     buckets: int | None = None
+    transform: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

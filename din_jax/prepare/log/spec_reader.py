@@ -22,6 +22,7 @@ from din_jax.prepare.log.spec import (
 )
 from din_jax.prepare.log.spec_checks import check_across_sections
 from din_jax.prepare.log.toml_section import Section, suggestion
+from din_jax.prepare.negative_laws import EXPECTED_LAW, read_law
 
 _KEYS = {
     "impressions": (
@@ -337,4 +338,15 @@ class _Reader:
                     f"{self.path}: [tables.{name}] has buckets, but the table has ids; remove "
                     "buckets"
                 )
-        return {name: self.options.get(name, TableOptions()) for name in names}
+        result = {name: self.options.get(name, TableOptions()) for name in names}
+        for column in columns:
+            if column.transform is None and result[column.table].transform is None:
+                continue
+            others = {c.transform for c in columns if c.table == column.table}
+            if len(others) > 1 or column.table in keys:
+                raise DinError(
+                    f"{self.path}: {column.name!r} is numeric, and another column of {column.table!r} is "
+                    "not, or by another transform; give it a name or table of its own"
+                )
+            result[column.table] = TableOptions(transform=column.transform)
+        return result

@@ -186,7 +186,10 @@ class TypedColumns:
         """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
         name, raw = column.name, self._raw[column.column]
         if column.numeric:
-            self._add(name, self._numbers(column.column, raw).fill_nan(None))
+            if isinstance(raw.dtype, pl.List | pl.Array):
+                self._add(name, raw.cast(pl.List(pl.Float64)))
+            else:
+                self._add(name, self._numbers(column.column, raw).fill_nan(None))
         elif column.list is not None:
             self._add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
         elif column.separator is None:
@@ -375,7 +378,7 @@ class TypedColumns:
 
     def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
-            raise self._type_error(column, raw.dtype, "numbers, since their table has buckets")
+            raise self._type_error(column, raw.dtype, "numbers")
         numbers = raw.cast(pl.Float64, strict=False)
         self._refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
         return numbers

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from din_jax.prepare import vocabularies
+from din_jax.prepare import numbers, vocabularies
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import TableOptions
 from din_jax.prepare.log.value_types import common_type
+from din_jax.prepare.numbers import NumberTransform
 
-FittedTable = vocabularies.Fitted | vocabularies.Buckets
+FittedTable = vocabularies.Fitted | vocabularies.Buckets | NumberTransform
 
 
 def fit_table(log: JoinedLog, table: str, options: TableOptions, seed: int) -> FittedTable:
@@ -27,6 +28,9 @@ def fit_table(log: JoinedLog, table: str, options: TableOptions, seed: int) -> F
             parts += [f.occurrences(in_histories) for f in features]
     dtype = common_type(part.dtype for part in parts)
     occurrences = pl.concat([part.cast(dtype).alias("id") for part in parts])
+    if options.transform is not None:
+        values = occurrences.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        return numbers.fit(values, options.transform, name=f"{log.spec.path}: {table}")
     if options.buckets is not None:
         return vocabularies.fit_buckets(occurrences, options.buckets)
     return vocabularies.fit(

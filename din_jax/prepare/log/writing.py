@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from din_jax.data.schema import GROUPS, BehaviorField, Field, Schema, Sequence, Table
+from din_jax.data.schema import (
+    GROUPS,
+    BehaviorField,
+    Field,
+    NumericBehaviorField,
+    NumericField,
+    Schema,
+    Sequence,
+    Table,
+)
 from din_jax.data.store import UNLABELLED
 from din_jax.data.store_writer import StoreWriter, smallest_unsigned
 from din_jax.prepare import vocabularies
 from din_jax.prepare.log.features import Feature
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
+from din_jax.prepare.numbers import NumberTransform
 
 _ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
 
@@ -45,7 +55,7 @@ def write_store(
         if log.time is not None:
             writer.append("samples/time", log.time)
         for name, feature in log.all_fields().items():
-            rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
+            rows = _values_of(feature, tables, id_type)
             rows.write(writer, f"fields/{name}")
             origin["unknown"][name] = {
                 split: rows.unknown_rate(samples) for split, samples in log.splits.items()
@@ -57,7 +67,7 @@ def write_store(
             if sequence.time is not None:
                 writer.append(f"events/{name}.time", sequence.time)
             for field, feature in sequence.features.items():
-                rows = _FeatureRows(feature, tables[feature.table], id_type[feature.table])
+                rows = _values_of(feature, tables, id_type)
                 rows.write(writer, f"events/{name}/{field}")
                 origin["unknown"][f"{name}.{field}"] = {
                     split: rows.unknown_rate(sequence.in_histories_of(samples))
@@ -74,9 +84,37 @@ def write_store(
                 if samples.stop > samples.start
             }
         for name, table in tables.items():
-            writer.vocabulary(name, table.ids, table.counts)
+            if not isinstance(table, NumberTransform):
+                writer.vocabulary(name, table.ids, table.counts)
         origin["notes"] += notes()
         writer.finish({s: (part.start, part.stop) for s, part in log.splits.items()}, origin)
+
+
+def _values_of(
+    feature: Feature, tables: Mapping[str, FittedTable], id_type: Mapping[str, np.dtype]
+) -> _FeatureRows | _Numbers:
+    table = tables[feature.table]
+    if isinstance(table, NumberTransform):
+        return _Numbers(feature, table)
+    return _FeatureRows(feature, table, id_type[feature.table])
+
+
+class _Numbers:
+    """The transformed numbers of a feature; NaN where they are missing."""
+
+    def __init__(self, feature: Feature, transform: NumberTransform):
+        values = feature.values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        self.index = feature.value_index
+        self.numbers = np.append(transform.apply(values), np.float32(np.nan))  # of index −1
+
+    def unknown_rate(self, entries: np.ndarray | slice) -> float | None:
+        """Which fraction of some entries is missing; None if there are none."""
+        index = self.index[entries]
+        return float(np.isnan(self.numbers[index]).mean()) if len(index) else None
+
+    def write(self, writer: StoreWriter, name: str) -> None:
+        """Writes the numbers as a column of a store."""
+        writer.append(name, self.numbers[self.index])
 
 
 class _FeatureRows:
@@ -131,12 +169,21 @@ class _FeatureRows:
 
 def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
     """The schema of a log's store."""
+
+    def is_number(feature: Feature) -> bool:
+        return isinstance(tables[feature.table], NumberTransform)
+
+    features = [(group, name, f) for group in GROUPS for name, f in log.fields[group].items()]
     return Schema(
-        tables=tuple(Table(name, len(table.ids) + 1) for name, table in tables.items()),
+        tables=tuple(
+            Table(name, len(table.ids) + 1)
+            for name, table in tables.items()
+            if not isinstance(table, NumberTransform)
+        ),
         fields=tuple(
             Field(name, f.table, group, f.multi_hot, optional=name == "user_id")
-            for group in GROUPS
-            for name, f in log.fields[group].items()
+            for group, name, f in features
+            if not is_number(f)
         ),
         sequences=tuple(
             Sequence(
@@ -144,17 +191,26 @@ def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
                 tuple(
                     BehaviorField(field, f.table, ad=field, multi_hot=f.multi_hot)
                     for field, f in sequence.features.items()
+                    if not is_number(f)
                 ),
                 times=sequence.time is not None,
+                numbers=tuple(
+                    NumericBehaviorField(field, ad=field)
+                    for field, f in sequence.features.items()
+                    if is_number(f)
+                ),
             )
             for name, sequence in log.sequences.items()
         ),
+        numbers=tuple(NumericField(name, group) for group, name, f in features if is_number(f)),
         weighted=log.weight is not None,
     )
 
 
-def table_counts(table: FittedTable) -> dict[str, int]:
+def table_counts(table: FittedTable) -> dict[str, Any]:
     """What the report says of a table."""
+    if isinstance(table, NumberTransform):
+        return {"numbers, transform": table.transform}
     if isinstance(table, vocabularies.Buckets):
         return {"buckets": len(table.ids)}
     return {"ids": len(table.ids), "made unknown": table.left_out, "too rare": table.rare}
