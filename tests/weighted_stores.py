@@ -1,7 +1,9 @@
-"""Stores in memory: with weights, and with the rows repeated that often."""
+"""Stores with weights, and with the rows repeated that often."""
 
 import copy
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 
@@ -23,3 +25,14 @@ def with_rows_repeated(store, times):
     begins = np.cumsum([0, *times])
     other._splits = {name: [int(begins[i]) for i in s] for name, s in store._splits.items()}
     return other
+
+
+def write_with_weights(path, store, weights):
+    """Copies a store's folder to `path`, with weights."""
+    shutil.copytree(store, path)
+    np.save(path / "samples/weight.npy", np.asarray(weights, np.float32))
+    description = json.loads((path / "schema.json").read_text())
+    description["schema"]["weighted"], description["version"] = True, 2
+    description["lengths"]["samples/weight"] = len(weights)
+    description["fingerprint"] += "-weighted"
+    (path / "schema.json").write_text(json.dumps(description))
