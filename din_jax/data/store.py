@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 FORMAT = "din_jax store"
 VERSION = 1
-LATER_VERSION = 2  # of a store with weights, numbers or samples without labels; older versions read 1
+LATER_VERSION = (
+    2  # of a store with weights, numbers or samples without labels; older versions read 1
+)
 SPLITS = ("train", "validation", "test")
 UNLABELLED = 255  # the label of a sample without one, which validation and test may have
 

@@ -272,8 +272,13 @@ class StoreWriter:
     def _has_unlabelled(self) -> bool:
         """Whether samples lack a label, and all others have 0 or 1."""
         column = self._columns["samples/label"]
-        return column.dtype == np.uint8 and column.high == UNLABELLED and all(
-            ((chunk <= 1) | (chunk == UNLABELLED)).all() for chunk in self._chunks("samples/label")
+        return (
+            column.dtype == np.uint8
+            and column.high == UNLABELLED
+            and all(
+                ((chunk <= 1) | (chunk == UNLABELLED)).all()
+                for chunk in self._chunks("samples/label")
+            )
         )
 
     def _is_later(self) -> bool:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.prepare import id_lookup
+
 UNKNOWN_SHARE = 0.01
 
 
@@ -34,11 +36,7 @@ class Fitted(NamedTuple):
 
     def rows(self, ids: pl.Series) -> np.ndarray:
         """[len(ids)] the row of each raw id; 0 for an unknown one and for null."""
-        row = pl.Series("row", np.arange(1, len(self.ids) + 1, dtype=np.uint32))
-        table = pl.DataFrame({"id": self.ids, "row": row})
-        queries = pl.DataFrame({"id": ids.cast(self.ids.dtype)})
-        joined = queries.join(table, on="id", how="left", maintain_order="left")
-        return joined["row"].fill_null(0).to_numpy()
+        return (id_lookup.index_in(self.ids, ids) + 1).astype(np.uint32)
 
 
 class Buckets(NamedTuple):
@@ -77,8 +75,7 @@ def fit(
       min_count: ids that occur less often are unknown. Above 1, these rare ids train row 0, and no
         others are left out.
     """
-    counted = occurrences.rename("id").drop_nulls().value_counts(name="count").sort("id")
-    ids, counts = counted["id"], counted["count"].to_numpy().astype(np.int64)
+    ids, counts = id_lookup.counts(occurrences.rename("id"))
     # With `min_count` above 1 the rare ids train row 0 already.
     once = np.flatnonzero(counts == 1) if min_count == 1 else np.empty(0, np.int64)
     left_out = min(round(unknown_share * counts.sum()), len(once))

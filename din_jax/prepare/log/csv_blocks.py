@@ -24,6 +24,7 @@ import polars as pl
 from din_jax.errors import DinError
 
 _BLOCK_BYTES = 1 << 25
+_FIRST_BYTES = 1 << 16
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
 _NEWLINE, _RETURN = 10, 13
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -157,8 +158,10 @@ def _open_zstd(path: Path) -> IO[bytes]:
 def _chunks(path: Path) -> Iterator[bytes]:
     try:
         with open_bytes(path) as file:
-            while data := file.read(_BLOCK_BYTES):
+            size = _FIRST_BYTES  # enough for a header
+            while data := file.read(size):
                 yield data
+                size = _BLOCK_BYTES
     except DinError:
         raise
     except Exception as error:

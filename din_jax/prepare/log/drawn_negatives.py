@@ -9,7 +9,8 @@ import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.prepare import negative_sampling
-from din_jax.prepare.log.features import index_in, joined_features
+from din_jax.prepare.id_lookup import index_in
+from din_jax.prepare.log.features import joined_features
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import Spec
 from din_jax.prepare.negative_laws import Catalogue, read_law

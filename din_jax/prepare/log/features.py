@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare import vocabularies
+from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.log.spec import Column, SideTable
 from din_jax.prepare.log.times import in_seconds
 
@@ -56,12 +56,6 @@ class BehaviorSequence(NamedTuple):
         change -= np.bincount(self.end[samples], minlength=size)
         mask: np.ndarray = np.cumsum(change)[:-1] > 0
         return mask
-
-
-def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
-    """int64 [values] the index of each value in `ids`; −1 for values that `ids` lacks."""
-    rows = vocabularies.Fitted(ids, np.empty(0), 0).rows(values)
-    return rows.astype(np.int64) - 1
 
 
 def own_features(columns: Iterable[Column], frame: pl.DataFrame) -> dict[str, Feature]:
@@ -181,14 +175,37 @@ def search_by_time(
 ) -> np.ndarray:
     """`np.searchsorted` of (query_key, query_time) in rows sorted by (`key`, ".time").
 
-    Pairs are compared as single numbers, made of the key and the rank of the time.
+    Pairs are compared as single numbers, made of the key and the time.
     """
-    rank = pl.concat([rows[".time"], query_time]).rank("dense").to_numpy().astype(np.int64)
-    ranks = int(rank.max(initial=0)) + 1
-    pairs = rows[key].to_numpy().astype(np.int64) * ranks + rank[: len(rows)]
-    queries = query_key * ranks + rank[len(rows) :]
+    number, query_number, size = _as_numbers(rows[".time"], query_time)
+    pairs = rows[key].to_numpy().astype(np.int64) * size + number
+    queries = query_key * size + query_number
     # In ascending order, which is six times as fast as in random order.
     order = np.argsort(queries)
     positions = np.empty(len(queries), np.int64)
     positions[order] = np.searchsorted(pairs, queries[order], side)
     return positions
+
+
+def by_user_and_time(events: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """Sorts events by ".user", a number, and the other columns, equal ones in their order."""
+    if columns != [".user", ".time"]:
+        return events.sort(columns, maintain_order=True)
+    number, _, size = _as_numbers(events[".time"], events[".time"].clear())
+    order = np.argsort(events[".user"].to_numpy() * size + number, kind="stable")
+    return events[order]
+
+
+def _as_numbers(time: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
+    """Two series of times as whole numbers from 0 on in one order, all below the last result.
+
+    The latter times any user's number fits in int64.
+    """
+    if not time.dtype.is_float() and len(time) + len(other):
+        a, b = (t.to_physical().to_numpy().astype(np.int64) for t in (time, other))
+        low = min(int(t.min()) for t in (a, b) if len(t))
+        size = max(int(t.max()) for t in (a, b) if len(t)) - low + 1
+        if size < 2**32:  # and users are fewer than 2³¹
+            return a - low, b - low, size
+    rank = pl.concat([time, other]).rank("dense").to_numpy().astype(np.int64)
+    return rank[: len(time)], rank[len(time) :], int(rank.max(initial=0)) + 1

@@ -9,12 +9,13 @@ import polars as pl
 
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
+from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import drawn_negatives
 from din_jax.prepare.log.features import (
     BehaviorSequence,
     Feature,
     behavior_sequence,
-    index_in,
+    by_user_and_time,
     joined_features,
     listed_sequence,
     own_features,
@@ -105,7 +106,7 @@ class JoinedLog:
         ids += [lists.explode().drop_nulls().alias(".item") for lists in listed]
         if not ids:
             return pl.Series(".item", [], dtype=pl.Int64)
-        return unify(ids).unique(maintain_order=True)
+        return distinct(unify(ids))
 
     def check_labels(self) -> None:
         """Raises if a sample of training has no label.
@@ -172,7 +173,7 @@ class JoinedLog:
         events = numbered.filter(pl.col(".user") >= 0)
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
         order = [c for c in (".user", ".time", ".order") if c in events.columns]
-        events = events.sort(order, maintain_order=True)
+        events = by_user_and_time(events, order)
         own = own_features((*behaviors.ad, *behaviors.extra), events)
         features = self._ad_features(events, own)
         return behavior_sequence(features, events, samples, self.user, self._unit)

@@ -21,7 +21,13 @@ def report(origin: Mapping[str, Any]) -> Iterator[str]:
         if samples:
             yield _line(f"{split} samples", f"{samples:,}, {text}")
     for name, counts in origin["tables"].items():
-        yield _line(f"table {name}", ", ".join(f"{what} {n:,}" if isinstance(n, int) else f"{what} {n}" for what, n in counts.items()))
+        yield _line(
+            f"table {name}",
+            ", ".join(
+                f"{what} {n:,}" if isinstance(n, int) else f"{what} {n}"
+                for what, n in counts.items()
+            ),
+        )
     yield _line("unknown ids of", "  ".join(f"{split:>10}" for split in SPLITS))
     for name, rates in origin["unknown"].items():
         texts = ("none" if rate is None else f"{rate:.2%}" for rate in rates.values())

@@ -268,19 +268,12 @@ class _Reader:
         section = self._section("negatives", "", self.top.value["negatives"])
         if "per_positive" not in section:
             raise section.missing("per_positive", "how many to draw for each interaction")
-        by = section.text("by", '"uniform", "popularity", "popularity^0.75" or "in_category"')
-        name, _, exponent = by.partition("^")
+        by = section.text("by", EXPECTED_LAW)
         try:
-            valid = by in ("uniform", "in_category") or (
-                name == "popularity" and (not exponent or float(exponent) >= 0)
-            )
-        except ValueError:
-            valid = False
-        if not valid:
-            raise section.invalid(
-                "by", '"uniform", "popularity", "popularity^0.75" or "in_category"'
-            )
-        exclude = section.value.get("exclude", "ever")
+            read_law(by)
+        except DinError as error:
+            raise section.invalid("by", EXPECTED_LAW) from error
+        exclude = section.value.get("exclude", "before")
         if exclude not in ("before", "ever"):
             raise section.invalid("exclude", '"before" or "ever"')
         category = section.optional_text("category", "the ad's field")

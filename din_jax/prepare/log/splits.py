@@ -11,7 +11,7 @@ import polars as pl
 
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
-from din_jax.prepare.log.features import index_in
+from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, SplitStart, is_share
 

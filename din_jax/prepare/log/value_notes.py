@@ -26,6 +26,7 @@ _MARKERS = (
     *(r"\N", "#N/A", "<NA>", "undefined", "-", "--", "?", "(null)", "<null>", "missing"),
 )
 _COMMON = 0.2  # of all rows
+_SAMPLED = 1_000_000  # rows that are looked at, evenly spaced
 _LIST = r"^\s*\[.*\]\s*$"
 _WEIGHTED = r"^[^:]+:-?[0-9]+(?:\.[0-9]+)?$"
 
@@ -39,6 +40,7 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
       values: the ids; null where missing.
       kind: "key" for the user and the item, "feature" for others.
     """
+    values = values.gather_every(-(-len(values) // _SAMPLED)) if len(values) > _SAMPLED else values
     rows = len(values)
     if not rows or isinstance(values.dtype, pl.List | pl.Array):
         return

@@ -17,9 +17,16 @@ def compact(text: pl.Series) -> pl.Series:
     Writing the numbers again gives the same text, so that nothing is lost: 007, 1.0 and +1 remain
     text.
     """
-    if len(text) == text.null_count() or not text.str.contains(_USUAL).all():
+    head = text.head(1000).drop_nulls()
+    if len(text) == text.null_count() or not head.str.contains(_USUAL).all():
         return text
-    return text.cast(pl.Int64)
+    numbers = text.cast(pl.Int64, strict=False)
+    if numbers.null_count() > text.null_count():
+        return text
+    unusual = (text.str.starts_with("0") & (text.str.len_bytes() > 1)) | text.str.starts_with("+")
+    if unusual.any() or ((numbers < 1).any() and not text.str.contains(_USUAL).all()):
+        return text
+    return numbers
 
 
 def whole_numbers(values: pl.Series) -> pl.Series | None:

@@ -1,0 +1,82 @@
+"""Looks ids up among others, counts them and lists them, fast where they are whole numbers.
+
+Whole numbers that are not much more spread than there are of them are indices of an array; other ids
+are joined, counted and listed by Polars' hash tables, which take ten times as long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+_SPREAD = 8  # times as many entries as there are numbers
+_ENTRIES = 1 << 22  # an array of so many entries costs nothing
+
+
+def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
+    """int64 [values] the index of each value in `ids`, which are distinct; −1 for all others."""
+    values = values.cast(ids.dtype)
+    span = _span(ids, len(ids) + len(values))
+    if span is None:
+        index = pl.Series("index", np.arange(len(ids), dtype=np.uint32))
+        table = pl.DataFrame({"id": ids, "index": index})
+        joined = pl.DataFrame({"id": values}).join(
+            table, on="id", how="left", maintain_order="left"
+        )
+        result: np.ndarray = joined["index"].cast(pl.Int64).fill_null(-1).to_numpy()
+        return result
+    low, size = span
+    place = np.full(size + 1, -1, np.int32)  # the last is for values that are not in the range
+    place[ids.to_numpy().astype(np.int64) - low] = np.arange(len(ids), dtype=np.int32)
+    return place[_offsets(values, low, size)].astype(np.int64)
+
+
+def counts(values: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The distinct values, ascending, and how often each occurs; nulls are passed over."""
+    values = values.drop_nulls()
+    span = _span(values, len(values))
+    if span is None:
+        counted = values.rename("id").value_counts(name="count").sort("id")
+        return counted["id"], counted["count"].to_numpy().astype(np.int64)
+    low, size = span
+    number = np.bincount(values.to_numpy().astype(np.int64) - low, minlength=size)
+    present = np.flatnonzero(number)
+    ids = pl.Series(values.name, present + low).cast(values.dtype)
+    return ids, number[present].astype(np.int64)
+
+
+def distinct(values: pl.Series) -> pl.Series:
+    """The distinct values in any order, without null."""
+    known = values.drop_nulls()
+    span = _span(known, len(known))
+    if span is None:
+        return known.unique()
+    low, size = span
+    present = np.zeros(size, bool)
+    present[known.to_numpy().astype(np.int64) - low] = True
+    return pl.Series(values.name, np.flatnonzero(present) + low).cast(values.dtype)
+
+
+def _span(values: pl.Series, entries: int) -> tuple[int, int] | None:
+    """(least number, size of an array from it to the greatest), or None if that is too large."""
+    if not values.dtype.is_integer() or values.dtype == pl.Int128 or not len(values):
+        return None
+    if values.null_count():
+        return None
+    low, high = int(values.min()), int(values.max())  # type: ignore[call-overload, arg-type]
+    size = high - low + 1
+    small = size <= max(_SPREAD * entries, _ENTRIES) and high < 2**62 and low > -(2**62)
+    return (low, size) if small and len(values) < 2**31 else None
+
+
+def _offsets(values: pl.Series, low: int, size: int) -> np.ndarray:
+    """Where the values are in the array; `size` for null and for those that are not in it."""
+    if values.dtype == pl.UInt64:
+        values = values.clip(0, 2**62).cast(pl.Int64)
+    if values.null_count():
+        values = values.fill_null(low - 1)
+    offset: np.ndarray = values.to_numpy().astype(np.int64) - low
+    outside = (offset < 0) | (offset >= size)
+    if outside.any():
+        offset = np.where(outside, size, offset)
+    return offset
