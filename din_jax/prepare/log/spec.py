@@ -218,13 +218,15 @@ class Split:
 class TableOptions:
     """How an embedding table is fitted: a vocabulary, or with `buckets` quantiles.
 
-    With `transform` it is no table, but the transform of a number.
+    With `transform` it is no table, but the transform of a number. With `text` its ids are text as it
+    stands, "4.0" too; otherwise they are whole numbers where all values of a column are.
     """
 
     min_count: int = 1
     unknown_share: float = UNKNOWN_SHARE
     buckets: int | None = None
     transform: str | None = None
+    text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
