@@ -5,11 +5,15 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.metrics import roc_auc_score
 from small_logs import IMPRESSIONS, KNOWN, SPLIT, histories, ids, impressions, prepared, write
 
+from din_jax.baselines.evaluate import Baselines
 from din_jax.data.store import UNLABELLED
 from din_jax.errors import DinError
+from din_jax.metrics import all_metrics
 from din_jax.prepare import log
+from din_jax.training.evaluation import Evaluator
 
 
 def spec_of(label, more=""):
@@ -51,7 +55,11 @@ def test_forms_of_labels(tmp_path, label, value, is_click):
     [
         ('"click"', lambda k: k % 3, r"line 4: column 'click' .* is 2; expected .*at_least = 4"),
         ('"click"', lambda k: ("no", "yes")[k % 2], r"is 'no'; .*25 × '(yes|no)'.*positive ="),
-        ('"click"', lambda k: "NULL" if k > 40 else "1", r"is 'NULL'; .*null_values = \[\"NULL\"\]"),
+        (
+            '"click"',
+            lambda k: "NULL" if k > 40 else "1",
+            r"is 'NULL'; .*null_values = \[\"NULL\"\]",
+        ),
         ('{column = "click", at_least = 1}', lambda k: "x", r"is 'x'; expected a number"),
         ('{column = "click", positive = "bye"}', lambda k: "buy", r"no row .* has 50 × 'buy'"),
         ('{column = "click"}', lambda k: 1, r"expected one of positive = .* and at_least"),
@@ -85,6 +93,28 @@ def test_samples_of_test_may_have_no_label(tmp_path, labelled, of_test):
         "6 of 10 samples of test have no label" if of_test else "no sample of test has a label"
     )
     assert expected in notes
+
+
+@pytest.mark.parametrize("labelled", [44, 40])
+def test_samples_without_a_label_have_no_part_in_metrics(tmp_path, labelled):
+    frame = impressions(click=lambda k: k // 2 % 2 if k < labelled else None)
+    store = prepared(tmp_path, spec_of('"click"'), impressions_csv=frame)
+    known = np.arange(40, labelled)
+    probabilities = np.random.default_rng(0).random(10)
+    evaluator = Evaluator(None, store, "test", batch_size=8, max_history=0)
+    metrics = evaluator.metrics(probabilities)
+    assert metrics.pop("samples_without_label") == 50 - labelled
+    if not len(known):
+        assert np.isnan([metrics["auc"], metrics["log_loss"]]).all()
+        with pytest.raises(DinError, match="no sample of test has a label"):
+            Baselines(store).metrics("test")
+        return
+    labels = known // 2 % 2
+    expected = all_metrics(store.column("samples/user")[known], labels, probabilities[known - 40])
+    np.testing.assert_equal(metrics, expected)
+    of_click_rate = Baselines(store).metrics("test")["click rate of item"]
+    scores = next(c for c in Baselines(store).scores(known) if c.name == "click rate of item")
+    assert of_click_rate["auc"] == roc_auc_score(labels, scores.values)
 
 
 def test_numbers_of_clicks_and_impressions_weigh_as_their_rows(tmp_path):
