@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import assume, example, given, settings, strategies as st
 
 from din_jax.errors import DinError
-from din_jax.prepare.log import csv_blocks
+from din_jax.prepare.log import csv_blocks, file_text
 from din_jax.prepare.log.csv_blocks import Dialect
 
 CHARACTERS = ["a", "é", "漢", "0", " ", "\\", "#", "\x00", "\u2028", "\ufeff"]
@@ -21,8 +21,8 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gb18030")
 def read(path, dialect, blocks=(1 << 16, 1 << 25)):
     """(header, [(line, values)]); an empty value is None."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_blocks, "_FIRST_BYTES", blocks[0])
-        patch.setattr(csv_blocks, "_BLOCK_BYTES", blocks[1])
+        patch.setattr(file_text, "_FIRST_BYTES", blocks[0])
+        patch.setattr(file_text, "_BLOCK_BYTES", blocks[1])
         names = csv_blocks.header(path, dialect)
         rows = []
         for block in csv_blocks.blocks(path, dialect, names):

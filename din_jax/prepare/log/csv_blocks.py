@@ -1,36 +1,31 @@
 """Reads CSV as RFC 4180 has it, strictly, in blocks of whole records.
 
-Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in silence.
-So each block is checked first: its quotes enclose whole values, and each record has as many values as
-the header. The check works on the bytes of a block at once.
+Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in
+silence. So each block is checked first: its quotes enclose whole values, and each record has as many
+values as the header.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import gzip
+import functools
 import io
 import itertools
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
-import zstandard
 
 from din_jax.errors import DinError
+from din_jax.prepare.log.csv_structure import NEWLINE, RETURN, Structure
+from din_jax.prepare.log.file_text import utf8_blocks
 
-_BLOCK_BYTES = 1 << 25
-_FIRST_BYTES = 1 << 16
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
 _LONGEST_RECORD = 1 << 28  # bytes; what is longer has a quote that nothing closes
-_NEWLINE, _RETURN = 10, 13
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_LIKELY_ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
 
 
 class Dialect(NamedTuple):
@@ -62,7 +57,7 @@ class Block(NamedTuple):
 def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Block]:
     """Yields the given columns of the records; an empty value is null, empty lines are passed over.
 
-    Without columns it yields the first one: a file that lacks what is asked for has rows all the same.
+    Without columns it yields the first one: a file that lacks what is asked for has rows too.
 
     Raises:
       DinError: the file can't be read, or isn't of this dialect; the message names the line.
@@ -80,15 +75,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
             lines, block = lines + block.count(b"\n", 0, end), block[end:]
             if skip:
                 continue
-        if has_empty:
-            text = _without_empty_lines(block, dialect)
-        else:
-            text = block
+        text = _without_empty_lines(block, dialect) if has_empty else block
         if text:
             frame = _parse(path, text, dialect, names, columns)
-            yield Block(
-                frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect)
-            )
+            yield Block(frame, functools.partial(_record_lines, block, lines, dialect))
 
 
 def header(path: Path, dialect: Dialect) -> list[str]:
@@ -131,132 +121,6 @@ def records(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
         yield line, row
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file, decompressed by its content: gzip, Zstandard or neither."""
-    with path.open("rb") as raw:
-        magic = raw.read(4)
-    if magic[:2] == _GZIP:
-        return gzip.open(path)  # type: ignore[return-value]
-    if magic == _ZSTD:
-        return io.BufferedReader(_Zstd(path))  # type: ignore[return-value]
-    return path.open("rb")
-
-
-def read_errors(path: Path, error: Exception) -> DinError:
-    """The message for a file that can't be read."""
-    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-        return DinError(f"{path}: truncated or damaged ({error}); fetch the file again")
-    if isinstance(error, OSError):
-        return DinError(f"{path}: {error.strerror or error}")
-    return DinError(f"{path}: truncated or damaged ({error}); fetch the file again")
-
-
-class _Zstd(io.RawIOBase):
-    """A file compressed by Zstandard, of one frame or several; an error where one is cut off.
-
-    The package's own reader ends in silence there.
-    """
-
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._inside, self._data = False, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._data:
-            if self._frame.eof:
-                rest = self._frame.unused_data
-                self._frame, self._inside = zstandard.ZstdDecompressor().decompressobj(), False
-            else:
-                rest = b""
-            compressed = rest or self._file.read(1 << 16)
-            if not compressed:
-                if self._inside:
-                    raise EOFError("the file ends within a frame")
-                return 0
-            self._inside = True
-            self._data = memoryview(self._frame.decompress(compressed))
-        size = min(len(buffer), len(self._data))
-        buffer[:size], self._data = self._data[:size], self._data[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with open_bytes(path) as file:
-            size = _FIRST_BYTES  # enough for a header
-            while data := file.read(size):
-                yield data
-                size = _BLOCK_BYTES
-    except DinError:
-        raise
-    except Exception as error:
-        raise read_errors(path, error) from error
-
-
-def _utf8_chunks(path: Path, encoding: str) -> Iterator[bytes]:
-    """The file's text as UTF-8, without a byte order mark.
-
-    Raises:
-      DinError: the text is not of this encoding.
-    """
-    plain = codecs.lookup(encoding).name in ("utf-8", "ascii")
-    decoder = codecs.getincrementaldecoder("utf-8" if plain else encoding)()
-    done, first = 0, True
-    for data in itertools.chain(_chunks(path), [b""]):
-        if plain and not decoder.getstate()[0] and data.isascii():
-            text = data
-        else:
-            try:
-                decoded = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                raise _wrong_encoding(path, encoding, done, error) from error
-            except UnicodeError as error:  # utf-16 without a byte order mark
-                raise DinError(
-                    f"{path} is not {encoding.upper()} ({error}); name the file's encoding, "
-                    f"{encoding}-le for instance"
-                ) from error
-            text = decoded.encode()
-        if first and text:
-            text, first = text.removeprefix(codecs.BOM_UTF8), False
-        done += text.count(b"\n")
-        if text:
-            yield text
-
-
-def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeError) -> DinError:
-    data, start = error.object, error.start
-    line = lines + data.count(b"\n", 0, start) + 1
-    begin = data.rfind(b"\n", 0, start) + 1
-    end = data.find(b"\n", start)
-    text = data[begin : end if end >= 0 else len(data)].strip()[:80]
-    readings = []
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not lines:
-        return DinError(
-            f"{path} begins like UTF-16, not {encoding.upper()}, which is expected. Name the file's "
-            'encoding in its section of the spec: encoding = "utf-16"'
-        )
-    for candidate in _LIKELY_ENCODINGS:
-        try:
-            reading = text.decode(candidate)
-        except UnicodeDecodeError:
-            continue
-        if reading.isprintable():
-            readings.append(f"encoding = {candidate!r} reads {reading!r}")
-    return DinError(
-        f"{path}, line {line:,} is not {encoding.upper()}, which is expected. Name the file's "
-        "encoding in its section of the spec"
-        + (f"; of this line {', '.join(readings)}: choose the one that is text" if readings else "")
-    )
-
-
 def _rows(path: Path, dialect: Dialect, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, values) of each record that is not empty, by Python's csv module."""
     csv.field_size_limit(_LONGEST_RECORD)
@@ -289,7 +153,7 @@ def _lines(path: Path, dialect: Dialect) -> Iterator[str]:
             rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])"
         )
     rest = b""
-    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b""]):
+    for data in itertools.chain(utf8_blocks(path, dialect.encoding), [b""]):
         cut = data.rfind(b"\n") + 1
         whole, rest = (rest + data[:cut], data[cut:]) if cut else (b"", rest + data)
         for line in io.BytesIO(whole if data else rest):
@@ -309,18 +173,18 @@ def _escaped_blocks(
         )
         frame = frame.with_columns(pl.all().replace("", None))
         lines = np.array([line for line, _ in part])
-        yield Block(frame, lambda lines=lines: lines)
+        yield Block(frame, functools.partial(np.asarray, lines))
 
 
 def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
     """Yields (number of the first line, checked records, whether there are empty lines)."""
     rest, line = b"", 1
-    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b""]):
+    for data in itertools.chain(utf8_blocks(path, dialect.encoding), [b""]):
         final = not data
         data = rest + data
         if final and data and not data.endswith(b"\n"):
             data += b"\n"
-        structure = _Structure(data, dialect)
+        structure = _structure(data, dialect)
         fault = structure.fault(at_end=final or len(data) - structure.end > _LONGEST_RECORD)
         begin = len(data) if fault is None else structure.begin_of_record(fault)
         wrong = structure.wrong_length(columns)
@@ -329,7 +193,7 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
             _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
         if fault is not None:
             line += data.count(b"\n", 0, begin)
-            if data[fault] == _RETURN:
+            if data[fault] == RETURN:
                 raise _lone_return(path, line)
             start, stop = data.rfind(b"\n", 0, fault) + 1, data.find(b"\n", fault)
             text = data[start : stop if stop >= 0 else len(data)].decode()
@@ -342,107 +206,26 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
         rest = data[end:]
 
 
-class _Structure:
-    """Where the records and values of a block begin and end.
-
-    Attributes:
-      end: where the last whole record ends.
-    """
-
-    def __init__(self, data: bytes, dialect: Dialect):
-        self._data = np.frombuffer(data, np.uint8)
-        quote, delimiter = dialect.quote.encode(), dialect.delimiter.encode()
-        is_end, is_delimiter = self._data == _NEWLINE, self._data == delimiter[0]
-        is_return = self._data == _RETURN if b"\r" in data else None
-        self._quotes = np.empty(0, np.int64)
-        self._delimiter = delimiter[0]
-        if quote and quote in data:
-            is_quote = self._data == quote[0]
-            self._quotes = np.flatnonzero(is_quote)
-            outside = (np.cumsum(is_quote, dtype=np.uint8) & 1) == 0
-            is_end &= outside
-            is_delimiter &= outside
-            if is_return is not None:
-                is_return &= outside
-        self._quote = quote[0] if quote else None
-        self._ends = np.flatnonzero(is_end)
-        self.end = int(self._ends[-1]) + 1 if len(self._ends) else 0
-        self._delimiters = np.flatnonzero(is_delimiter[: self.end])
-        self._returns = np.flatnonzero(is_return[: self.end]) if is_return is not None else None
-        self._begins = np.concatenate([[0], self._ends[:-1] + 1]).astype(np.int64)[
-            : len(self._ends)
-        ]
-        length = self._ends - self._begins
-        self._empty = (length == 0) | ((length == 1) & (self._data[self._begins] == _RETURN))
-
-    def fault(self, *, at_end: bool) -> int | None:
-        """The place of the first character that breaks the rules, or None.
-
-        It is a quote that does not enclose a whole value, or a carriage return outside quotes that
-        ends no line; `at_end`: or the quote that is open at the end.
-        """
-        places = [self._quotes[-1:]] if at_end and len(self._quotes) % 2 else []
-        if self._returns is not None:
-            places.append(self._returns[self._data[self._returns + 1] != _NEWLINE])
-        if len(self._quotes):
-            opening, closing = self._quotes[::2], self._quotes[1::2]
-            allowed = np.zeros(256, bool)
-            allowed[[self._delimiter, _NEWLINE, self._quote or 0]] = True
-            before = np.where(opening > 0, self._data[opening - 1], _NEWLINE)
-            after_place = closing + 1
-            inside = after_place < len(self._data)
-            after = np.where(inside, self._data[np.where(inside, after_place, 0)], _NEWLINE)
-            places.append(opening[~allowed[before]])
-            allowed[_RETURN] = True
-            places.append(closing[~allowed[after]])
-        return min((int(p[0]) for p in places if len(p)), default=None)
-
-    def begin_of_record(self, place: int) -> int:
-        """Where the record that holds a place begins."""
-        number = int(np.searchsorted(self._ends, place))
-        return int(self._ends[number - 1]) + 1 if number else 0
-
-    def wrong_length(self, columns: int) -> tuple[int, int] | None:
-        """(offset, values) of the first record that has not `columns` values, or None."""
-        begins, ends = self.records()
-        per_record = columns - 1
-        if len(self._delimiters) == per_record * len(ends):
-            if not per_record:
-                return None
-            delimiters = self._delimiters.reshape(-1, per_record)
-            if (delimiters[:, 0] >= begins).all() and (delimiters[:, -1] < ends).all():
-                return None
-        counts = np.searchsorted(self._delimiters, ends) - np.searchsorted(self._delimiters, begins)
-        wrong = np.flatnonzero(counts != per_record)
-        return int(begins[wrong[0]]), int(counts[wrong[0]]) + 1
-
-    def records(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the records begin and end, without empty lines."""
-        full = ~self._empty
-        return self._begins[full], self._ends[full] + 1
-
-    @property
-    def has_empty(self) -> bool:
-        """Whether a line is empty."""
-        return bool(self._empty.any())
+def _structure(data: bytes, dialect: Dialect) -> Structure:
+    return Structure(data, dialect.delimiter.encode(), dialect.quote.encode())
 
 
 def _first_record_end(data: bytes, dialect: Dialect) -> int:
     """Where the first record that is not empty ends; 0 if there is none."""
-    ends = _Structure(data, dialect).records()[1]
+    ends = _structure(data, dialect).records()[1]
     return int(ends[0]) if len(ends) else 0
 
 
 def _without_empty_lines(block: bytes, dialect: Dialect) -> bytes:
     if not block:
         return block
-    begins, ends = _Structure(block, dialect).records()
+    begins, ends = _structure(block, dialect).records()
     return b"".join(block[b:e] for b, e in zip(begins.tolist(), ends.tolist(), strict=True))
 
 
 def _record_lines(data: bytes, first_line: int, dialect: Dialect) -> np.ndarray:
-    begins, _ = _Structure(data, dialect).records()
-    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
+    begins, _ = _structure(data, dialect).records()
+    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE)
     lines: np.ndarray = first_line + np.searchsorted(newlines, begins)
     return lines
 
@@ -485,8 +268,8 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
 
 def _lone_return(path: Path, line: int) -> DinError:
     return DinError(
-        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the value "
-        "in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
+        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the "
+        "value in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
         "tr '\\r' '\\n'"
     )
 

@@ -88,7 +88,12 @@ def check_like(schema: Schema, like: str | Path) -> None:
     """
     other = Store(like).schema
     here, there = (
-        {part.name: part for part in (*s.fields, *s.numbers, *s.sequences)} for s in (schema, other)
+        {
+            **{field.name: field for field in s.fields},
+            **{number.name: number for number in s.numbers},
+            **{sequence.name: sequence for sequence in s.sequences},
+        }
+        for s in (schema, other)
     )
     missing = [name for name in there if name not in here]
     extra = [name for name in here if name not in there]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from din_jax.errors import DinError
-from din_jax.prepare.log.csv_blocks import Dialect, open_bytes, read_errors
+from din_jax.prepare.log.csv_blocks import Dialect
+from din_jax.prepare.log.file_text import open_bytes, read_errors
 from din_jax.prepare.log.spec import TableFiles
 
 Format = Literal["csv", "parquet", "feather", "json"]

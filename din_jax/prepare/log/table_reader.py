@@ -17,6 +17,7 @@ import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.prepare.log import csv_blocks, table_files
+from din_jax.prepare.log.file_text import open_bytes, read_errors
 from din_jax.prepare.log.spec import TableFiles
 from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
@@ -296,7 +297,7 @@ def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
 def _whole_lines(path: Path) -> Iterator[bytes]:
     rest = b""
     try:
-        with csv_blocks.open_bytes(path) as file:
+        with open_bytes(path) as file:
             for data in itertools.chain(iter(lambda: file.read(_JSON_BYTES), b""), [b""]):
                 head, newline, tail = (rest + data).rpartition(b"\n")
                 if not data:
@@ -307,7 +308,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     except DinError:
         raise
     except Exception as error:
-        raise csv_blocks.read_errors(path, error) from error
+        raise read_errors(path, error) from error
 
 
 def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:
