@@ -1,8 +1,8 @@
 """Reads CSV as RFC 4180 has it, strictly, in blocks of whole records.
 
 Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in
-silence. So each block is checked first: its quotes enclose whole values, and each record has as many
-values as the header.
+silence. So each block is checked first: its quotes enclose whole values, and each record has as
+many values as the header.
 """
 
 from __future__ import annotations

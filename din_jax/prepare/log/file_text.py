@@ -131,8 +131,7 @@ def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeE
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not lines:
         return DinError(
             f"{path} begins like UTF-16, not {encoding.upper()}, which is expected. Name the "
-            "file's "
-            'encoding in its section of the spec: encoding = "utf-16"'
+            'encoding in the section of the spec: encoding = "utf-16"'
         )
     for candidate in _LIKELY_ENCODINGS:
         try:
