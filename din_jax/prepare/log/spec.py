@@ -26,6 +26,7 @@ class Column:
       separator: text is split at it into several values.
       list: "json" or "python": text holds a list of values in this notation.
       weighted: "drop": each of the several values is "id:weight", of which the id is used.
+      take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
       transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then names
         the transform, which columns may share.
@@ -37,6 +38,7 @@ class Column:
     separator: str | None = None
     list: Literal["json", "python"] | None = None
     weighted: Literal["drop"] | None = None
+    take: Literal["first", "last"] | None = None
     numeric: bool = False
     transform: str | None = None
 
@@ -121,7 +123,8 @@ class Impressions:
     """The table of samples; `fields` is {"user" | "ad" | "context": the columns of the group}.
 
     Without `label` every row is an interaction, and `Negatives` makes the others; or the rows are
-    to be scored. `user`, `item`, `time` and `weight` are None where the log has none.
+    to be scored. `user`, `item`, `time` and `weight` are None where the log has none. `in_order`:
+    where clicks are the behaviours, rows of one time follow one another as in the files.
     """
 
     files: TableFiles
@@ -130,6 +133,7 @@ class Impressions:
     item: str | None
     time: Time | None
     weight: str | None
+    in_order: bool
     fields: dict[str, tuple[Column, ...]]
 
 
@@ -205,6 +209,7 @@ class Split:
         values that are left out.
       starts: of validation and test, where given: a fraction of the rows (of the train rows if
         `by` is "column") or of the users, or the time at which the split begins.
+      min_history: rows with fewer clicks before them are behaviours, and no samples.
     """
 
     by: str
@@ -212,11 +217,14 @@ class Split:
     values: dict[str, tuple[str, ...]]
     ignore: tuple[str, ...]
     starts: dict[str, SplitStart]
+    min_history: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
     """How an embedding table is fitted: a vocabulary, or with `buckets` quantiles.
+
+    `ids`: of training alone ("train"), or all that the log has ("all").
 
     With `transform` it is no table, but the transform of a number.
     """
@@ -225,6 +233,7 @@ class TableOptions:
     unknown_share: float = UNKNOWN_SHARE
     buckets: int | None = None
     transform: str | None = None
+    ids: Literal["train", "all"] = "train"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,16 @@ def _check_needs(spec: Spec) -> None:
                 f"{spec.path}: [impressions] has no {key!r}, which {what} needs; expected the name of a "
                 "column"
             )
+    clicks = not spec.behaviors and not spec.histories
+    for named, key in (
+        (impressions.in_order, "[impressions] equal_times"),
+        (spec.split is not None and spec.split.min_history, "[split] min_history"),
+    ):
+        if named and not (clicks and impressions.user and impressions.time):
+            raise DinError(
+                f"{spec.path}: {key} is for logs whose clicks are the behaviours, with a user and a time, and "
+                "without [behaviours] and [history]. Remove it"
+            )
     if not any([impressions.item, *impressions.fields.values()]):
         raise DinError(
             f"{spec.path}: [impressions] names nothing that a model could read; name the item, or "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,8 +20,8 @@ _IGNORED = len(SPLITS)  # the number of impressions in no split
 
 def split_impressions(
     spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]
-) -> tuple[pl.DataFrame, dict[str, slice]]:
-    """The impressions that are in a split, sorted by split and time, and the rows of each split.
+) -> Splits:
+    """Splits the impressions.
 
     Without a [split], which only rows to be scored lack, all are in test. Without times the order of
     the files is that of time; a note says so.
@@ -35,7 +35,9 @@ def split_impressions(
         ordered = (
             impressions.sort(".time", maintain_order=True) if spec.impressions.time else impressions
         )
-        return ordered, {"train": slice(0, 0), "validation": slice(0, 0), "test": slice(0, rows)}
+        ordered = ordered.with_columns(pl.lit(SPLITS.index("test"), pl.Int8).alias(".split"))
+        whole = {"train": slice(0, 0), "validation": slice(0, 0), "test": slice(0, rows)}
+        return Splits(ordered, whole, np.arange(rows))
     has_time = ".time" in impressions.columns
     time = impressions[".time"] if has_time else pl.Series(".time", np.arange(rows))
     if split.by == "column":
@@ -70,13 +72,66 @@ def split_impressions(
             + ". Give each split some"
             + (f". {SHARE_OR_TIME}" if split.by == "time" else "")
         )
-    bounds = [0, *np.cumsum(sizes).tolist()]
-    samples = (
+    ordered = (
         impressions.with_columns(pl.Series(".split", number))
         .sort(".split", *([".time"] if has_time else []), maintain_order=True)
-        .head(bounds[-1])
+        .head(int(sizes.sum()))
     )
-    return samples, {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(SPLITS)}
+    is_sample = np.ones(len(ordered), bool)
+    if split.min_history:
+        is_sample = _earlier_clicks(spec, ordered) >= split.min_history
+    samples = np.flatnonzero(is_sample)
+    of_split = np.bincount(ordered[".split"].to_numpy()[samples], minlength=len(SPLITS))
+    if not of_split.all():
+        raise DinError(
+            f"{spec.path}: [split] min_history = {split.min_history} leaves a split without samples: "
+            + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, of_split, strict=True))
+            + "; lower it"
+        )
+    bounds = [0, *np.cumsum(of_split).tolist()]
+    slices = {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(SPLITS)}
+    return Splits(ordered, slices, samples)
+
+
+class Splits(NamedTuple):
+    """The impressions that are in a split, and which are samples.
+
+    Attributes:
+      rows: sorted by ".split", a number, then by time.
+      slices: {split: its samples}.
+      samples: [samples] the rows that are samples, ascending; the others have too short a history.
+    """
+
+    rows: pl.DataFrame
+    slices: dict[str, slice]
+    samples: np.ndarray
+
+
+def order_in_time(rows: pl.DataFrame) -> np.ndarray:
+    """[rows] the place of each row by user and time, rows of one time as they stand."""
+    keys = rows.select(pl.col(".user").rank("dense"), pl.col(".time").rank("dense"))
+    order = np.lexsort((keys[".time"].to_numpy(), keys[".user"].to_numpy()))
+    place = np.empty(len(rows), np.int64)
+    place[order] = np.arange(len(rows))
+    return place
+
+
+def _earlier_clicks(spec: Spec, rows: pl.DataFrame) -> np.ndarray:
+    """[rows] how many clicks of the user come before each row."""
+    clicks = rows.select(".user", ".time", pl.col(".label").fill_null(0).cast(pl.Int64).alias("click"))
+    place = order_in_time(rows)
+    order = np.argsort(place)
+    ordered = clicks[order]
+    before = ordered.select(
+        pl.col("click").cum_sum().over(".user") - pl.col("click")
+    ).to_series()
+    if not spec.impressions.in_order:
+        before = ordered.select(before.alias("before"), ".user", ".time").select(
+            pl.col("before").min().over(".user", ".time")
+        ).to_series()
+    earlier = np.empty(len(rows), np.int64)
+    earlier[order] = before.to_numpy()
+    return earlier
 
 
 def _by_column(spec: Spec, names: pl.Series) -> np.ndarray:

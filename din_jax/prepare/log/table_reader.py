@@ -6,6 +6,7 @@ whole numbers, each written in the usual way, become numbers, as they are in Par
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import json
@@ -237,7 +238,10 @@ class TableReader:
             try:
                 yield pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
             except pl.exceptions.PolarsError as error:
-                raise _json_error(file.path, data, line, str(error)) from error
+                objects = _python_literals(data)
+                if objects is None:
+                    raise _json_error(file.path, data, line, str(error)) from error
+                yield objects
             line += data.count(b"\n")
 
     def _scan(self, file: File) -> pl.LazyFrame:
@@ -303,6 +307,21 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         raise
     except Exception as error:
         raise csv_blocks.read_errors(path, error) from error
+
+
+def _python_literals(data: bytes) -> pl.DataFrame | None:
+    """Lines that are Python literals, {'a': 1}, as some public data sets have; None if they aren't."""
+    rows = []
+    try:
+        for text in io.BytesIO(data):
+            if text.strip():
+                value = ast.literal_eval(text.decode().strip())
+                if not isinstance(value, dict):
+                    return None
+                rows.append(json.dumps(value))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return pl.read_ndjson(io.BytesIO("\n".join(rows).encode()), infer_schema_length=None)
 
 
 def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:

@@ -184,7 +184,16 @@ class TypedColumns:
 
     def add_feature(self, column: Column) -> None:
         """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
+        self._add_feature(column)
+        values = self._converted[column.name]
+        if column.take is not None and isinstance(values.dtype, pl.List):
+            taken = values.list.first() if column.take == "first" else values.list.last()
+            self._add(column.name, taken)
+
+    def _add_feature(self, column: Column) -> None:
         name, raw = column.name, self._raw[column.column]
+        if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
+            raw = raw.list.first()  # paths, of which the first counts
         if column.numeric:
             if isinstance(raw.dtype, pl.List | pl.Array):
                 self._add(name, raw.cast(pl.List(pl.Float64)))
