@@ -79,7 +79,9 @@ def fit(
     """
     ids, counts = id_lookup.counts(occurrences.rename("id"))
     if others is not None:
-        everything = id_lookup.distinct(pl.concat([ids, others.rename("id").cast(ids.dtype)])).sort()
+        everything = id_lookup.distinct(
+            pl.concat([ids, others.rename("id").cast(ids.dtype)])
+        ).sort()
         index = id_lookup.index_in(ids, everything)
         counts = np.where(index >= 0, counts[np.maximum(index, 0)], 0) if len(ids) else index * 0
         ids = everything

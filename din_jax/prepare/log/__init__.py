@@ -30,8 +30,6 @@ from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write
 
 __all__ = ["add_arguments", "check", "prepare", "run"]
 
-OUT_REQUIRED = False  # --check writes nothing
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""

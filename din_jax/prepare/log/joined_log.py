@@ -105,7 +105,11 @@ class JoinedLog:
 
     def _all_items(self, samples: pl.DataFrame) -> pl.Series:
         """The distinct ids of all items: of samples, then of the behaviours."""
-        frames = [samples, self._rows, *(self._frames[b.files.section] for b in self.spec.behaviors)]
+        frames = [
+            samples,
+            self._rows,
+            *(self._frames[b.files.section] for b in self.spec.behaviors),
+        ]
         ids = [frame[".item"] for frame in frames if ".item" in frame.columns]
         listed = [samples[f".{h.name}.item"] for h in self.spec.histories if h.item is not None]
         ids += [lists.explode().drop_nulls().alias(".item") for lists in listed]
@@ -224,8 +228,12 @@ class JoinedLog:
 
     def _clicks(self) -> BehaviorSequence:
         """The sequence of the clicked impressions."""
-        rows = self._rows.with_columns(pl.Series(".user", index_in(self.users, self._rows[".user"])))
-        events = rows.with_row_index(".row").filter((pl.col(".label") == 1) & (pl.col(".user") >= 0))
+        rows = self._rows.with_columns(
+            pl.Series(".user", index_in(self.users, self._rows[".user"]))
+        )
+        events = rows.with_row_index(".row").filter(
+            (pl.col(".label") == 1) & (pl.col(".user") >= 0)
+        )
         events = events.sort(".user", ".time", maintain_order=True)
         own = own_features(self.spec.impressions.fields["ad"], events)
         features = self._ad_features(events, own)

@@ -368,7 +368,12 @@ class _Reader:
             return {}
         named = self.top.value.get("tables", {})
         ads = {"item", *(c.table for c in impressions.fields["ad"])}
-        ads |= {c.table for s in side_tables if s.files.section.split(".")[0] == "items" for c in s.columns}
+        ads |= {
+            c.table
+            for s in side_tables
+            if s.files.section.split(".")[0] == "items"
+            for c in s.columns
+        }
         return {
             name: dataclasses.replace(tables[name], ids="all", unknown_share=0.0)
             for name in ads

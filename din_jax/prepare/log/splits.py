@@ -12,15 +12,14 @@ import polars as pl
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import index_in
+from din_jax.prepare.leave_last_out import leave_last_out
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, SplitStart, is_share
 
 _IGNORED = len(SPLITS)  # the number of impressions in no split
 
 
-def split_impressions(
-    spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]
-) -> Splits:
+def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]) -> Splits:
     """Splits the impressions.
 
     Without a [split], which only rows to be scored lack, all are in test. Without times the order of
@@ -47,7 +46,8 @@ def split_impressions(
     elif split.by == "random":
         number = _at_random(split.starts, rows, seed)
     elif split.by == "last":
-        number = _by_last(impressions)
+        users = index_in(impressions[".user"].unique(), impressions[".user"])
+        number = leave_last_out(users, time.to_physical().to_numpy())
     else:
         number = np.zeros(rows, np.int8)
     if split.by in ("time", "column"):
@@ -118,17 +118,19 @@ def order_in_time(rows: pl.DataFrame) -> np.ndarray:
 
 def _earlier_clicks(spec: Spec, rows: pl.DataFrame) -> np.ndarray:
     """[rows] how many clicks of the user come before each row."""
-    clicks = rows.select(".user", ".time", pl.col(".label").fill_null(0).cast(pl.Int64).alias("click"))
+    clicks = rows.select(
+        ".user", ".time", pl.col(".label").fill_null(0).cast(pl.Int64).alias("click")
+    )
     place = order_in_time(rows)
     order = np.argsort(place)
     ordered = clicks[order]
-    before = ordered.select(
-        pl.col("click").cum_sum().over(".user") - pl.col("click")
-    ).to_series()
+    before = ordered.select(pl.col("click").cum_sum().over(".user") - pl.col("click")).to_series()
     if not spec.impressions.in_order:
-        before = ordered.select(before.alias("before"), ".user", ".time").select(
-            pl.col("before").min().over(".user", ".time")
-        ).to_series()
+        before = (
+            ordered.select(before.alias("before"), ".user", ".time")
+            .select(pl.col("before").min().over(".user", ".time"))
+            .to_series()
+        )
     earlier = np.empty(len(rows), np.int64)
     earlier[order] = before.to_numpy()
     return earlier
@@ -176,21 +178,6 @@ def _at_random(fractions: Mapping[str, Any], rows: int, seed: int) -> np.ndarray
         number[shuffled[begin:end]] = SPLITS.index(name)
         begin = end
     return number
-
-
-def _by_last(impressions: pl.DataFrame) -> np.ndarray:
-    """[rows] test for each user's last row, validation for the one before, train for the others.
-
-    Users with fewer than three rows are in train alone.
-    """
-    place = impressions.select(
-        pl.len().over(".user").alias("rows"),
-        (
-            pl.len().over(".user") - pl.col(".time").rank("ordinal").over(".user").cast(pl.Int64)
-        ).alias("after"),
-    )
-    after, enough = place["after"].to_numpy(), place["rows"].to_numpy() >= 3
-    return np.where(enough & (after < 2), 2 - after, 0).astype(np.int8)
 
 
 def _start_time(spec: Spec, name: str, time: pl.Series) -> Any:
