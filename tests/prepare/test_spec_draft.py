@@ -94,8 +94,8 @@ def test_labelled_impressions_with_side_tables_are_prepared_as_drafted(
     for comment in (
         '# also 0 and 1: ["long_view"]',
         '# known beforehand, for profile, ad or context? ["date", "tab"]',
-        '# numbers, with [tables.NAME] buckets = 20: ["play_time_ms"]',
-        "# duration = {} # numbers; with [tables.duration] buckets = 20",
+        '# numbers, for context = { NAME = { numeric = "log1p" } }: ["play_time_ms"]',
+        '# duration = { numeric = "log1p" }',
         "# title = {} # text",
     ):
         assert comment in text.splitlines()
