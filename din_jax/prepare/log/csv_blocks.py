@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,7 @@ from din_jax.errors import DinError
 _BLOCK_BYTES = 1 << 25
 _FIRST_BYTES = 1 << 16
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
+_LONGEST_RECORD = 1 << 28  # bytes; what is longer has a quote that nothing closes
 _NEWLINE, _RETURN = 10, 13
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _LIKELY_ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
@@ -71,7 +72,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
     for lines, block, has_empty in _whole_records(path, dialect, len(names)):
         if skip:  # the header
             end = _first_record_end(block, dialect)
-            lines, block, skip = lines + block.count(b"\n", 0, end), block[end:], False
+            skip = not end
+            lines, block = lines + block.count(b"\n", 0, end), block[end:]
+            if skip:
+                continue
         if has_empty:
             text = _without_empty_lines(block, dialect)
         else:
@@ -90,12 +94,12 @@ def header(path: Path, dialect: Dialect) -> list[str]:
       DinError: the file has no records; or the dialect names the columns, but their number differs
         or the file has a header with them.
     """
-    first: list[str] = []
-    for row in csv.reader(_lines(path, dialect), **_csv_options(dialect, strict=False)):
-        first = row
-        if first:
-            break
+    first = next((row for _, row in _rows(path, dialect)), [])
     if dialect.columns is None:
+        if not first:
+            raise DinError(
+                f"{path}: the file is empty; expected a first line with the names of the columns"
+            )
         return first
     names = list(dialect.columns)
     if first == names:
@@ -113,20 +117,12 @@ def header(path: Path, dialect: Dialect) -> list[str]:
 
 def records(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, values) of each record after the header, slowly, for messages and escapes."""
-    reader = csv.reader(_lines(path, dialect), **_csv_options(dialect, strict=True))
     names = header(path, dialect)
-    line, skip = 1, dialect.columns is None
-    try:
-        for row in reader:
-            if row and skip:
-                skip = False
-            elif row:
-                if len(row) != len(names):
-                    _wrong_length(path, line, len(row), len(names), dialect)
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise _misplaced_quote(path, line, dialect, "") from error
+    rows = _rows(path, dialect)
+    for line, row in rows if dialect.columns is not None else itertools.islice(rows, 1, None):
+        if len(row) != len(names):
+            _wrong_length(path, line, len(row), len(names), dialect)
+        yield line, row
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -214,35 +210,44 @@ def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeE
     )
 
 
+def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, values) of each record that is not empty, by Python's csv module."""
+    csv.field_size_limit(_LONGEST_RECORD)
+    reader = csv.reader(
+        _lines(path, dialect),
+        delimiter=dialect.delimiter,
+        quotechar=dialect.quote or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        escapechar=dialect.escape,
+        strict=True,
+    )
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if "new-line" in str(error):
+            raise _lone_return(path, line) from error
+        raise _misplaced_quote(path, line, dialect, "") from error
+
+
 def _lines(path: Path, dialect: Dialect) -> Iterator[str]:
     """Lines of text, with their ends; a literal \\N of files with escapes is an empty value."""
-    rest = b""
     missing = None
     if dialect.escape is not None:
         between = re.escape(dialect.delimiter)
         missing = re.compile(
             rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])"
         )
-    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b"\n"]):
-        last = data == b"\n"
-        data = rest + (b"" if last else data)
-        cut = len(data) if last else data.rfind(b"\n") + 1
-        for line in io.BytesIO(data[:cut]):
+    rest = b""
+    for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b""]):
+        cut = data.rfind(b"\n") + 1
+        whole, rest = (rest + data[:cut], data[cut:]) if cut else (b"", rest + data)
+        for line in io.BytesIO(whole if data else rest):
             text = line.decode()
             yield missing.sub("", text) if missing else text
-        rest = data[cut:]
-        if last:
-            return
-
-
-def _csv_options(dialect: Dialect, *, strict: bool) -> dict[str, Any]:
-    return {
-        "delimiter": dialect.delimiter,
-        "quotechar": dialect.quote or None,
-        "quoting": csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
-        "escapechar": dialect.escape,
-        "strict": strict,
-    }
 
 
 def _escaped_blocks(
@@ -277,8 +282,11 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
             raise _misplaced_quote(
                 path, record, dialect, data[start : end if end >= 0 else len(data)].decode()
             )
-        if final and structure.open_quote:
+        if structure.open_quote and (final or len(data) - structure.end > _LONGEST_RECORD):
             raise _misplaced_quote(path, line + structure.line_of_record(len(data)), dialect, "")
+        lone = structure.lone_return()
+        if lone is not None:
+            raise _lone_return(path, line + structure.line_of_record(lone))
         end = structure.end
         if end:
             block = data[:end]
@@ -302,6 +310,7 @@ class _Structure:
         self._data = np.frombuffer(data, np.uint8)
         quote, delimiter = dialect.quote.encode(), dialect.delimiter.encode()
         is_end, is_delimiter = self._data == _NEWLINE, self._data == delimiter[0]
+        is_return = self._data == _RETURN if b"\r" in data else None
         self._quotes = np.empty(0, np.int64)
         self._delimiter = delimiter[0]
         if quote and quote in data:
@@ -310,11 +319,14 @@ class _Structure:
             outside = (np.cumsum(is_quote, dtype=np.uint8) & 1) == 0
             is_end &= outside
             is_delimiter &= outside
+            if is_return is not None:
+                is_return &= outside
         self._quote = quote[0] if quote else None
         self.open_quote = len(self._quotes) % 2 == 1
         self._ends = np.flatnonzero(is_end)
         self.end = int(self._ends[-1]) + 1 if len(self._ends) else 0
         self._delimiters = np.flatnonzero(is_delimiter[: self.end])
+        self._returns = np.flatnonzero(is_return[: self.end]) if is_return is not None else None
         self._begins = np.concatenate([[0], self._ends[:-1] + 1]).astype(np.int64)[
             : len(self._ends)
         ]
@@ -337,6 +349,13 @@ class _Structure:
         wrong_closing = closing[~allowed[after]]
         places = [int(w[0]) for w in (wrong_opening, wrong_closing) if len(w)]
         return min(places) if places else None
+
+    def lone_return(self) -> int | None:
+        """The place of the first carriage return outside quotes that ends no line, or None."""
+        if self._returns is None:
+            return None
+        lone = self._returns[self._data[self._returns + 1] != _NEWLINE]
+        return int(lone[0]) if len(lone) else None
 
     def line_of_record(self, place: int) -> int:
         """How many lines of the block end before the record that holds a place begins."""
@@ -370,8 +389,9 @@ class _Structure:
 
 
 def _first_record_end(data: bytes, dialect: Dialect) -> int:
-    """Where the first record that is not empty ends."""
-    return int(_Structure(data, dialect).records()[1][0])
+    """Where the first record that is not empty ends; 0 if there is none."""
+    ends = _Structure(data, dialect).records()[1]
+    return int(ends[0]) if len(ends) else 0
 
 
 def _without_empty_lines(block: bytes, dialect: Dialect) -> bytes:
@@ -393,6 +413,8 @@ def _parse(
 ) -> pl.DataFrame:
     places = {names.index(column): column for column in columns}
     ordered = sorted(places)
+    if block.startswith(codecs.BOM_UTF8):
+        block = codecs.BOM_UTF8 + block  # Polars takes the first one away
     try:
         frame = pl.read_csv(
             block,
@@ -420,6 +442,14 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
         fix = "write an empty value where one is missing, or delete the line"
     expected = "columns names" if dialect.columns is not None else "the header has"
     raise DinError(f"{path}, line {line:,}: {values} values, but {expected} {columns}; {fix}")
+
+
+def _lone_return(path: Path, line: int) -> DinError:
+    return DinError(
+        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the value "
+        "in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
+        "tr '\\r' '\\n'"
+    )
 
 
 def _misplaced_quote(path: Path, line: int, dialect: Dialect, text: str) -> DinError:
