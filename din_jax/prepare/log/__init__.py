@@ -19,14 +19,14 @@ from typing import Any
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
-from din_jax.prepare.log.fitted import check_like, fitted_tables
+from din_jax.prepare.log.fitted import check_like, fitted_tables, like_fingerprints
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
-from din_jax.prepare.numbers import NumberTransform
 from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
+from din_jax.prepare.numbers import NumberTransform
 
 __all__ = ["add_arguments", "check", "prepare", "run"]
 
@@ -145,5 +145,12 @@ def prepare(
     if like is not None:
         written["like"] = str(like)
     written |= origin or {}
-    write_store(log, tables, out, written, lambda: sample_notes.notes(log, counted, written))
+    write_store(
+        log,
+        tables,
+        out,
+        written,
+        lambda: sample_notes.notes(log, counted, written),
+        like_fingerprints(like) if like is not None else (),
+    )
     return written

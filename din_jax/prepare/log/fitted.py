@@ -36,6 +36,12 @@ def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
     return tables
 
 
+def like_fingerprints(like: str | Path) -> tuple[str, ...]:
+    """The fingerprints of a store, and of those whose vocabularies it has."""
+    store = Store(like)
+    return store.fingerprint, *store.like
+
+
 def check_like(schema: Schema, like: str | Path) -> None:
     """Raises if a log's store would not have the inputs of another.
 
@@ -66,4 +72,10 @@ def check_like(schema: Schema, like: str | Path) -> None:
                 if names
             )
             + ". Write the spec with the same fields and sequences"
+            + (
+                "; the clicks of rows without labels are unknown: name what users did until then in "
+                "[behaviours]"
+                if "history" in missing
+                else ""
+            )
         )

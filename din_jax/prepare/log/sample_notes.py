@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from din_jax.config import default_config
 from din_jax.data.store import SPLITS

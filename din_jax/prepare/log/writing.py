@@ -36,6 +36,7 @@ def write_store(
     out: str | Path,
     origin: dict[str, Any],
     notes: Callable[[], Iterable[str]],
+    like: tuple[str, ...] = (),
 ) -> None:
     """Writes the store with its origin, to which counts of the samples, then `notes`, are added."""
     schema = log_schema(log, tables)
@@ -87,7 +88,9 @@ def write_store(
             if not isinstance(table, NumberTransform):
                 writer.vocabulary(name, table.ids, table.counts)
         origin["notes"] += notes()
-        writer.finish({s: (part.start, part.stop) for s, part in log.splits.items()}, origin)
+        writer.finish(
+            {s: (part.start, part.stop) for s, part in log.splits.items()}, origin, like=like
+        )
 
 
 def _values_of(
