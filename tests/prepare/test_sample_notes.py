@@ -42,13 +42,13 @@ def test_training_histories_beyond_the_bound_are_noted(tmp_path, clicks):
     frame.write_parquet(tmp_path / "log.parquet")
     (tmp_path / "spec.toml").write_text(SPEC)
     notes = log.prepare(tmp_path / "spec.toml", tmp_path / "store")["notes"]
-    (note,) = [n for n in notes if "max_history" in n] or [None]
-    training = round(0.8 * len(user))
-    longer = clicks - 1001  # the first 1001 have at most 1000 clicks before them
+    (note,) = [n for n in notes if "behaviours, up to" in n] or [None]
+    training = int(0.8 * len(user))
+    longer = min(clicks, training) - 1001  # the first 1001 have at most 1000 clicks before them
     if not longer:
         assert note is None
         return
     assert note.startswith(
-        f"history has more than 1,000 behaviours, up to {clicks - 1:,}, in "
+        f"history has more than 1,000 behaviours, up to {1000 + longer:,}, in "
         f"{longer / training:.1%} of the training samples"
     )

@@ -70,8 +70,8 @@ def notes(
                 share = longer / samples
                 of = f"{share:.1%}" if share >= 0.001 else f"{longer:,} of {samples:,}"
                 yield (
-                    f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in {of} of the "
-                    f"training samples: configs/log.py reads the latest {BOUND:,} of each history "
+                    f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in "
+                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of each history "
                     "(config.data.max_history); 0 reads all, 100 is quicker and needs less memory"
                 )
     yield from _of_unseen_ads(origin)
