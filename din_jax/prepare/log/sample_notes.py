@@ -13,6 +13,7 @@ from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.own_history import OwnHistory, own_history
 
 _FEW_STEPS = 300
+BOUND = 1000  # data.max_history of configs/log.py
 
 
 def own_histories(log: JoinedLog) -> dict[str, OwnHistory]:
@@ -61,6 +62,17 @@ def notes(
                 f"the histories of training have {mean:.2f} behaviours on average: DIN has next to nothing "
                 "to read. Give it a table of behaviours, [behaviours], or a longer log"
             )
+        for name, sequence in log.sequences.items():
+            length = sequence.end[train] - sequence.start[train]
+            longer = int((length > BOUND).sum())
+            if longer:
+                share = longer / samples
+                of = f"{share:.1%}" if share >= 0.001 else f"{longer:,} of {samples:,}"
+                yield (
+                    f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in "
+                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of each history "
+                    "(config.data.max_history); 0 reads all, 100 is quicker and needs less memory"
+                )
     yield from _of_unseen_ads(origin)
 
 
