@@ -14,8 +14,13 @@ _ENTRIES = 1 << 22  # an array of so many entries costs nothing
 
 
 def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
-    """int64 [values] the index of each value in `ids`, which are distinct; −1 for all others."""
-    values = values.cast(ids.dtype)
+    """int64 [values] the index of each value in `ids`, which are distinct; −1 for all others.
+
+    Whole numbers and text are equal if the numbers are written so.
+    """
+    if ids.dtype.is_integer() and values.dtype == pl.String:
+        ids = ids.cast(pl.String)
+    values = values.cast(ids.dtype, strict=False)
     span = _span(ids, len(ids) + len(values))
     if span is None:
         index = pl.Series("index", np.arange(len(ids), dtype=np.uint32))

@@ -12,6 +12,7 @@ docs/your-data.md describes the spec.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from typing import Any
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
-from din_jax.prepare.log.fitted import check_like, fitted_tables, like_fingerprints
+from din_jax.prepare.log.fitted import (
+    check_like,
+    fitted_tables,
+    like_fingerprints,
+    options_like,
+)
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
@@ -111,6 +117,8 @@ def prepare(
         raise DinError(f"--seed {seed}: expected 0 or more")
     parsed = spec_reader.read(spec, data, to_score=like is not None)
     known = None if like is None else fitted_tables(like)
+    if known is not None:
+        parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known))
     log = JoinedLog(parsed, seed, Tables(parsed))
     if known is None:
         log.check_labels()

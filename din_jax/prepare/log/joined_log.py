@@ -121,15 +121,18 @@ class JoinedLog:
         """Raises if a sample of training has no label.
 
         Raises:
-          DinError: it names how many have none.
+          DinError: it says how many have none.
         """
-        missing = self.label[self.splits["train"]].null_count()
-        if missing:
+        train = self.label[self.splits["train"]]
+        if missing := train.null_count():
             label = self.spec.impressions.label
+            first = int(train.is_null().arg_max() or 0)
+            of_user = f", the first of user {self.users[int(self.user[first])]!r}"
             raise DinError(
-                f"{self.spec.path}: {missing:,} of {self.splits['train'].stop:,} samples of train have no "
-                f"label ({label.column if label else 'none is named'!r} is empty): nothing can be learned from "
-                "them. Leave the rows out, or give them to test; rows to score alone are prepared with --like"
+                f"{self.spec.path}: {missing:,} of {len(train):,} samples of train have no label, "
+                f"{label.column if label else 'none is named'!r} is empty"
+                f"{of_user if len(self.users) else ''}: nothing can be learned from them. Leave "
+                "the rows out, or give them to test; rows to score alone are prepared with --like"
             )
 
     def all_fields(self) -> dict[str, Feature]:

@@ -42,9 +42,18 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
     quote = section.value.get("quote", '"')
     if not isinstance(quote, str) or len(quote.encode()) > 1:
         raise section.invalid("quote", f'{one} around values, or "" if quotes are ordinary')
+    marks = {"delimiter": section.value.get("delimiter"), "quote": quote, **section.value}
+    marks = {key: marks[key] for key in ("delimiter", "quote", "escape") if marks.get(key)}
+    for key, mark in marks.items():
+        if mark in ("\n", "\r") or list(marks.values()).count(mark) > 1:
+            raise DinError(
+                f"{section.location} {key} = {mark!r}, which ends lines, or has another meaning "
+                "already; expected delimiter, quote and escape to be different characters"
+            )
     encoding = section.optional_text("encoding", 'an encoding such as "gbk"') or "utf-8"
     try:
-        codecs.lookup(encoding)
+        codecs.getincrementaldecoder(encoding)
+        "".encode(encoding)  # an error for what encodes bytes
     except LookupError as error:
         raise section.invalid(
             "encoding", 'an encoding such as "utf-8", "gbk" or "cp1252"'

@@ -226,7 +226,8 @@ class TableOptions:
 
     `ids`: of training alone ("train"), or all that the log has ("all").
 
-    With `transform` it is no table, but the transform of a number.
+    With `transform` it is no table, but the transform of a number. With `text` its ids are text as it
+    stands, "4.0" too; otherwise they are whole numbers where all values of a column are.
     """
 
     min_count: int = 1
@@ -234,6 +235,7 @@ class TableOptions:
     buckets: int | None = None
     transform: str | None = None
     ids: Literal["train", "all"] = "train"
+    text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,8 @@ class TableReader:
         return values
 
     def _joined(self, name: str, parts: Sequence[pl.Series]) -> pl.Series:
+        if not parts:
+            return pl.Series(name, [], dtype=pl.String)
         try:
             return unify(parts).alias(name)
         except (pl.exceptions.PolarsError, ValueError) as error:
@@ -213,6 +215,9 @@ class TableReader:
         elif file.format == "json":
             for frame in self._json_frames(file):
                 names = frame.columns
+                if not columns:
+                    yield frame
+                    continue
                 yield frame.select(
                     _expression(c).alias(c)
                     if c in names or _field(frame.schema, c)

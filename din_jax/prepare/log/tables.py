@@ -24,7 +24,6 @@ class Tables:
     Args:
       spec: describes them.
       limit: how many rows of each to read, about; None reads all.
-      labels_required: whether each impression needs a label.
 
     Attributes:
       frames: {section of the spec: frame}.
@@ -32,12 +31,12 @@ class Tables:
       notes: of what is not an error but may be a mistake.
     """
 
-    def __init__(self, spec: specs.Spec, *, limit: int | None = None, labels_required: bool = True):
+    def __init__(self, spec: specs.Spec, *, limit: int | None = None):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
         self._zoned: dict[str, bool] = {}
         self._raw = _RawTables(spec, limit)
-        self.frames = {"impressions": self._read_impressions(spec, labels_required)}
+        self.frames = {"impressions": self._read_impressions(spec)}
         self.frames |= {b.files.section: self._read_behaviors(b) for b in spec.behaviors}
         self.frames |= {s.files.section: self._read_side_table(s, ".item") for s in spec.items}
         self.frames |= {s.files.section: self._read_side_table(s, ".user") for s in spec.users}
@@ -48,7 +47,7 @@ class Tables:
             self._unify_type(spec, key)
         self._note_meeting(spec)
 
-    def _read_impressions(self, spec: specs.Spec, labels_required: bool) -> pl.DataFrame:
+    def _read_impressions(self, spec: specs.Spec) -> pl.DataFrame:
         impressions = spec.impressions
         columns = self._raw.columns(impressions.files)
         label, negatives = impressions.label, spec.negatives
@@ -58,7 +57,7 @@ class Tables:
             columns.add_number(".clicks", label.column, minimum=0)
             columns.add_number(".impressions", label.impressions, minimum=0)
         else:
-            columns.add_label(".label", label, required=labels_required and negatives is None)
+            columns.add_label(".label", label)
         if impressions.weight is not None:
             columns.add_number(".weight", impressions.weight, minimum=0)
         if impressions.user is not None:
@@ -190,6 +189,7 @@ class _RawTables:
 
     def __init__(self, spec: specs.Spec, limit: int | None):
         self._limit = limit
+        self._text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
         self._needed: dict[object, dict[str, str]] = {}
         self._sections: dict[str, dict[str, str]] = {}
         self._read: dict[object, tuple[TableReader, pl.DataFrame]] = {}
@@ -212,7 +212,8 @@ class _RawTables:
         self._waiting[key] -= 1
         if not self._waiting[key]:
             del self._read[key]
-        return TypedColumns(files, reader, frame.select(list(self._sections[files.section])))
+        raw = frame.select(list(self._sections[files.section]))
+        return TypedColumns(files, reader, raw, self._text_tables)
 
     def notes(self) -> list[str]:
         """The notes of all readers."""

@@ -28,6 +28,7 @@ class TypedColumns:
       files: of the table.
       reader: has read them.
       raw: the columns that it read; those of `files.where` too.
+      text_tables: the embedding tables whose ids stay text, even if it is like 4.0.
 
     Attributes:
       section: of the spec.
@@ -37,7 +38,14 @@ class TypedColumns:
       zoned: {column of times: whether they have zones}, of those that are dates.
     """
 
-    def __init__(self, files: TableFiles, reader: TableReader, raw: pl.DataFrame):
+    def __init__(
+        self,
+        files: TableFiles,
+        reader: TableReader,
+        raw: pl.DataFrame,
+        text_tables: frozenset[str] = frozenset(),
+    ):
+        self._text_tables = text_tables
         self.section, self._files, self._reader = files.section, files, reader
         self.row_count = len(raw)
         self.notes: list[str] = []
@@ -95,11 +103,9 @@ class TypedColumns:
         self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
         self._add(name, self._require_values(column, ids) if required else ids)
 
-    def add_label(self, name: str, label: Label, *, required: bool) -> None:
-        """Adds labels, 0 or 1, or null where a value is missing and none is required."""
+    def add_label(self, name: str, label: Label) -> None:
+        """Adds labels, 0 or 1, or null where a value is missing."""
         column, raw = label.column, self._raw[label.column]
-        if required:
-            self._require_values(column, raw)
         if label.positive is not None:
             text = _as_text(raw)
             clicks = text.is_in(label.positive)
@@ -115,8 +121,6 @@ class TypedColumns:
         number = raw.cast(pl.Float64, strict=False).fill_nan(None)
         if label.at_least is not None:
             self._refuse(column, number.is_null() & raw.is_not_null(), "a number")
-            if required:
-                self._refuse(column, number.is_null(), "a number")
             self._add(name, (number >= label.at_least).cast(pl.UInt8))
             return
         self._refuse(
@@ -202,7 +206,8 @@ class TypedColumns:
         elif column.list is not None:
             self._add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
         elif column.separator is None:
-            ids = self._ids(column.column, raw, lists=True)
+            as_text = column.table in self._text_tables and raw.dtype == pl.String
+            ids = raw if as_text else self._ids(column.column, raw, lists=True)
             self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
             self._add(name, ids)
         elif raw.dtype == pl.String or raw.dtype.is_integer():
