@@ -88,7 +88,7 @@ def fit(
     # With `min_count` above 1 the rare ids train row 0 already.
     once = np.flatnonzero(counts == 1) if min_count == 1 else np.empty(0, np.int64)
     left_out = min(round(unknown_share * counts.sum()), len(once))
-    known = counts >= min_count
+    known = counts >= (min_count if min_count > 1 else 0)  # `others` have a count of 0
     rare = int((~known).sum())
     known[rng.choice(once, size=left_out, replace=False)] = False
     return Fitted(ids.filter(pl.Series(known)), counts[known], left_out, rare)

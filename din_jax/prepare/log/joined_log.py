@@ -73,6 +73,8 @@ class JoinedLog:
             self.sequences[behaviors.name] = self._behaviors(behaviors, samples)
         if not self.sequences and self._clicks_are_behaviors(samples):
             self.sequences["history"] = self._clicks()
+        if all(sequence.time is None for sequence in self.sequences.values()):
+            self.time = None
         for behaviors in spec.behaviors:
             # What behaviours alone have is compared with an ad's field that is always unknown.
             for column in behaviors.extra:

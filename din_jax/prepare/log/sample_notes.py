@@ -70,8 +70,8 @@ def notes(
                 of = f"{share:.1%}" if share >= 0.001 else f"{longer:,} of {samples:,}"
                 yield (
                     f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in "
-                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of each history "
-                    "(config.data.max_history); 0 reads all, 100 is quicker and needs less memory"
+                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of each "
+                    "history (config.data.max_history); 0 reads all, 100 is quicker and needs less memory"
                 )
     yield from _of_unseen_ads(origin)
 

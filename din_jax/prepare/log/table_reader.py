@@ -61,7 +61,7 @@ class TableReader:
             for frame in self._frames(file, here):
                 for column in columns:
                     values = (
-                        self._clean(frame[column])
+                        self._clean(frame[column], compacts=file.format == "csv")
                         if column in names
                         else pl.Series(
                             [file.partition.get(column)], dtype=pl.String
@@ -104,8 +104,8 @@ class TableReader:
         else:
             yield self._scan(file).select(pl.len()).collect().item(), None
 
-    def _clean(self, values: pl.Series) -> pl.Series:
-        """Applies what the spec says of missing values and spaces, and stores numbers as numbers."""
+    def _clean(self, values: pl.Series, *, compacts: bool) -> pl.Series:
+        """Applies what the spec says of missing values and spaces; `compacts`: text to numbers."""
         if values.dtype == pl.String:
             if self._options.strip:
                 stripped = values.str.strip_chars()
@@ -113,7 +113,7 @@ class TableReader:
             if self._options.null_values:
                 missing = values.is_in(self._options.null_values).fill_null(False)
                 values = values.set(missing, None) if missing.any() else values
-            return compact(values)
+            return compact(values) if compacts else values
         if values.dtype.is_integer() and self._options.null_values:
             missing = values.cast(pl.String).is_in(self._options.null_values).fill_null(False)
             values = values.set(missing, None) if missing.any() else values
