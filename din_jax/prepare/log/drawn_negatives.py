@@ -41,6 +41,8 @@ def draw(
 ) -> Drawn:
     """Draws the negatives that the spec asks for.
 
+    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by the
+    time of their row.
     The catalogue is the items of all interactions of [impressions]; their popularity is that in
     training. An item's values of the ad's own columns are those of its first interaction.
 
@@ -60,14 +62,21 @@ def draw(
         for frame in (frames[b.files.section] for b in spec.behaviors)
         if ".item" in frame.columns
     ]
+    for history in spec.histories:
+        if history.item is not None:
+            lists = everything.select(".user", pl.col(f".{history.name}.item").alias(".item"))
+            lists = lists.with_columns(everything.select(_time(everything)))
+            taken.append(lists.filter(pl.col(".item").list.len() > 0).explode(".item"))
     items = everything[".item"].unique(maintain_order=True)
     users = positives[".user"].unique(maintain_order=True)
     interactions = (
-        pl.concat(taken)
-        .select(
-            pl.Series("user", index_in(users, pl.concat([t[".user"] for t in taken]))),
-            pl.Series("item", index_in(items, pl.concat([t[".item"] for t in taken]))),
-            *(["" + ".time"] if ".time" in everything.columns else []),
+        pl.concat(
+            table.select(
+                pl.Series("user", index_in(users, table[".user"])),
+                pl.Series("item", index_in(items, table[".item"])),
+                *_time(everything),
+            )
+            for table in taken
         )
         .filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
         .sort("user", maintain_order=True)

@@ -266,7 +266,9 @@ class TypedColumns:
         column = history.time.columns[0]
         raw = self._raw[column]
         if not isinstance(raw.dtype, pl.List | pl.Array):
-            raise self._type_error(column, raw.dtype, "a list of times in each row")
+            raise self._type_error(
+                column, raw.dtype, "a list of times in each row", "Parquet and JSON have lists"
+            )
         flat = TypedColumns(
             dataclasses.replace(self._files, where=()),
             self._reader,
@@ -428,6 +430,7 @@ class TypedColumns:
         if row is None:
             return
         value = (self._raw[column] if raw is None else raw)[row]
+        value = value.to_list() if isinstance(value, pl.Series) else value
         few = 2 * invalid.sum() < len(invalid)
         advice = (
             fix()
