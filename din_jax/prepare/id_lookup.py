@@ -1,7 +1,7 @@
 """Looks ids up among others, counts them and lists them, fast where they are whole numbers.
 
-Whole numbers that are not much more spread than there are of them are indices of an array; other ids
-are joined, counted and listed by Polars' hash tables, which take ten times as long.
+Whole numbers that are not much more spread than there are of them are indices of an array. Other
+ids are joined, counted and listed by Polars' hash tables, which take ten times as long.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _span(values: pl.Series, entries: int) -> tuple[int, int] | None:
         return None
     if values.null_count():
         return None
-    low, high = int(values.min()), int(values.max())  # type: ignore[call-overload, arg-type]
+    low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
     size = high - low + 1
     small = size <= max(_SPREAD * entries, _ENTRIES) and high < 2**62 and low > -(2**62)
     return (low, size) if small and len(values) < 2**31 else None

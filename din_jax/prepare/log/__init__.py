@@ -1,8 +1,8 @@
 """Your own log: impressions, behaviours and side tables, Parquet, CSV or JSON, by a spec in TOML.
 
 A sample is an impression. Its history is the user's behaviours strictly before it: those of a
-separate table, of the impression's own row, or the impressions that the user clicked. Where a log has
-only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
+separate table, of the impression's own row, or the impressions that the user clicked. Where a log
+has only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
 their counts, quantiles) comes from the training split: from its samples, and from the behaviours
 in the history of at least one of them. Validation and test are only mapped.
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read the first million rows of each table, say what was understood, and write nothing",
+        help="read the first million rows of each table, report on them, and write nothing",
     )
 
 

@@ -1,14 +1,15 @@
 """Reads CSV as RFC 4180 has it, strictly, in blocks of whole records.
 
-Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in silence.
-So each block is checked first: its quotes enclose whole values, and each record has as many values as
-the header. The check works on the bytes of a block at once.
+Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in
+silence. So each block is checked first: its quotes enclose whole values, and each record has as
+many values as the header. The check works on the bytes of a block at once.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -62,7 +63,8 @@ class Block(NamedTuple):
 def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Block]:
     """Yields the given columns of the records; an empty value is null, empty lines are passed over.
 
-    Without columns it yields the first one: a file that lacks what is asked for has rows all the same.
+    Without columns it yields the first one: a file that lacks what is asked for has rows all the
+    same.
 
     Raises:
       DinError: the file can't be read, or isn't of this dialect; the message names the line.
@@ -80,15 +82,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
             lines, block = lines + block.count(b"\n", 0, end), block[end:]
             if skip:
                 continue
-        if has_empty:
-            text = _without_empty_lines(block, dialect)
-        else:
-            text = block
+        text = _without_empty_lines(block, dialect) if has_empty else block
         if text:
             frame = _parse(path, text, dialect, names, columns)
-            yield Block(
-                frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect)
-            )
+            yield Block(frame, functools.partial(_record_lines, block, lines, dialect))
 
 
 def header(path: Path, dialect: Dialect) -> list[str]:
@@ -136,7 +133,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     with path.open("rb") as raw:
         magic = raw.read(4)
     if magic[:2] == _GZIP:
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if magic == _ZSTD:
         return io.BufferedReader(_Zstd(path))  # type: ignore[return-value]
     return path.open("rb")
@@ -240,7 +237,8 @@ def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeE
     readings = []
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not lines:
         return DinError(
-            f"{path} begins like UTF-16, not {encoding.upper()}, which is expected. Name the file's "
+            f"{path} begins like UTF-16, not {encoding.upper()}, which is expected. Name the "
+            "file's "
             'encoding in its section of the spec: encoding = "utf-16"'
         )
     for candidate in _LIKELY_ENCODINGS:
@@ -309,7 +307,7 @@ def _escaped_blocks(
         )
         frame = frame.with_columns(pl.all().replace("", None))
         lines = np.array([line for line, _ in part])
-        yield Block(frame, lambda lines=lines: lines)
+        yield Block(frame, functools.partial(np.copy, lines))
 
 
 def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
@@ -493,7 +491,8 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
 
 def _lone_return(path: Path, line: int) -> DinError:
     return DinError(
-        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the value "
+        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the "
+        "value "
         "in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
         "tr '\\r' '\\n'"
     )

@@ -41,9 +41,8 @@ def draw(
 ) -> Drawn:
     """Draws the negatives that the spec asks for.
 
-    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by the
-    time of their row.
-    The catalogue is the items of all interactions of [impressions]; their popularity is that in
+    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by
+    the time of their row. The catalogue is the items of all interactions of [impressions]; their popularity is that in
     training. An item's values of the ad's own columns are those of its first interaction.
 
     Raises:
@@ -86,7 +85,8 @@ def draw(
     has_time = ".time" in everything.columns
     if negatives.exclude == "before" and not has_time:
         raise DinError(
-            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, or write '
+            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, '
+            "or write "
             'exclude = "ever"'
         )
     time, time_of = (
@@ -129,7 +129,8 @@ def draw(
         )
     if drawn.outside_category:
         notes.append(
-            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users who have taken "
+            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users "
+            "who have taken "
             "every item of the category; their negatives are of all categories"
         )
     origin: dict[str, object] = {
@@ -198,7 +199,8 @@ def _categories(
         frame = pl.DataFrame({".item": items})
         if side_table.valid_from is not None:
             raise DinError(
-                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); expected a "
+                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); "
+                "expected a "
                 "category that an item always has"
             )
         feature = joined_features(
@@ -209,6 +211,7 @@ def _categories(
         values = known.set(pl.Series(index < 0), None) if (index < 0).any() else known
     if values.dtype == pl.List:
         raise DinError(
-            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected one"
+            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected "
+            "one"
         )
     return values.rank("dense").fill_null(0).to_numpy().astype(np.int64)

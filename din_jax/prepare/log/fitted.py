@@ -82,7 +82,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
                     ("missing here:", missing),
                     ("not there:", extra),
                     (
-                        "of another kind (one value or several, another table, with times or without):",
+                        "of another kind (one value or several, another table, with times or "
+                        "without):",
                         differing,
                     ),
                 )
@@ -90,7 +91,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
             )
             + ". Write the spec with the same fields and sequences"
             + (
-                "; the clicks of rows without labels are unknown: name what users did until then in "
+                "; the clicks of rows without labels are unknown: name what users did until then "
+                "in "
                 "[behaviours]"
                 if "history" in missing
                 else ""

@@ -159,7 +159,7 @@ class JoinedLog:
         return rates
 
     def _ad_features(self, frame: pl.DataFrame, own: dict[str, Feature]) -> dict[str, Feature]:
-        """The ad's fields of samples or behaviours: the item, those of side tables, then its own."""
+        """The ad's fields of samples or behaviours: the item, of side tables, then its own."""
         if ".item" not in frame.columns:
             return own
         item = index_in(self.items, frame[".item"].cast(self.items.dtype))
@@ -186,7 +186,7 @@ class JoinedLog:
         numbered = frame.with_columns(pl.Series(".user", index_in(self.users, frame[".user"])))
         events = numbered.filter(pl.col(".user") >= 0)
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
-        order = [c for c in (".user", ".time", ".order") if c in events.columns]
+        order: list[str] = [c for c in (".user", ".time", ".order") if c in events.columns]
         events = by_user_and_time(events, order)
         own = own_features((*behaviors.ad, *behaviors.extra), events)
         features = self._ad_features(events, own)
@@ -226,7 +226,8 @@ class JoinedLog:
         ]
         if missing:
             self.notes.append(
-                f"[impressions] names no {' and no '.join(missing)}, so that samples have no history: train "
+                f"[impressions] names no {' and no '.join(missing)}, so that samples have no "
+                "history: train "
                 "lr, base, wide_deep, pnn or deepfm; din needs histories"
             )
         return not missing and ".label" in samples.columns

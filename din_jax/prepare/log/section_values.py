@@ -198,13 +198,15 @@ def column(
     several = "a separator" if result.separator else "list" if result.list else ""
     if result.transform and table in options:
         raise DinError(
-            f"{inner.location} is numeric, a number without an embedding table, but there is a section "
+            f"{inner.location} is numeric, a number without an embedding table, but there is a "
+            "section "
             f"[tables.{table}]. Remove one of the two"
         )
     if result.numeric and several:
         reason = "is numeric" if result.transform else f"is of table {table!r}, which has buckets"
         raise DinError(
-            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one of the two"
+            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one "
+            "of the two"
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
@@ -220,7 +222,7 @@ def _take(section: Section) -> Literal["first", "last"] | None:
     take = section.value.get("take")
     if take not in (None, "first", "last"):
         raise section.invalid("take", '"first" or "last"')
-    return take  # type: ignore[no-any-return]
+    return take
 
 
 def _transform(section: Section) -> str | None:

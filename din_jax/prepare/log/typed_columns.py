@@ -91,8 +91,10 @@ class TypedColumns:
         dropped = len(frame) - len(rows)
         if dropped > 0.01 * len(frame):
             self.notes.append(
-                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an earlier row in "
-                "every column that the spec reads, and count once; if they are events of their own, as where "
+                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an "
+                "earlier row in "
+                "every column that the spec reads, and count once; if they are events of their "
+                "own, as where "
                 'times are hours or days: duplicates = "keep"'
             )
         return frame[rows], dropped
@@ -245,7 +247,8 @@ class TypedColumns:
                     column.column,
                     raw.dtype,
                     "a list of values in each row",
-                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or list = "json"',
+                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or '
+                    'list = "json"',
                 )
             self.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
         if history.time is not None:
@@ -312,8 +315,10 @@ class TypedColumns:
                 whole = whole_numbers(raw)
             except OverflowError as error:
                 raise DinError(
-                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a whole number "
-                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be mixed up. "
+                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a "
+                    "whole number "
+                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be "
+                    "mixed up. "
                     "Write the column as whole numbers or text, from the source"
                 ) from error
             raw = raw if whole is None else whole
@@ -327,7 +332,8 @@ class TypedColumns:
                 column,
                 raw.dtype,
                 "one id a row",
-                f"if this is the history that stands in the impression's own row, name it in a section "
+                "if this is the history that stands in the impression's own row, name it in a "
+                "section "
                 f"[history] with item = {column!r}",
             )
         raise self._type_error(
@@ -405,9 +411,12 @@ class TypedColumns:
         if step >= 1:
             shared = int(raw.is_duplicated().sum())
             self.notes.append(
-                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves in steps of "
-                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another one, and what "
-                "has one time is in no other's history; write it as whole numbers or Float64, from the source"
+                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves "
+                "in steps of "
+                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another "
+                "one, and what "
+                "has one time is in no other's history; write it as whole numbers or Float64, "
+                "from the source"
             )
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:

@@ -124,7 +124,9 @@ class _Numbers:
 class _FeatureRows:
     """The rows of its embedding table that a feature's values have."""
 
-    def __init__(self, feature: Feature, table: FittedTable, dtype: np.dtype):
+    def __init__(
+        self, feature: Feature, table: vocabularies.Fitted | vocabularies.Buckets, dtype: np.dtype
+    ):
         self.index, self.multi_hot = feature.value_index, feature.multi_hot
         values = feature.values
         if self.multi_hot:
