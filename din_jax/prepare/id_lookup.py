@@ -1,7 +1,7 @@
 """Looks ids up among others, counts them and lists them, fast where they are whole numbers.
 
-Whole numbers that are not much more spread than there are of them are indices of an array; other ids
-are joined, counted and listed by Polars' hash tables, which take ten times as long.
+Whole numbers that are not much more spread than there are of them are indices of an array. Other
+ids are joined, counted and listed by Polars' hash tables, which take ten times as long.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ _ENTRIES = 1 << 22  # an array of so many entries costs nothing
 
 
 def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
-    """int64 [values] the index of each value in `ids`, which are distinct; −1 for all others."""
-    values = values.cast(ids.dtype)
+    """int64 [values] the index of each value in `ids`, which are distinct; −1 for all others.
+
+    Whole numbers and text are equal if the numbers are written so.
+    """
+    if ids.dtype.is_integer() and values.dtype == pl.String:
+        ids = ids.cast(pl.String)
+    values = values.cast(ids.dtype, strict=False)
     span = _span(ids, len(ids) + len(values))
     if span is None:
         index = pl.Series("index", np.arange(len(ids), dtype=np.uint32))
@@ -63,7 +68,7 @@ def _span(values: pl.Series, entries: int) -> tuple[int, int] | None:
         return None
     if values.null_count():
         return None
-    low, high = int(values.min()), int(values.max())  # type: ignore[call-overload, arg-type]
+    low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
     size = high - low + 1
     small = size <= max(_SPREAD * entries, _ENTRIES) and high < 2**62 and low > -(2**62)
     return (low, size) if small and len(values) < 2**31 else None

@@ -38,6 +38,14 @@ def as_markdown(result: dict[str, Any]) -> str:
         + " |"
         for d in result["differences"]
     ]
+    for line in result["lines"][:1]:
+        if np.isnan(line["auc"]).all():
+            rows += [
+                "",
+                "nan: the labels of test are all equal, and no AUC can tell clicks from others.",
+            ]
+        elif np.isnan(line["user_weighted_auc"]).all():
+            rows += ["", "nan: no user of test has both labels; compare by auc."]
     return "\n".join(rows)
 
 

@@ -109,8 +109,10 @@ def reopen(
     compatibility.check_same_data(meta, opened, workdir)
     if opened.like and config.regularizer.name == "filter":
         raise DinError(
-            f"{workdir}: config.regularizer.name='filter' leaves out ids that are rare in the store it was "
-            f"trained on, and {opened.path} has other counts; score that store, or train with another "
+            f"{workdir}: config.regularizer.name='filter' leaves out ids that are rare in the "
+            "store it was "
+            f"trained on, and {opened.path} has other counts; score that store, or train with "
+            "another "
             "regularizer"
         )
     return open_run(config, trains=False)

@@ -35,7 +35,9 @@ def test_ids_are_found_whatever_type_they_are_written_in(rich, tmp_path, kind):
     ids = rng.permutation(np.arange(90, 190, 3)).tolist()  # films are 100 to 148
     vectors = rng.standard_normal((len(ids), 4)).tolist()
     vectors[ids.index(105)] = None
-    frame = pl.DataFrame({"more": ids, "vector": vectors, "id": as_written(ids, kind)})
+    if kind == "float":  # no film: its whole part is one
+        ids, vectors = [*ids, 103.5], [*vectors, [0.0] * 4]
+    frame = pl.DataFrame({"more": 0, "vector": vectors, "id": as_written(ids, kind)})
     frame.write_parquet(tmp_path / "film.parquet")
     found = read_pretrained(f"film={tmp_path}/film.parquet", store, DIMS)["film"]
 
@@ -80,6 +82,15 @@ def test_text_ids_categories_and_arrays_of_one_width(small, tmp_path):
     assert found["tag"].vectors.tolist() == [[3, 4, 5], [6, 7, 8]]
     frame[:1].write_parquet(tmp_path / "a.parquet")
     assert "; note: " in read_pretrained(text, small, DIMS)["item"].summary("item")
+
+
+def test_floats_are_the_text_of_whole_numbers(small, tmp_path, monkeypatch):
+    vocabulary = small.vocabulary("item")._replace(ids=pl.Series([None, "7", "7.0", "8"]))
+    monkeypatch.setattr(small, "vocabulary", lambda _: vocabulary)
+    frame = pl.DataFrame({"id": [8.0, 7.0, 7.5], "vector": [[1, 2], [3, 4], [5, 6]]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    found = read_pretrained(f"item={tmp_path}/a.parquet", small, DIMS)["item"]
+    assert (found.rows.tolist(), found.vectors.tolist()) == ([1, 3], [[3, 4], [1, 2]])
 
 
 GOOD = [[1.0, 2.0], [3.0, 4.0]]

@@ -1,8 +1,8 @@
 """Your own log: impressions, behaviours and side tables, Parquet, CSV or JSON, by a spec in TOML.
 
 A sample is an impression. Its history is the user's behaviours strictly before it: those of a
-separate table, of the impression's own row, or the impressions that the user clicked. Where a log has
-only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
+separate table, of the impression's own row, or the impressions that the user clicked. Where a log
+has only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
 their counts, quantiles) comes from the training split: from its samples, and from the behaviours
 in the history of at least one of them. Validation and test are only mapped.
 
@@ -12,6 +12,7 @@ docs/your-data.md describes the spec.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from typing import Any
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
-from din_jax.prepare.log.fitted import check_like, fitted_tables, like_fingerprints
+from din_jax.prepare.log.fitted import (
+    check_like,
+    fitted_tables,
+    like_fingerprints,
+    options_like,
+)
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
@@ -46,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read the first million rows of each table, say what was understood, and write nothing",
+        help="read the first million rows of each table, report on them, and write nothing",
     )
 
 
@@ -111,6 +117,8 @@ def prepare(
         raise DinError(f"--seed {seed}: expected 0 or more")
     parsed = spec_reader.read(spec, data, to_score=like is not None)
     known = None if like is None else fitted_tables(like)
+    if known is not None:
+        parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known))
     log = JoinedLog(parsed, seed, Tables(parsed))
     if known is None:
         log.check_labels()

@@ -1,14 +1,15 @@
 """Reads CSV as RFC 4180 has it, strictly, in blocks of whole records.
 
-Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in silence.
-So each block is checked first: its quotes enclose whole values, and each record has as many values as
-the header. The check works on the bytes of a block at once.
+Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in
+silence. So each block is checked first: its quotes enclose whole values, and each record has as
+many values as the header. The check works on the bytes of a block at once.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -16,10 +17,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
+import zstandard
 
 from din_jax.errors import DinError
 
@@ -61,10 +63,14 @@ class Block(NamedTuple):
 def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Block]:
     """Yields the given columns of the records; an empty value is null, empty lines are passed over.
 
+    Without columns it yields the first one: a file that lacks what is asked for has rows all the
+    same.
+
     Raises:
       DinError: the file can't be read, or isn't of this dialect; the message names the line.
     """
     names = header(path, dialect)
+    columns = columns or names[:1]
     if dialect.escape is not None:
         yield from _escaped_blocks(path, dialect, names, columns)
         return
@@ -76,15 +82,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
             lines, block = lines + block.count(b"\n", 0, end), block[end:]
             if skip:
                 continue
-        if has_empty:
-            text = _without_empty_lines(block, dialect)
-        else:
-            text = block
+        text = _without_empty_lines(block, dialect) if has_empty else block
         if text:
             frame = _parse(path, text, dialect, names, columns)
-            yield Block(
-                frame, lambda block=block, lines=lines: _record_lines(block, lines, dialect)
-            )
+            yield Block(frame, functools.partial(_record_lines, block, lines, dialect))
 
 
 def header(path: Path, dialect: Dialect) -> list[str]:
@@ -94,7 +95,9 @@ def header(path: Path, dialect: Dialect) -> list[str]:
       DinError: the file has no records; or the dialect names the columns, but their number differs
         or the file has a header with them.
     """
-    first = next((row for _, row in _rows(path, dialect)), [])
+    first = next((row for _, row in _rows(path, dialect, strict=False)), [])
+    if any("\n" in name for name in first):  # unless a quote goes astray
+        first = next((row for _, row in _rows(path, dialect)), [])
     if dialect.columns is None:
         if not first:
             raise DinError(
@@ -130,9 +133,9 @@ def open_bytes(path: Path) -> IO[bytes]:
     with path.open("rb") as raw:
         magic = raw.read(4)
     if magic[:2] == _GZIP:
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if magic == _ZSTD:
-        return _open_zstd(path)
+        return io.BufferedReader(_Zstd(path))  # type: ignore[return-value]
     return path.open("rb")
 
 
@@ -145,10 +148,41 @@ def read_errors(path: Path, error: Exception) -> DinError:
     return DinError(f"{path}: truncated or damaged ({error}); fetch the file again")
 
 
-def _open_zstd(path: Path) -> IO[bytes]:
-    import zstandard
+class _Zstd(io.RawIOBase):
+    """A file compressed by Zstandard, of one frame or several; an error where one is cut off.
 
-    return zstandard.open(path, "rb")  # type: ignore[no-any-return]
+    The package's own reader ends in silence there.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside, self._data = False, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._data:
+            if self._frame.eof:
+                rest = self._frame.unused_data
+                self._frame, self._inside = zstandard.ZstdDecompressor().decompressobj(), False
+            else:
+                rest = b""
+            compressed = rest or self._file.read(1 << 16)
+            if not compressed:
+                if self._inside:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self._inside = True
+            self._data = memoryview(self._frame.decompress(compressed))
+        size = min(len(buffer), len(self._data))
+        buffer[:size], self._data = self._data[:size], self._data[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -181,6 +215,11 @@ def _utf8_chunks(path: Path, encoding: str) -> Iterator[bytes]:
                 decoded = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 raise _wrong_encoding(path, encoding, done, error) from error
+            except UnicodeError as error:  # utf-16 without a byte order mark
+                raise DinError(
+                    f"{path} is not {encoding.upper()} ({error}); name the file's encoding, "
+                    f"{encoding}-le for instance"
+                ) from error
             text = decoded.encode()
         if first and text:
             text, first = text.removeprefix(codecs.BOM_UTF8), False
@@ -196,6 +235,12 @@ def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeE
     end = data.find(b"\n", start)
     text = data[begin : end if end >= 0 else len(data)].strip()[:80]
     readings = []
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not lines:
+        return DinError(
+            f"{path} begins like UTF-16, not {encoding.upper()}, which is expected. Name the "
+            "file's "
+            'encoding in its section of the spec: encoding = "utf-16"'
+        )
     for candidate in _LIKELY_ENCODINGS:
         try:
             reading = text.decode(candidate)
@@ -210,7 +255,7 @@ def _wrong_encoding(path: Path, encoding: str, lines: int, error: UnicodeDecodeE
     )
 
 
-def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, dialect: Dialect, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, values) of each record that is not empty, by Python's csv module."""
     csv.field_size_limit(_LONGEST_RECORD)
     reader = csv.reader(
@@ -219,7 +264,7 @@ def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
         quotechar=dialect.quote or None,
         quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
         escapechar=dialect.escape,
-        strict=True,
+        strict=strict,
     )
     line = 1
     try:
@@ -262,7 +307,7 @@ def _escaped_blocks(
         )
         frame = frame.with_columns(pl.all().replace("", None))
         lines = np.array([line for line, _ in part])
-        yield Block(frame, lambda lines=lines: lines)
+        yield Block(frame, functools.partial(np.copy, lines))
 
 
 def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
@@ -446,7 +491,8 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
 
 def _lone_return(path: Path, line: int) -> DinError:
     return DinError(
-        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the value "
+        f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the "
+        "value "
         "in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
         "tr '\\r' '\\n'"
     )

@@ -41,7 +41,8 @@ def draw(
 ) -> Drawn:
     """Draws the negatives that the spec asks for.
 
-    The catalogue is the items of all interactions of [impressions]; their popularity is that in
+    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by
+    the time of their row. The catalogue is the items of all interactions of [impressions]; their popularity is that in
     training. An item's values of the ad's own columns are those of its first interaction.
 
     Raises:
@@ -60,14 +61,21 @@ def draw(
         for frame in (frames[b.files.section] for b in spec.behaviors)
         if ".item" in frame.columns
     ]
+    for history in spec.histories:
+        if history.item is not None:
+            lists = everything.select(".user", pl.col(f".{history.name}.item").alias(".item"))
+            lists = lists.with_columns(everything.select(_time(everything)))
+            taken.append(lists.filter(pl.col(".item").list.len() > 0).explode(".item"))
     items = everything[".item"].unique(maintain_order=True)
     users = positives[".user"].unique(maintain_order=True)
     interactions = (
-        pl.concat(taken)
-        .select(
-            pl.Series("user", index_in(users, pl.concat([t[".user"] for t in taken]))),
-            pl.Series("item", index_in(items, pl.concat([t[".item"] for t in taken]))),
-            *(["" + ".time"] if ".time" in everything.columns else []),
+        pl.concat(
+            table.select(
+                pl.Series("user", index_in(users, table[".user"])),
+                pl.Series("item", index_in(items, table[".item"])),
+                *_time(everything),
+            )
+            for table in taken
         )
         .filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
         .sort("user", maintain_order=True)
@@ -77,7 +85,8 @@ def draw(
     has_time = ".time" in everything.columns
     if negatives.exclude == "before" and not has_time:
         raise DinError(
-            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, or write '
+            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, '
+            "or write "
             'exclude = "ever"'
         )
     time, time_of = (
@@ -120,7 +129,8 @@ def draw(
         )
     if drawn.outside_category:
         notes.append(
-            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users who have taken "
+            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users "
+            "who have taken "
             "every item of the category; their negatives are of all categories"
         )
     origin: dict[str, object] = {
@@ -189,7 +199,8 @@ def _categories(
         frame = pl.DataFrame({".item": items})
         if side_table.valid_from is not None:
             raise DinError(
-                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); expected a "
+                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); "
+                "expected a "
                 "category that an item always has"
             )
         feature = joined_features(
@@ -200,6 +211,7 @@ def _categories(
         values = known.set(pl.Series(index < 0), None) if (index < 0).any() else known
     if values.dtype == pl.List:
         raise DinError(
-            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected one"
+            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected "
+            "one"
         )
     return values.rank("dense").fill_null(0).to_numpy().astype(np.int64)

@@ -85,7 +85,8 @@ def joined_features(
     id_of_entry = index_in(ids, table[key].cast(ids.dtype))
     if (id_of_entry < 0).all():
         raise DinError(
-            f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of [{side_table.files.section}], "
+            f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of "
+            f"[{side_table.files.section}], "
             f"{side_table.key} = {table[key][0]!r} for instance, occurs in [impressions] or the "
             f"behaviours, which have {ids[0]!r} for instance; write the ids in one way, or name "
             "the right column"
@@ -151,7 +152,7 @@ def listed_sequence(
     length = lists.to_series(0).list.len().fill_null(0).to_numpy().astype(np.int64)
     sample = np.repeat(np.arange(len(lists)), length)
     nonempty = lists.filter(pl.Series(length > 0))
-    events = nonempty.explode(pl.all()) if len(nonempty) else lists.clear().explode(pl.all())
+    events = (nonempty if len(nonempty) else lists.clear()).explode(lists.columns)
     events = events.with_columns(pl.Series(".sample", sample))
     left_out = 0
     if ".time" in events.columns and time is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+
+import polars as pl
 
 from din_jax.data.schema import Schema
 from din_jax.data.store import Store
 from din_jax.errors import DinError
 from din_jax.prepare import vocabularies
+from din_jax.prepare.log.spec import TableOptions
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
 from din_jax.prepare.numbers import NumberTransform
 
@@ -42,6 +47,18 @@ def like_fingerprints(like: str | Path) -> tuple[str, ...]:
     return store.fingerprint, *store.like
 
 
+def options_like(
+    options: Mapping[str, TableOptions], known: Mapping[str, FittedTable]
+) -> dict[str, TableOptions]:
+    """The options of tables, by which their columns are read as another store's were."""
+
+    def is_text(name: str) -> bool:
+        table = known.get(name)
+        return isinstance(table, vocabularies.Fitted) and table.ids.dtype == pl.String
+
+    return {n: dataclasses.replace(o, text=is_text(n)) for n, o in options.items()}
+
+
 def check_like(schema: Schema, like: str | Path) -> None:
     """Raises if a log's store would not have the inputs of another.
 
@@ -65,7 +82,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
                     ("missing here:", missing),
                     ("not there:", extra),
                     (
-                        "of another kind (one value or several, another table, with times or without):",
+                        "of another kind (one value or several, another table, with times or "
+                        "without):",
                         differing,
                     ),
                 )
@@ -73,7 +91,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
             )
             + ". Write the spec with the same fields and sequences"
             + (
-                "; the clicks of rows without labels are unknown: name what users did until then in "
+                "; the clicks of rows without labels are unknown: name what users did until then "
+                "in "
                 "[behaviours]"
                 if "history" in missing
                 else ""

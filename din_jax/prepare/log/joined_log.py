@@ -123,15 +123,18 @@ class JoinedLog:
         """Raises if a sample of training has no label.
 
         Raises:
-          DinError: it names how many have none.
+          DinError: it says how many have none.
         """
-        missing = self.label[self.splits["train"]].null_count()
-        if missing:
+        train = self.label[self.splits["train"]]
+        if missing := train.null_count():
             label = self.spec.impressions.label
+            first = int(train.is_null().arg_max() or 0)
+            of_user = f", the first of user {self.users[int(self.user[first])]!r}"
             raise DinError(
-                f"{self.spec.path}: {missing:,} of {self.splits['train'].stop:,} samples of train have no "
-                f"label ({label.column if label else 'none is named'!r} is empty): nothing can be learned from "
-                "them. Leave the rows out, or give them to test; rows to score alone are prepared with --like"
+                f"{self.spec.path}: {missing:,} of {len(train):,} samples of train have no label, "
+                f"{label.column if label else 'none is named'!r} is empty"
+                f"{of_user if len(self.users) else ''}: nothing can be learned from them. Leave "
+                "the rows out, or give them to test; rows to score alone are prepared with --like"
             )
 
     def all_fields(self) -> dict[str, Feature]:
@@ -156,7 +159,7 @@ class JoinedLog:
         return rates
 
     def _ad_features(self, frame: pl.DataFrame, own: dict[str, Feature]) -> dict[str, Feature]:
-        """The ad's fields of samples or behaviours: the item, those of side tables, then its own."""
+        """The ad's fields of samples or behaviours: the item, of side tables, then its own."""
         if ".item" not in frame.columns:
             return own
         item = index_in(self.items, frame[".item"].cast(self.items.dtype))
@@ -183,7 +186,7 @@ class JoinedLog:
         numbered = frame.with_columns(pl.Series(".user", index_in(self.users, frame[".user"])))
         events = numbered.filter(pl.col(".user") >= 0)
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
-        order = [c for c in (".user", ".time", ".order") if c in events.columns]
+        order: list[str] = [c for c in (".user", ".time", ".order") if c in events.columns]
         events = by_user_and_time(events, order)
         own = own_features((*behaviors.ad, *behaviors.extra), events)
         features = self._ad_features(events, own)
@@ -223,7 +226,8 @@ class JoinedLog:
         ]
         if missing:
             self.notes.append(
-                f"[impressions] names no {' and no '.join(missing)}, so that samples have no history: train "
+                f"[impressions] names no {' and no '.join(missing)}, so that samples have no "
+                "history: train "
                 "lr, base, wide_deep, pnn or deepfm; din needs histories"
             )
         return not missing and ".label" in samples.columns

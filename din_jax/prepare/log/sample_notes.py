@@ -1,4 +1,4 @@
-"""Notes of a joined log that will not learn, or learns what it should not: labels, leaks, lengths."""
+"""Notes of a log that will not learn, or learns what it should not: labels, leaks, lengths."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def notes(
     steps = -(-samples // batch)
     if steps < _FEW_STEPS:
         yield (
-            f"training has {samples:,} samples, {steps:,} steps an epoch with batches of {batch}: few for "
+            f"training has {samples:,} samples, {steps:,} steps an epoch with batches of {batch}: "
+            "few for "
             "embeddings of rare ids and for Dice's averages. Train more epochs, on smaller batches "
             "(config.train.batch_size), and compare with the simple baselines"
         )
@@ -59,7 +60,8 @@ def notes(
         mean = float(np.mean(length))
         if mean < 1:
             yield (
-                f"the histories of training have {mean:.2f} behaviours on average: DIN has next to nothing "
+                f"the histories of training have {mean:.2f} behaviours on average: DIN has next "
+                "to nothing "
                 "to read. Give it a table of behaviours, [behaviours], or a longer log"
             )
         for name, sequence in log.sequences.items():
@@ -70,8 +72,10 @@ def notes(
                 of = f"{share:.1%}" if share >= 0.001 else f"{longer:,} of {samples:,}"
                 yield (
                     f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in "
-                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of each "
-                    "history (config.data.max_history); 0 reads all, 100 is quicker and needs less memory"
+                    f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of "
+                    "each "
+                    "history (config.data.max_history); 0 reads all, 100 is quicker and needs "
+                    "less memory"
                 )
     yield from _of_unseen_ads(origin)
 
@@ -87,7 +91,8 @@ def _of_labels(log: JoinedLog) -> Iterator[str]:
         elif known.n_unique() == 1:
             value = known[0]
             missing = (
-                "if the log has only what users took, draw what they did not take: [negatives] per_positive "
+                "if the log has only what users took, draw what they did not take: [negatives] "
+                "per_positive "
                 '= 4, by = "popularity"'
                 if value == 1
                 else "a split without clicks shows nothing: take a longer time, or check the label"
@@ -102,7 +107,10 @@ def _of_labels(log: JoinedLog) -> Iterator[str]:
                 + f"; {missing}"
             )
         elif len(known) < len(label):
-            yield f"{len(label) - len(known):,} of {len(label):,} samples of {name} have no label, and no part in metrics"
+            yield (
+                f"{len(label) - len(known):,} of {len(label):,} samples of {name} have no label, "
+                "and no part in metrics"
+            )
 
 
 def _of_unseen_ads(origin: Mapping[str, Any]) -> Iterator[str]:
@@ -111,6 +119,7 @@ def _of_unseen_ads(origin: Mapping[str, Any]) -> Iterator[str]:
         rate = unknown.get(name)
         if rate is not None and rate > 0.5:
             yield (
-                f"{rate:.1%} of the ads of {name} were never seen in training: their item is unknown there, and "
+                f"{rate:.1%} of the ads of {name} were never seen in training: their item is "
+                "unknown there, and "
                 "only their other fields tell them apart. Give [items] fields such as the category"
             )

@@ -42,9 +42,18 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
     quote = section.value.get("quote", '"')
     if not isinstance(quote, str) or len(quote.encode()) > 1:
         raise section.invalid("quote", f'{one} around values, or "" if quotes are ordinary')
+    marks = {"delimiter": section.value.get("delimiter"), "quote": quote, **section.value}
+    marks = {key: marks[key] for key in ("delimiter", "quote", "escape") if marks.get(key)}
+    for key, mark in marks.items():
+        if mark in ("\n", "\r") or list(marks.values()).count(mark) > 1:
+            raise DinError(
+                f"{section.location} {key} = {mark!r}, which ends lines, or has another meaning "
+                "already; expected delimiter, quote and escape to be different characters"
+            )
     encoding = section.optional_text("encoding", 'an encoding such as "gbk"') or "utf-8"
     try:
-        codecs.lookup(encoding)
+        codecs.getincrementaldecoder(encoding)
+        "".encode(encoding)  # an error for what encodes bytes
     except LookupError as error:
         raise section.invalid(
             "encoding", 'an encoding such as "utf-8", "gbk" or "cp1252"'
@@ -189,13 +198,15 @@ def column(
     several = "a separator" if result.separator else "list" if result.list else ""
     if result.transform and table in options:
         raise DinError(
-            f"{inner.location} is numeric, a number without an embedding table, but there is a section "
+            f"{inner.location} is numeric, a number without an embedding table, but there is a "
+            "section "
             f"[tables.{table}]. Remove one of the two"
         )
     if result.numeric and several:
         reason = "is numeric" if result.transform else f"is of table {table!r}, which has buckets"
         raise DinError(
-            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one of the two"
+            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one "
+            "of the two"
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
@@ -211,7 +222,7 @@ def _take(section: Section) -> Literal["first", "last"] | None:
     take = section.value.get("take")
     if take not in (None, "first", "last"):
         raise section.invalid("take", '"first" or "last"')
-    return take  # type: ignore[no-any-return]
+    return take
 
 
 def _transform(section: Section) -> str | None:

@@ -28,8 +28,8 @@ class Column:
       weighted: "drop": each of the several values is "id:weight", of which the id is used.
       take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
-      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then names
-        the transform, which columns may share.
+      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then
+        names the transform, which columns may share.
     """
 
     name: str
@@ -160,8 +160,8 @@ class Behaviors:
 class ListedHistory:
     """A history that stands in the impression's own row: columns that are lists.
 
-    `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where all
-    lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
+    `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where
+    all lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
     """
 
     name: str
@@ -226,7 +226,8 @@ class TableOptions:
 
     `ids`: of training alone ("train"), or all that the log has ("all").
 
-    With `transform` it is no table, but the transform of a number.
+    With `transform` it is no table, but the transform of a number. With `text` its ids are text as
+    it stands, "4.0" too; otherwise they are whole numbers where all values of a column are.
     """
 
     min_count: int = 1
@@ -234,6 +235,7 @@ class TableOptions:
     buckets: int | None = None
     transform: str | None = None
     ids: Literal["train", "all"] = "train"
+    text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,7 +168,8 @@ class _Reader:
         if label is None and not self.to_score and "negatives" not in self.top:
             raise section.missing(
                 "label",
-                "the name of a column of 0 and 1. If each row is something that a user took, say how "
+                "the name of a column of 0 and 1. If each row is something that a user took, say "
+                "how "
                 "to draw what was not taken: [negatives]. If the rows are to be scored by a model "
                 "of another store: --like",
             )
@@ -284,7 +285,8 @@ class _Reader:
         category = section.optional_text("category", "the ad's field")
         if (by == "in_category") != (category is not None):
             raise DinError(
-                f'{section.location} by = "in_category" and category, the ad\'s field that has it, go '
+                f'{section.location} by = "in_category" and category, the ad\'s field that has '
+                "it, go "
                 "together; add or remove one"
             )
         return Negatives(section.integer("per_positive", 1), by, category, exclude)
@@ -347,7 +349,8 @@ class _Reader:
             others = {c.transform for c in columns if c.table == column.table}
             if len(others) > 1 or column.table in keys:
                 raise DinError(
-                    f"{self.path}: {column.name!r} is numeric, and another column of {column.table!r} is "
+                    f"{self.path}: {column.name!r} is numeric, and another column of "
+                    f"{column.table!r} is "
                     "not, or by another transform; give it a name or table of its own"
                 )
             result[column.table] = TableOptions(transform=column.transform)
@@ -361,8 +364,8 @@ class _Reader:
     ) -> dict[str, TableOptions]:
         """Tables of the ad where negatives are drawn: they have all ids, unless the spec says.
 
-        Negatives are drawn from the whole catalogue. If items that training lacks were unknown, they
-        would be so mostly as negatives, and "unknown" would tell the label.
+        Negatives are drawn from the whole catalogue. If items that training lacks were unknown,
+        they would be so mostly as negatives, and "unknown" would tell the label.
         """
         if "negatives" not in self.top:
             return {}

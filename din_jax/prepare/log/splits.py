@@ -14,7 +14,7 @@ from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.leave_last_out import leave_last_out
 from din_jax.prepare.log.seeding import generator
-from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, SplitStart, is_share
+from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, Split, SplitStart, is_share
 
 _IGNORED = len(SPLITS)  # the number of impressions in no split
 
@@ -22,8 +22,8 @@ _IGNORED = len(SPLITS)  # the number of impressions in no split
 def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]) -> Splits:
     """Splits the impressions.
 
-    Without a [split], which only rows to be scored lack, all are in test. Without times the order of
-    the files is that of time; a note says so.
+    Without a [split], which only rows to be scored lack, all are in test. Without times the order
+    of the files is that of time; a note says so.
 
     Raises:
       DinError: a split is empty, the column has names that the spec does not, or the spec has dates
@@ -40,7 +40,7 @@ def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: l
     has_time = ".time" in impressions.columns
     time = impressions[".time"] if has_time else pl.Series(".time", np.arange(rows))
     if split.by == "column":
-        number = _by_column(spec, impressions[".split"])
+        number = _by_column(spec, split, impressions[".split"])
     elif split.by == "user":
         number = _by_user(split.starts, impressions[".user"], seed)
     elif split.by == "random":
@@ -53,13 +53,15 @@ def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: l
     if split.by in ("time", "column"):
         if not has_time and split.starts:
             notes.append(
-                "[impressions] names no time: the rows are split in the order of the files, as if that was "
+                "[impressions] names no time: the rows are split in the order of the files, as if "
+                "that was "
                 'their order in time; if it is not, [split] by = "random" draws them'
             )
         # Both starts are computed before any row is moved to a later split.
         train = number == 0
         starts = {
-            name: _start_time(spec, name, time.filter(pl.Series(train))) for name in split.starts
+            name: _start_time(spec, split, name, time.filter(pl.Series(train)))
+            for name in split.starts
         }
         for name, start in starts.items():
             number[train & (time >= start).to_numpy()] = SPLITS.index(name)
@@ -84,7 +86,8 @@ def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: l
     of_split = np.bincount(ordered[".split"].to_numpy()[samples], minlength=len(SPLITS))
     if not of_split.all():
         raise DinError(
-            f"{spec.path}: [split] min_history = {split.min_history} leaves a split without samples: "
+            f"{spec.path}: [split] min_history = {split.min_history} leaves a split without "
+            "samples: "
             + ", ".join(f"{name} has {n:,}" for name, n in zip(SPLITS, of_split, strict=True))
             + "; lower it"
         )
@@ -136,9 +139,8 @@ def _earlier_clicks(spec: Spec, rows: pl.DataFrame) -> np.ndarray:
     return earlier
 
 
-def _by_column(spec: Spec, names: pl.Series) -> np.ndarray:
+def _by_column(spec: Spec, split: Split, names: pl.Series) -> np.ndarray:
     """[rows] the number of each row's split, by the values of a column."""
-    split = spec.split
     number = {value: _IGNORED for value in split.ignore}
     for name, values in split.values.items():
         number |= {value: SPLITS.index(name) for value in values}
@@ -180,9 +182,9 @@ def _at_random(fractions: Mapping[str, Any], rows: int, seed: int) -> np.ndarray
     return number
 
 
-def _start_time(spec: Spec, name: str, time: pl.Series) -> Any:
+def _start_time(spec: Spec, split: Split, name: str, time: pl.Series) -> Any:
     """The time at which a split of rows with these times begins."""
-    starts = spec.split.starts
+    starts = split.starts
     start: SplitStart = starts[name]
     if is_share(start):
         # Rows of one time stay together, in the later split.
@@ -195,7 +197,8 @@ def _start_time(spec: Spec, name: str, time: pl.Series) -> Any:
     if isinstance(start, datetime.datetime) != time.dtype.is_temporal():
         raise DinError(
             f"{spec.path}: [split] {name} = {start}, but the times of [impressions], "
-            f"{spec.impressions.time.name!r}, are {time.dtype} from {time.min()!r} to {time.max()!r}; "
+            f"{'.time' if spec.impressions.time is None else spec.impressions.time.name!r}, are {time.dtype} from {time.min()!r} to "
+            f"{time.max()!r}; "
             "write it as one of those"
         )
     return start

@@ -11,9 +11,10 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
@@ -93,7 +94,7 @@ class TableReader:
                 index -= rows
         raise IndexError(index)
 
-    def _row_counts(self, file: File) -> Iterator[tuple[int, object]]:
+    def _row_counts(self, file: File) -> Iterator[tuple[int, Callable[[], np.ndarray] | None]]:
         if file.format == "csv":
             name = csv_blocks.header(file.path, file.dialect)[:1]
             for block in csv_blocks.blocks(file.path, file.dialect, name):
@@ -120,6 +121,8 @@ class TableReader:
         return values
 
     def _joined(self, name: str, parts: Sequence[pl.Series]) -> pl.Series:
+        if not parts:
+            return pl.Series(name, [], dtype=pl.String)
         try:
             return unify(parts).alias(name)
         except (pl.exceptions.PolarsError, ValueError) as error:
@@ -175,7 +178,8 @@ class TableReader:
             elif file.dialect.columns is None and _looks_like_data(existing):
                 name = "header" if self.section.split(".")[0] in ("items", "users") else "columns"
                 return DinError(
-                    f"{file.path}: the table [{self.section}] has no column {column!r} ({key}): its "
+                    f"{file.path}: the table [{self.section}] has no column {column!r} ({key}): "
+                    "its "
                     f"first line, {text[:80]!r}, has no names. If the file has no header, name its "
                     f'columns in [{self.section}]: {name} = ["…", "…"], in order, '
                     f"{len(existing)} of them"
@@ -213,6 +217,9 @@ class TableReader:
         elif file.format == "json":
             for frame in self._json_frames(file):
                 names = frame.columns
+                if not columns:
+                    yield frame
+                    continue
                 yield frame.select(
                     _expression(c).alias(c)
                     if c in names or _field(frame.schema, c)
@@ -310,7 +317,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def _python_literals(data: bytes) -> pl.DataFrame | None:
-    """Lines that are Python literals, {'a': 1}, as some public data sets have; None if they aren't."""
+    """Lines that are Python literals, {'a': 1}, as in some public data; None if they aren't."""
     rows = []
     try:
         for text in io.BytesIO(data):

@@ -1,13 +1,11 @@
 """Reads the tables of a spec into frames whose ids and times can be compared with one another.
 
-Columns that have a role are named ".user", ".item", ".time", ".label", ".weight", ".split", ".order"
-and, for the lists of a [history], ".NAME.item", ".NAME.time" and ".NAME.FIELD"; features have their
-field's name, which can't start with a dot.
+Columns that have a role are named ".user", ".item", ".time", ".label", ".weight", ".split",
+".order" and, for the lists of a [history], ".NAME.item", ".NAME.time" and ".NAME.FIELD"; features
+have their field's name, which can't start with a dot.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import polars as pl
 
@@ -24,7 +22,6 @@ class Tables:
     Args:
       spec: describes them.
       limit: how many rows of each to read, about; None reads all.
-      labels_required: whether each impression needs a label.
 
     Attributes:
       frames: {section of the spec: frame}.
@@ -32,12 +29,12 @@ class Tables:
       notes: of what is not an error but may be a mistake.
     """
 
-    def __init__(self, spec: specs.Spec, *, limit: int | None = None, labels_required: bool = True):
+    def __init__(self, spec: specs.Spec, *, limit: int | None = None):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
         self._zoned: dict[str, bool] = {}
         self._raw = _RawTables(spec, limit)
-        self.frames = {"impressions": self._read_impressions(spec, labels_required)}
+        self.frames = {"impressions": self._read_impressions(spec)}
         self.frames |= {b.files.section: self._read_behaviors(b) for b in spec.behaviors}
         self.frames |= {s.files.section: self._read_side_table(s, ".item") for s in spec.items}
         self.frames |= {s.files.section: self._read_side_table(s, ".user") for s in spec.users}
@@ -48,7 +45,7 @@ class Tables:
             self._unify_type(spec, key)
         self._note_meeting(spec)
 
-    def _read_impressions(self, spec: specs.Spec, labels_required: bool) -> pl.DataFrame:
+    def _read_impressions(self, spec: specs.Spec) -> pl.DataFrame:
         impressions = spec.impressions
         columns = self._raw.columns(impressions.files)
         label, negatives = impressions.label, spec.negatives
@@ -58,7 +55,7 @@ class Tables:
             columns.add_number(".clicks", label.column, minimum=0)
             columns.add_number(".impressions", label.impressions, minimum=0)
         else:
-            columns.add_label(".label", label, required=labels_required and negatives is None)
+            columns.add_label(".label", label)
         if impressions.weight is not None:
             columns.add_number(".weight", impressions.weight, minimum=0)
         if impressions.user is not None:
@@ -133,8 +130,10 @@ class Tables:
                 for wanted in (True, False)
             )
             raise DinError(
-                f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have none: by "
-                "hours of difference a history would hold what came after its impression. Say in which "
+                f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have "
+                "none: by "
+                "hours of difference a history would hold what came after its impression. Say in "
+                "which "
                 f'zone [{plain}] was written: time_zone = "Asia/Shanghai" for instance, or "UTC"'
             )
 
@@ -158,7 +157,7 @@ class Tables:
                 self.frames[section] = frame.with_columns(pl.col(key).cast(target))
 
     def _note_meeting(self, spec: specs.Spec) -> None:
-        """Raises where behaviours share no user or item with the impressions; notes where few do."""
+        """Raises where behaviours share no user or item with impressions; notes where few do."""
         impressions = self.frames["impressions"]
         for behaviors in spec.behaviors:
             section = behaviors.files.section
@@ -172,15 +171,19 @@ class Tables:
                 name = key.removeprefix(".")
                 if not share:
                     raise DinError(
-                        f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = {frame[key][0]!r} "
-                        f"for instance, occurs in [impressions], which have {impressions[key][0]!r} for "
-                        f"instance: all histories would be empty or strange. Write the {name}s of both in one "
+                        f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = "
+                        f"{frame[key][0]!r} "
+                        "for instance, occurs in [impressions], which have "
+                        f"{impressions[key][0]!r} for "
+                        f"instance: all histories would be empty or strange. Write the {name}s of "
+                        "both in one "
                         "way, or name the right column"
                     )
                 self.counts[section][f"{name} found"] = int(meets.sum())
                 if share < 0.1:
                     self.notes.append(
-                        f"[{section}] only {share:.2%} of the rows have a {name} that occurs in [impressions]: "
+                        f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
+                        "[impressions]: "
                         "are both written in one way?"
                     )
 
@@ -190,6 +193,7 @@ class _RawTables:
 
     def __init__(self, spec: specs.Spec, limit: int | None):
         self._limit = limit
+        self._text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
         self._needed: dict[object, dict[str, str]] = {}
         self._sections: dict[str, dict[str, str]] = {}
         self._read: dict[object, tuple[TableReader, pl.DataFrame]] = {}
@@ -212,7 +216,8 @@ class _RawTables:
         self._waiting[key] -= 1
         if not self._waiting[key]:
             del self._read[key]
-        return TypedColumns(files, reader, frame.select(list(self._sections[files.section])))
+        raw = frame.select(list(self._sections[files.section]))
+        return TypedColumns(files, reader, raw, self._text_tables)
 
     def notes(self) -> list[str]:
         """The notes of all readers."""
@@ -258,7 +263,7 @@ def _present(*named: tuple[str | None, str]) -> dict[str, str]:
     return {column: key for column, key in named if column is not None}
 
 
-def _times(time: specs.Time | None, key: str) -> Mapping[str, str]:
+def _times(time: specs.Time | None, key: str) -> dict[str, str]:
     return {} if time is None else dict.fromkeys(time.columns, key)
 
 
@@ -268,7 +273,8 @@ def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame
     if len(invalid):
         raise DinError(
             f"{files.paths[0]}: [{files.section}] has {len(invalid):,} rows with more clicks than "
-            f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for instance; "
+            f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for "
+            "instance; "
             "expected clicks among the impressions"
         )
     parts = [

@@ -28,6 +28,7 @@ class TypedColumns:
       files: of the table.
       reader: has read them.
       raw: the columns that it read; those of `files.where` too.
+      text_tables: the embedding tables whose ids stay text, even if it is like 4.0.
 
     Attributes:
       section: of the spec.
@@ -37,7 +38,14 @@ class TypedColumns:
       zoned: {column of times: whether they have zones}, of those that are dates.
     """
 
-    def __init__(self, files: TableFiles, reader: TableReader, raw: pl.DataFrame):
+    def __init__(
+        self,
+        files: TableFiles,
+        reader: TableReader,
+        raw: pl.DataFrame,
+        text_tables: frozenset[str] = frozenset(),
+    ):
+        self._text_tables = text_tables
         self.section, self._files, self._reader = files.section, files, reader
         self.row_count = len(raw)
         self.notes: list[str] = []
@@ -83,8 +91,10 @@ class TypedColumns:
         dropped = len(frame) - len(rows)
         if dropped > 0.01 * len(frame):
             self.notes.append(
-                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an earlier row in "
-                "every column that the spec reads, and count once; if they are events of their own, as where "
+                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an "
+                "earlier row in "
+                "every column that the spec reads, and count once; if they are events of their "
+                "own, as where "
                 'times are hours or days: duplicates = "keep"'
             )
         return frame[rows], dropped
@@ -95,11 +105,9 @@ class TypedColumns:
         self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
         self._add(name, self._require_values(column, ids) if required else ids)
 
-    def add_label(self, name: str, label: Label, *, required: bool) -> None:
-        """Adds labels, 0 or 1, or null where a value is missing and none is required."""
+    def add_label(self, name: str, label: Label) -> None:
+        """Adds labels, 0 or 1, or null where a value is missing."""
         column, raw = label.column, self._raw[label.column]
-        if required:
-            self._require_values(column, raw)
         if label.positive is not None:
             text = _as_text(raw)
             clicks = text.is_in(label.positive)
@@ -115,8 +123,6 @@ class TypedColumns:
         number = raw.cast(pl.Float64, strict=False).fill_nan(None)
         if label.at_least is not None:
             self._refuse(column, number.is_null() & raw.is_not_null(), "a number")
-            if required:
-                self._refuse(column, number.is_null(), "a number")
             self._add(name, (number >= label.at_least).cast(pl.UInt8))
             return
         self._refuse(
@@ -202,7 +208,8 @@ class TypedColumns:
         elif column.list is not None:
             self._add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
         elif column.separator is None:
-            ids = self._ids(column.column, raw, lists=True)
+            as_text = column.table in self._text_tables and raw.dtype == pl.String
+            ids = raw if as_text else self._ids(column.column, raw, lists=True)
             self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
             self._add(name, ids)
         elif raw.dtype == pl.String or raw.dtype.is_integer():
@@ -240,7 +247,8 @@ class TypedColumns:
                     column.column,
                     raw.dtype,
                     "a list of values in each row",
-                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or list = "json"',
+                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or '
+                    'list = "json"',
                 )
             self.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
         if history.time is not None:
@@ -261,7 +269,9 @@ class TypedColumns:
         column = history.time.columns[0]
         raw = self._raw[column]
         if not isinstance(raw.dtype, pl.List | pl.Array):
-            raise self._type_error(column, raw.dtype, "a list of times in each row")
+            raise self._type_error(
+                column, raw.dtype, "a list of times in each row", "Parquet and JSON have lists"
+            )
         flat = TypedColumns(
             dataclasses.replace(self._files, where=()),
             self._reader,
@@ -305,8 +315,10 @@ class TypedColumns:
                 whole = whole_numbers(raw)
             except OverflowError as error:
                 raise DinError(
-                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a whole number "
-                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be mixed up. "
+                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a "
+                    "whole number "
+                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be "
+                    "mixed up. "
                     "Write the column as whole numbers or text, from the source"
                 ) from error
             raw = raw if whole is None else whole
@@ -320,7 +332,8 @@ class TypedColumns:
                 column,
                 raw.dtype,
                 "one id a row",
-                f"if this is the history that stands in the impression's own row, name it in a section "
+                "if this is the history that stands in the impression's own row, name it in a "
+                "section "
                 f"[history] with item = {column!r}",
             )
         raise self._type_error(
@@ -398,9 +411,12 @@ class TypedColumns:
         if step >= 1:
             shared = int(raw.is_duplicated().sum())
             self.notes.append(
-                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves in steps of "
-                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another one, and what "
-                "has one time is in no other's history; write it as whole numbers or Float64, from the source"
+                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves "
+                "in steps of "
+                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another "
+                "one, and what "
+                "has one time is in no other's history; write it as whole numbers or Float64, "
+                "from the source"
             )
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:
@@ -423,6 +439,7 @@ class TypedColumns:
         if row is None:
             return
         value = (self._raw[column] if raw is None else raw)[row]
+        value = value.to_list() if isinstance(value, pl.Series) else value
         few = 2 * invalid.sum() < len(invalid)
         advice = (
             fix()

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 
 _EXACT = 2**53  # floats are exact whole numbers below it
-_USUAL = r"^(?:0|-?[1-9][0-9]{0,17})$"
-_WHOLE = r"^[+-]?[0-9]+(?:\.0*)?(?:[eE]\+?[0-9]+)?$"
+_USUAL = r"^(?:0|-?[1-9][0-9]{0,18})$"
+_WHOLE = r"^-?(?:0|[1-9][0-9]*)(?:\.0*)?(?:[eE]\+?[0-9]+)?$"
 
 
 def compact(text: pl.Series) -> pl.Series:
@@ -32,22 +32,40 @@ def compact(text: pl.Series) -> pl.Series:
 def whole_numbers(values: pl.Series) -> pl.Series | None:
     """Floats, or text in which some are written as floats, as whole numbers; None if not all are.
 
+    Text like 007 or +1 is an id that is no number.
+
     Raises:
       OverflowError: a number is 2⁵³ or more, where floats skip whole numbers.
     """
     if values.dtype == pl.String:
         if not values.str.contains(_WHOLE).all():
             return None
-        if values.str.contains(r"^[+-]?[0-9]+$").all():
-            return None  # text like 007
+        if values.str.contains(r"^-?[0-9]+$").all():
+            return None  # whole numbers beyond int64
         values = values.cast(pl.Float64)
     finite = values.drop_nulls().drop_nans()
     if not len(finite) or not (finite.is_finite() & (finite == finite.floor())).all():
         return None
-    largest = finite.abs().max()
-    if largest is not None and largest >= _EXACT:  # type: ignore[operator]
+    largest = float(finite.abs().to_numpy().max())
+    if largest >= _EXACT:
         raise OverflowError(f"{largest:.0f}")
     return values.fill_nan(None).cast(pl.Int64)
+
+
+def as_ids_of(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Text among ids that are whole numbers: those that are written as floats become numbers.
+
+    What is no number is null.
+    """
+    if values.dtype != pl.String or not dtype.is_integer():
+        return values
+    usual = values.cast(dtype, strict=False)
+    as_written = usual.cast(pl.String) == values
+    floats = values.cast(pl.Float64, strict=False)
+    floats = floats.set(~(values.str.contains(_WHOLE) & (floats.abs() < _EXACT)), None)
+    return pl.select(
+        pl.when(as_written).then(usual).otherwise(floats.cast(dtype, strict=False))
+    ).to_series()
 
 
 def unify(parts: Sequence[pl.Series]) -> pl.Series:
@@ -68,7 +86,7 @@ def unify(parts: Sequence[pl.Series]) -> pl.Series:
         parts = [_whole_or_same(part) for part in parts]
         types = {part.dtype for part in parts if part.null_count() < len(part)}
     if all(isinstance(kind, pl.List | pl.Array) for kind in types) and len(types) > 1:
-        return pl.concat(list(parts), how="vertical_relaxed")  # type: ignore[call-overload]
+        return pl.concat(list(parts), how="vertical_relaxed")
     if len(types) == 1:
         target = next(iter(types))
     elif all(kind.is_integer() for kind in types):
@@ -111,8 +129,10 @@ def _whole_or_same(part: pl.Series) -> pl.Series:
 
 def _integer_type(parts: Sequence[pl.Series]) -> pl.DataType:
     """The type that holds whole numbers of several types: int64, uint64, or text."""
-    low = min(int(part.min() or 0) for part in parts)  # type: ignore[call-overload]
-    high = max(int(part.max() or 0) for part in parts)  # type: ignore[call-overload]
+    low, high = (
+        limit(int(str(getattr(part, limit.__name__)() or 0)) for part in parts)
+        for limit in (min, max)
+    )
     if high < 2**63:
         return pl.Int64()
     return pl.UInt64() if low >= 0 and high < 2**64 else pl.String()

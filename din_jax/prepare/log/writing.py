@@ -24,6 +24,7 @@ from din_jax.data.store_writer import StoreWriter, smallest_unsigned
 from din_jax.prepare import vocabularies
 from din_jax.prepare.log.features import Feature
 from din_jax.prepare.log.joined_log import JoinedLog
+from din_jax.prepare.log.value_types import as_ids_of
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
 from din_jax.prepare.numbers import NumberTransform
 
@@ -123,7 +124,9 @@ class _Numbers:
 class _FeatureRows:
     """The rows of its embedding table that a feature's values have."""
 
-    def __init__(self, feature: Feature, table: FittedTable, dtype: np.dtype):
+    def __init__(
+        self, feature: Feature, table: vocabularies.Fitted | vocabularies.Buckets, dtype: np.dtype
+    ):
         self.index, self.multi_hot = feature.value_index, feature.multi_hot
         values = feature.values
         if self.multi_hot:
@@ -132,7 +135,7 @@ class _FeatureRows:
             values = values.filter(pl.Series(length > 0)).explode()
         else:
             length = np.ones(len(values), np.int64)
-        self.rows = table.rows(values).astype(dtype)
+        self.rows = table.rows(as_ids_of(values, table.ids.dtype)).astype(dtype)
         self.first = np.cumsum(length) - length
         # Index −1 is the last element: an empty list, or row 0.
         self.length = np.append(length, 0)
