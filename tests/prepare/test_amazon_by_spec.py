@@ -1,5 +1,6 @@
 """The paper's Amazon data by a spec of `prepare log` is that of `prepare amazon`."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_the_paper_s_data_by_a_spec_differ_in_the_draw_alone(tmp_path):
     meta = [{"asin": g, "categories": [["All", f"C{i % 6}"], ["X"]]} for i, g in enumerate(goods)]
     files = tmp_path / "reviews_Electronics_5.json.gz", tmp_path / "meta_Electronics.json.gz"
     for file, lines in zip(files, (map(json.dumps, reviews), map(repr, meta)), strict=True):
-        file.write_text("\n".join(lines) + "\n")
+        file.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
     amazon.prepare(*files, tmp_path / "amazon")
     log.prepare(SPEC, tmp_path / "log", data=tmp_path)
     expected, found = samples(tmp_path / "amazon"), samples(tmp_path / "log")

@@ -304,6 +304,8 @@ class _Reader:
             options["ids"] = section.text("ids", '"train" or "all"')
             if options["ids"] not in ("train", "all"):
                 raise section.invalid("ids", '"train" or "all"')
+            if options["ids"] == "all":  # none is unknown, unless the spec says so
+                options.setdefault("unknown_share", 0.0)
         if "buckets" in options and len(options) > 1:
             raise DinError(
                 f"{section.location} has buckets, which are for numbers, but also min_count or "
