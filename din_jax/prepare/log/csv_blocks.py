@@ -133,9 +133,9 @@ def open_bytes(path: Path) -> IO[bytes]:
     with path.open("rb") as raw:
         magic = raw.read(4)
     if magic[:2] == _GZIP:
-        return gzip.open(path)
+        return gzip.open(path)  # type: ignore[return-value]
     if magic == _ZSTD:
-        return io.BufferedReader(_Zstd(path))  # type: ignore[return-value]
+        return io.BufferedReader(_Zstd(path))
     return path.open("rb")
 
 
@@ -492,9 +492,8 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
 def _lone_return(path: Path, line: int) -> DinError:
     return DinError(
         f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the "
-        "value "
-        "in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
-        "tr '\\r' '\\n'"
+        "value in quotes, or if lines end with it alone, as on old Macs, write line feeds: tr "
+        "'\\r' '\\n'"
     )
 
 

@@ -42,8 +42,9 @@ def draw(
     """Draws the negatives that the spec asks for.
 
     A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by
-    the time of their row. The catalogue is the items of all interactions of [impressions]; their popularity is that in
-    training. An item's values of the ad's own columns are those of its first interaction.
+    the time of their row. The catalogue is the items of all interactions of [impressions]; their
+    popularity is that in training. An item's values of the ad's own columns are those of its first
+    interaction.
 
     Raises:
       DinError: a user has taken every item that could be drawn; or an item has several categories.
@@ -130,8 +131,7 @@ def draw(
     if drawn.outside_category:
         notes.append(
             f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users "
-            "who have taken "
-            "every item of the category; their negatives are of all categories"
+            "who have taken every item of the category; their negatives are of all categories"
         )
     origin: dict[str, object] = {
         "by": negatives.by,
@@ -200,8 +200,7 @@ def _categories(
         if side_table.valid_from is not None:
             raise DinError(
                 f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); "
-                "expected a "
-                "category that an item always has"
+                "expected a category that an item always has"
             )
         feature = joined_features(
             side_table, frames[side_table.files.section], ".item", items, one, frame

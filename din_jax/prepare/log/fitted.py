@@ -92,8 +92,7 @@ def check_like(schema: Schema, like: str | Path) -> None:
             + ". Write the spec with the same fields and sequences"
             + (
                 "; the clicks of rows without labels are unknown: name what users did until then "
-                "in "
-                "[behaviours]"
+                "in [behaviours]"
                 if "history" in missing
                 else ""
             )

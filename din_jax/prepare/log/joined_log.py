@@ -227,8 +227,7 @@ class JoinedLog:
         if missing:
             self.notes.append(
                 f"[impressions] names no {' and no '.join(missing)}, so that samples have no "
-                "history: train "
-                "lr, base, wide_deep, pnn or deepfm; din needs histories"
+                "history: train lr, base, wide_deep, pnn or deepfm; din needs histories"
             )
         return not missing and ".label" in samples.columns
 

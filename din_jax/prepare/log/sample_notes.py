@@ -51,9 +51,8 @@ def notes(
     if steps < _FEW_STEPS:
         yield (
             f"training has {samples:,} samples, {steps:,} steps an epoch with batches of {batch}: "
-            "few for "
-            "embeddings of rare ids and for Dice's averages. Train more epochs, on smaller batches "
-            "(config.train.batch_size), and compare with the simple baselines"
+            "few for embeddings of rare ids and for Dice's averages. Train more epochs, on "
+            "smaller batches (config.train.batch_size), and compare with the simple baselines"
         )
     if log.sequences:
         length = sum(s.end[train] - s.start[train] for s in log.sequences.values())
@@ -61,8 +60,7 @@ def notes(
         if mean < 1:
             yield (
                 f"the histories of training have {mean:.2f} behaviours on average: DIN has next "
-                "to nothing "
-                "to read. Give it a table of behaviours, [behaviours], or a longer log"
+                "to nothing to read. Give it a table of behaviours, [behaviours], or a longer log"
             )
         for name, sequence in log.sequences.items():
             length = sequence.end[train] - sequence.start[train]
@@ -73,9 +71,8 @@ def notes(
                 yield (
                     f"{name} has more than {BOUND:,} behaviours, up to {int(length.max()):,}, in "
                     f"{of} of the training samples: configs/log.py reads the latest {BOUND:,} of "
-                    "each "
-                    "history (config.data.max_history); 0 reads all, 100 is quicker and needs "
-                    "less memory"
+                    "each history (config.data.max_history); 0 reads all, 100 is quicker and "
+                    "needs less memory"
                 )
     yield from _of_unseen_ads(origin)
 
@@ -120,6 +117,6 @@ def _of_unseen_ads(origin: Mapping[str, Any]) -> Iterator[str]:
         if rate is not None and rate > 0.5:
             yield (
                 f"{rate:.1%} of the ads of {name} were never seen in training: their item is "
-                "unknown there, and "
-                "only their other fields tell them apart. Give [items] fields such as the category"
+                "unknown there, and only their other fields tell them apart. Give [items] fields "
+                "such as the category"
             )

@@ -199,8 +199,7 @@ def column(
     if result.transform and table in options:
         raise DinError(
             f"{inner.location} is numeric, a number without an embedding table, but there is a "
-            "section "
-            f"[tables.{table}]. Remove one of the two"
+            f"section [tables.{table}]. Remove one of the two"
         )
     if result.numeric and several:
         reason = "is numeric" if result.transform else f"is of table {table!r}, which has buckets"

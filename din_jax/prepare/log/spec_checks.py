@@ -57,8 +57,7 @@ def _check_needs(spec: Spec) -> None:
         if column is None:
             raise DinError(
                 f"{spec.path}: [impressions] has no {key!r}, which {what} needs; expected the "
-                "name of a "
-                "column"
+                "name of a column"
             )
     clicks = not spec.behaviors and not spec.histories
     for named, key in (
@@ -68,8 +67,7 @@ def _check_needs(spec: Spec) -> None:
         if named and not (clicks and impressions.user and impressions.time):
             raise DinError(
                 f"{spec.path}: {key} is for logs whose clicks are the behaviours, with a user and "
-                "a time, and "
-                "without [behaviours] and [history]. Remove it"
+                "a time, and without [behaviours] and [history]. Remove it"
             )
     if not any([impressions.item, *impressions.fields.values()]):
         raise DinError(
@@ -141,26 +139,22 @@ def _check_behavior_fields(spec: Spec) -> None:
             if column.name not in ad_columns or ad_columns[column.name].table != column.table:
                 raise DinError(
                     f"{spec.path}: [{section}] ad has {column.name!r}, but the ad has no field of "
-                    "this "
-                    "name and table to compare it with, in [impressions] ad or [items]; "
+                    "this name and table to compare it with, in [impressions] ad or [items]; "
                     f"its fields are: {', '.join(ad_columns) or 'none'}. What behaviours alone "
-                    "have, such as "
-                    "their type, is in fields of [behaviours]"
+                    "have, such as their type, is in fields of [behaviours]"
                 )
             if item is not None and any(
                 column.name == c.name for s in spec.items for c in s.columns
             ):
                 raise DinError(
                     f"{spec.path}: [{section}] ad has {column.name!r}, which [items] gives to its "
-                    "items "
-                    "already; remove it from one of the two"
+                    "items already; remove it from one of the two"
                 )
     category = spec.negatives.category if spec.negatives else None
     if category is not None and category not in ad_columns:
         raise DinError(
             f"{spec.path}: [negatives] category = {category!r} is no field of the ad; its fields "
-            "are: "
-            f"{', '.join(ad_columns) or 'none'}"
+            f"are: {', '.join(ad_columns) or 'none'}"
         )
 
 

@@ -169,9 +169,8 @@ class _Reader:
             raise section.missing(
                 "label",
                 "the name of a column of 0 and 1. If each row is something that a user took, say "
-                "how "
-                "to draw what was not taken: [negatives]. If the rows are to be scored by a model "
-                "of another store: --like",
+                "how to draw what was not taken: [negatives]. If the rows are to be scored by a "
+                "model of another store: --like",
             )
         if label is not None and label.impressions is not None and "weight" in section:
             raise DinError(
@@ -286,8 +285,7 @@ class _Reader:
         if (by == "in_category") != (category is not None):
             raise DinError(
                 f'{section.location} by = "in_category" and category, the ad\'s field that has '
-                "it, go "
-                "together; add or remove one"
+                "it, go together; add or remove one"
             )
         return Negatives(section.integer("per_positive", 1), by, category, exclude)
 

@@ -195,10 +195,10 @@ def _start_time(spec: Spec, split: Split, name: str, time: pl.Series) -> Any:
         )
         return time.sort()[min(round(len(time) * remaining), len(time) - 1)]
     if isinstance(start, datetime.datetime) != time.dtype.is_temporal():
+        column = spec.impressions.time.name if spec.impressions.time else ""
         raise DinError(
             f"{spec.path}: [split] {name} = {start}, but the times of [impressions], "
-            f"{'.time' if spec.impressions.time is None else spec.impressions.time.name!r}, are {time.dtype} from {time.min()!r} to "
-            f"{time.max()!r}; "
-            "write it as one of those"
+            f"{column!r}, are {time.dtype} from {time.min()!r} to {time.max()!r}; write it as one "
+            "of those"
         )
     return start

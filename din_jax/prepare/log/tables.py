@@ -131,9 +131,8 @@ class Tables:
             )
             raise DinError(
                 f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have "
-                "none: by "
-                "hours of difference a history would hold what came after its impression. Say in "
-                "which "
+                "none: by hours of difference a history would hold what came after its "
+                "impression. Say in which "
                 f'zone [{plain}] was written: time_zone = "Asia/Shanghai" for instance, or "UTC"'
             )
 
@@ -172,19 +171,16 @@ class Tables:
                 if not share:
                     raise DinError(
                         f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = "
-                        f"{frame[key][0]!r} "
-                        "for instance, occurs in [impressions], which have "
+                        f"{frame[key][0]!r} for instance, occurs in [impressions], which have "
                         f"{impressions[key][0]!r} for "
                         f"instance: all histories would be empty or strange. Write the {name}s of "
-                        "both in one "
-                        "way, or name the right column"
+                        "both in one way, or name the right column"
                     )
                 self.counts[section][f"{name} found"] = int(meets.sum())
                 if share < 0.1:
                     self.notes.append(
                         f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
-                        "[impressions]: "
-                        "are both written in one way?"
+                        "[impressions]: are both written in one way?"
                     )
 
 
@@ -274,8 +270,7 @@ def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame
         raise DinError(
             f"{files.paths[0]}: [{files.section}] has {len(invalid):,} rows with more clicks than "
             f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for "
-            "instance; "
-            "expected clicks among the impressions"
+            "instance; expected clicks among the impressions"
         )
     parts = [
         frame.with_columns(pl.lit(label, pl.UInt8).alias(".label"), weight.alias(".weight"))

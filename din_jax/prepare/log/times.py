@@ -141,7 +141,8 @@ def _note_ranges(times: Mapping[str, pl.Series], notes: list[str]) -> None:
         if end < first:  # type: ignore[operator]
             notes.append(
                 f"[{section}] all its times, up to {end!s}, lie before those of [impressions], "
-                f"from {first!s} on: every behaviour is in every history of its user. Is it one clock and one unit?"
+                f"from {first!s} on: every behaviour is in every history of its user. Is it one "
+                "clock and one unit?"
             )
         elif begin > last:  # type: ignore[operator]
             notes.append(

@@ -92,9 +92,8 @@ class TypedColumns:
         if dropped > 0.01 * len(frame):
             self.notes.append(
                 f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an "
-                "earlier row in "
-                "every column that the spec reads, and count once; if they are events of their "
-                "own, as where "
+                "earlier row in every column that the spec reads, and count once; if they are "
+                "events of their own, as where "
                 'times are hours or days: duplicates = "keep"'
             )
         return frame[rows], dropped
@@ -316,10 +315,9 @@ class TypedColumns:
             except OverflowError as error:
                 raise DinError(
                     f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a "
-                    "whole number "
-                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be "
-                    "mixed up. "
-                    "Write the column as whole numbers or text, from the source"
+                    "whole number written as a float; from 2⁵³ on floats are not exact, so that "
+                    "ids would be mixed up. Write the column as whole numbers or text, from the "
+                    "source"
                 ) from error
             raw = raw if whole is None else whole
             inner = raw.dtype
@@ -333,8 +331,7 @@ class TypedColumns:
                 raw.dtype,
                 "one id a row",
                 "if this is the history that stands in the impression's own row, name it in a "
-                "section "
-                f"[history] with item = {column!r}",
+                f"section [history] with item = {column!r}",
             )
         raise self._type_error(
             column,
@@ -414,9 +411,8 @@ class TypedColumns:
                 f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves "
                 "in steps of "
                 f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another "
-                "one, and what "
-                "has one time is in no other's history; write it as whole numbers or Float64, "
-                "from the source"
+                "one, and what has one time is in no other's history; write it as whole numbers "
+                "or Float64, from the source"
             )
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:

@@ -59,8 +59,7 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
             yield (
                 f"{where} has spaces around {_share(spaces.sum(), rows)} of its values, "
                 f"{values.filter(spaces)[0]!r} for instance, which make them ids of their own; if "
-                "they do not "
-                f"belong to the values: strip = true in [{section}]"
+                f"they do not belong to the values: strip = true in [{section}]"
             )
         if kind == "feature":
             yield from _list_notes(where, values, rows)
@@ -72,8 +71,7 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
                 f"{where} is {value!r} in {_share(number, rows)} of the rows: is it a default, a "
                 "crawler or "
                 f"a test account? If it means a missing value: null_values = [{_quoted(value)}]; "
-                "else "
-                "leave its rows out, or bound histories with config.data.max_history"
+                "else leave its rows out, or bound histories with config.data.max_history"
             )
 
 
@@ -94,8 +92,7 @@ def part_notes(section: str, field: str, column: str, parts: pl.Series) -> Itera
         yield (
             f"{where} has spaces around {_share(spaces.sum(), len(flat))} of its values, "
             f"{flat.filter(spaces)[0]!r} for instance, which make them ids of their own; put the "
-            "space into "
-            "the separator, or if they do not belong to the values: "
+            "space into the separator, or if they do not belong to the values: "
             f"strip = true in [{section}]"
         )
     weighted = flat.str.contains(_WEIGHTED)
@@ -103,8 +100,7 @@ def part_notes(section: str, field: str, column: str, parts: pl.Series) -> Itera
         yield (
             f"{where}: {_share(weighted.sum(), len(flat))} of its values are like "
             f'{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = "drop" '
-            "reads the id "
-            "alone; now each such text is an id of its own"
+            "reads the id alone; now each such text is an id of its own"
         )
 
 
@@ -129,10 +125,8 @@ def _list_notes(where: str, values: pl.Series, rows: int) -> Iterator[str]:
 def _marker(where: str, markers: list[str], number: Any, rows: int) -> str:
     return (
         f"{where} is {' or '.join(map(repr, markers))} in {_share(number, rows)} of the rows, an "
-        "id like "
-        "any other; if it means a missing value: null_values = "
-        f"[{', '.join(map(_quoted, markers))}] in "
-        "its section"
+        "id like any other; if it means a missing value: null_values = "
+        f"[{', '.join(map(_quoted, markers))}] in its section"
     )
 
 
