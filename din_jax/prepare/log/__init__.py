@@ -117,18 +117,13 @@ def prepare(
         raise DinError(f"--seed {seed}: expected 0 or more")
     parsed = spec_reader.read(spec, data, to_score=like is not None)
     known = None if like is None else fitted_tables(like)
-    if known is not None:
-        parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known))
+    if known is not None and like is not None:
+        parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known, like))
     log = JoinedLog(parsed, seed, Tables(parsed))
     if known is None:
         log.check_labels()
         tables = {name: fit_table(log, name, o, seed) for name, o in parsed.tables.items()}
     else:
-        if missing := [name for name in parsed.tables if name not in known]:
-            raise DinError(
-                f"{like} has no table {', '.join(missing)}, which the spec names; its tables are: "
-                f"{', '.join(known)}"
-            )
         tables = {name: known[name] for name in parsed.tables}
         check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
     counted = sample_notes.own_histories(log)

@@ -319,25 +319,22 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
         if final and data and not data.endswith(b"\n"):
             data += b"\n"
         structure = _Structure(data, dialect)
-        misplaced = structure.misplaced_quote()
-        if misplaced is not None:
-            start = data.rfind(b"\n", 0, misplaced) + 1
-            end = data.find(b"\n", misplaced)
-            record = line + structure.line_of_record(misplaced)
-            raise _misplaced_quote(
-                path, record, dialect, data[start : end if end >= 0 else len(data)].decode()
-            )
-        if structure.open_quote and (final or len(data) - structure.end > _LONGEST_RECORD):
-            raise _misplaced_quote(path, line + structure.line_of_record(len(data)), dialect, "")
-        lone = structure.lone_return()
-        if lone is not None:
-            raise _lone_return(path, line + structure.line_of_record(lone))
+        fault = structure.fault(at_end=final or len(data) - structure.end > _LONGEST_RECORD)
+        begin = len(data) if fault is None else structure.begin_of_record(fault)
+        wrong = structure.wrong_length(columns)
+        if wrong is not None and wrong[0] < begin:
+            offset, values = wrong
+            _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
+        if fault is not None:
+            line += data.count(b"\n", 0, begin)
+            if data[fault] == _RETURN:
+                raise _lone_return(path, line)
+            start, stop = data.rfind(b"\n", 0, fault) + 1, data.find(b"\n", fault)
+            text = data[start : stop if stop >= 0 else len(data)].decode()
+            raise _misplaced_quote(path, line, dialect, text)
         end = structure.end
         if end:
             block = data[:end]
-            if wrong := structure.wrong_length(columns):
-                offset, values = wrong
-                _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
             yield line, block, structure.has_empty
             line += data.count(b"\n", 0, end)
         rest = data[end:]
@@ -348,7 +345,6 @@ class _Structure:
 
     Attributes:
       end: where the last whole record ends.
-      open_quote: whether the block ends inside quotes.
     """
 
     def __init__(self, data: bytes, dialect: Dialect):
@@ -367,7 +363,6 @@ class _Structure:
             if is_return is not None:
                 is_return &= outside
         self._quote = quote[0] if quote else None
-        self.open_quote = len(self._quotes) % 2 == 1
         self._ends = np.flatnonzero(is_end)
         self.end = int(self._ends[-1]) + 1 if len(self._ends) else 0
         self._delimiters = np.flatnonzero(is_delimiter[: self.end])
@@ -378,35 +373,32 @@ class _Structure:
         length = self._ends - self._begins
         self._empty = (length == 0) | ((length == 1) & (self._data[self._begins] == _RETURN))
 
-    def misplaced_quote(self) -> int | None:
-        """The place of the first quote that does not enclose a whole value, or None."""
-        if not len(self._quotes):
-            return None
-        opening, closing = self._quotes[::2], self._quotes[1::2]
-        allowed = np.zeros(256, bool)
-        allowed[[self._delimiter, _NEWLINE, self._quote or 0]] = True
-        before = np.where(opening > 0, self._data[opening - 1], _NEWLINE)
-        after_place = closing + 1
-        inside = after_place < len(self._data)
-        after = np.where(inside, self._data[np.where(inside, after_place, 0)], _NEWLINE)
-        wrong_opening = opening[~allowed[before]]
-        allowed[_RETURN] = True
-        wrong_closing = closing[~allowed[after]]
-        places = [int(w[0]) for w in (wrong_opening, wrong_closing) if len(w)]
-        return min(places) if places else None
+    def fault(self, *, at_end: bool) -> int | None:
+        """The place of the first character that breaks the rules, or None.
 
-    def lone_return(self) -> int | None:
-        """The place of the first carriage return outside quotes that ends no line, or None."""
-        if self._returns is None:
-            return None
-        lone = self._returns[self._data[self._returns + 1] != _NEWLINE]
-        return int(lone[0]) if len(lone) else None
+        It is a quote that does not enclose a whole value, or a carriage return outside quotes that
+        ends no line; `at_end`: or the quote that is open at the end.
+        """
+        places = [self._quotes[-1:]] if at_end and len(self._quotes) % 2 else []
+        if self._returns is not None:
+            places.append(self._returns[self._data[self._returns + 1] != _NEWLINE])
+        if len(self._quotes):
+            opening, closing = self._quotes[::2], self._quotes[1::2]
+            allowed = np.zeros(256, bool)
+            allowed[[self._delimiter, _NEWLINE, self._quote or 0]] = True
+            before = np.where(opening > 0, self._data[opening - 1], _NEWLINE)
+            after_place = closing + 1
+            inside = after_place < len(self._data)
+            after = np.where(inside, self._data[np.where(inside, after_place, 0)], _NEWLINE)
+            places.append(opening[~allowed[before]])
+            allowed[_RETURN] = True
+            places.append(closing[~allowed[after]])
+        return min((int(p[0]) for p in places if len(p)), default=None)
 
-    def line_of_record(self, place: int) -> int:
-        """How many lines of the block end before the record that holds a place begins."""
+    def begin_of_record(self, place: int) -> int:
+        """Where the record that holds a place begins."""
         number = int(np.searchsorted(self._ends, place))
-        begin = int(self._ends[number - 1]) + 1 if number else 0
-        return int((self._data[:begin] == _NEWLINE).sum())
+        return int(self._ends[number - 1]) + 1 if number else 0
 
     def wrong_length(self, columns: int) -> tuple[int, int] | None:
         """(offset, values) of the first record that has not `columns` values, or None."""

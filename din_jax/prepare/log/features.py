@@ -71,6 +71,8 @@ def joined_features(
     ids: pl.Series,
     id_of_row: np.ndarray,
     frame: pl.DataFrame,
+    *,
+    must_meet: bool = True,
 ) -> dict[str, Feature]:
     """Features that a side table has for the rows of a frame.
 
@@ -78,12 +80,13 @@ def joined_features(
       side_table, table, key: the side table, its frame, and the column of its ids.
       ids, id_of_row: row i of `frame` has the id ids[id_of_row[i]].
       frame: has ".time" if the side table has: the values valid at that time are joined.
+      must_meet: whether the side table has at least one of the ids.
 
     Raises:
-      DinError: the side table has none of the ids.
+      DinError: the side table has none of the ids, and must.
     """
     id_of_entry = index_in(ids, table[key].cast(ids.dtype))
-    if (id_of_entry < 0).all():
+    if must_meet and (id_of_entry < 0).all():
         raise DinError(
             f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of "
             f"[{side_table.files.section}], "

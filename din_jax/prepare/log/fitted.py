@@ -48,15 +48,42 @@ def like_fingerprints(like: str | Path) -> tuple[str, ...]:
 
 
 def options_like(
-    options: Mapping[str, TableOptions], known: Mapping[str, FittedTable]
+    options: Mapping[str, TableOptions], known: Mapping[str, FittedTable], like: str | Path
 ) -> dict[str, TableOptions]:
-    """The options of tables, by which their columns are read as another store's were."""
+    """The options of tables, by which their columns are read as another store's were.
 
-    def is_text(name: str) -> bool:
-        table = known.get(name)
+    Raises:
+      DinError: the store has no such table, or another kind of it.
+    """
+    if missing := [name for name in options if name not in known]:
+        raise DinError(
+            f"{like} has no table {', '.join(missing)}, which the spec names; its tables are: "
+            f"{', '.join(known)}"
+        )
+    for name, option in options.items():
+        here, there = _kind(option), _kind_of(known[name])
+        if here != there:
+            raise DinError(
+                f"{like} has {there} in {name}, and the spec {here}; write the spec as it was for "
+                "that store"
+            )
+
+    def is_text(table: FittedTable) -> bool:
         return isinstance(table, vocabularies.Fitted) and table.ids.dtype == pl.String
 
-    return {n: dataclasses.replace(o, text=is_text(n)) for n, o in options.items()}
+    return {n: dataclasses.replace(o, text=is_text(known[n])) for n, o in options.items()}
+
+
+def _kind(options: TableOptions) -> str:
+    if options.transform is not None:
+        return f"numbers by numeric = {options.transform!r}"
+    return "ids" if options.buckets is None else "buckets of numbers"
+
+
+def _kind_of(table: FittedTable) -> str:
+    if isinstance(table, NumberTransform):
+        return _kind(TableOptions(transform=table.transform))
+    return _kind(TableOptions(buckets=2 if isinstance(table, vocabularies.Buckets) else None))
 
 
 def check_like(schema: Schema, like: str | Path) -> None:
@@ -67,8 +94,7 @@ def check_like(schema: Schema, like: str | Path) -> None:
     """
     other = Store(like).schema
     here, there = (
-        {**{f.name: f for f in s.fields}, **{q.name: q for q in s.sequences}}
-        for s in (schema, other)
+        {part.name: part for part in (*s.fields, *s.numbers, *s.sequences)} for s in (schema, other)
     )
     missing = [name for name in there if name not in here]
     extra = [name for name in here if name not in there]
@@ -91,9 +117,9 @@ def check_like(schema: Schema, like: str | Path) -> None:
             )
             + ". Write the spec with the same fields and sequences"
             + (
-                "; the clicks of rows without labels are unknown: name what users did until then "
-                "in [behaviours]"
-                if "history" in missing
+                "; what users clicked, if that is their history, is in [behaviours], or in "
+                "[impressions] with a label, which is empty in the rows to score"
+                if any(name in missing for name in (s.name for s in other.sequences))
                 else ""
             )
         )

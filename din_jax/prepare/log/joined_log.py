@@ -166,7 +166,15 @@ class JoinedLog:
         features = {"item": Feature("item", self.items, item)}
         for side_table in self.spec.items:
             table = self._frames[side_table.files.section]
-            features |= joined_features(side_table, table, ".item", self.items, item, frame)
+            features |= joined_features(
+                side_table,
+                table,
+                ".item",
+                self.items,
+                item,
+                frame,
+                must_meet=not self.spec.to_score,
+            )
         return features | own
 
     def _user_features(self, samples: pl.DataFrame) -> dict[str, Feature]:
@@ -176,7 +184,15 @@ class JoinedLog:
         features |= own_features(self.spec.impressions.fields["user"], samples)
         for side_table in self.spec.users:
             table = self._frames[side_table.files.section]
-            features |= joined_features(side_table, table, ".user", self.users, self.user, samples)
+            features |= joined_features(
+                side_table,
+                table,
+                ".user",
+                self.users,
+                self.user,
+                samples,
+                must_meet=not self.spec.to_score,
+            )
         return features
 
     def _behaviors(self, behaviors: Behaviors, samples: pl.DataFrame) -> BehaviorSequence:

@@ -126,6 +126,7 @@ class _Reader:
             else None,
             tables=self._tables(impressions, behaviors, histories, items + users),
             source=self.top.value,
+            to_score=self.to_score,
         )
         check_across_sections(spec, to_score=self.to_score)
         return spec

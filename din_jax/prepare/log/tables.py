@@ -168,7 +168,7 @@ class Tables:
                 meets = frame[key].is_in(known.implode())
                 share = float(meets.mean() or 0)  # type: ignore[arg-type]
                 name = key.removeprefix(".")
-                if not share:
+                if not share and not spec.to_score:
                     raise DinError(
                         f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = "
                         f"{frame[key][0]!r} for instance, occurs in [impressions], which have "
@@ -177,7 +177,7 @@ class Tables:
                         "both in one way, or name the right column"
                     )
                 self.counts[section][f"{name} found"] = int(meets.sum())
-                if share < 0.1:
+                if share < 0.1 and not spec.to_score:
                     self.notes.append(
                         f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
                         "[impressions]: are both written in one way?"
@@ -271,6 +271,10 @@ def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame
             f"{files.paths[0]}: [{files.section}] has {len(invalid):,} rows with more clicks than "
             f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for "
             "instance; expected clicks among the impressions"
+        )
+    if not frame[".impressions"].sum():
+        raise DinError(
+            f"{files.paths[0]}: every row of [{files.section}] has 0 impressions; expected their number"
         )
     parts = [
         frame.with_columns(pl.lit(label, pl.UInt8).alias(".label"), weight.alias(".weight"))

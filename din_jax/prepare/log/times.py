@@ -63,7 +63,7 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
                     f"{spec.path}: [{section}] time_unit = {unit!r}, but the times are dates; "
                     "remove it"
                 )
-        _note_ranges(compared, notes)
+        _note_ranges(spec, compared, notes)
         return "us"  # see `TypedColumns.add_time`
     greatest: dict[str, Any] = {s: frames[s][".time"].abs().max() for s in stated}
     for section, unit in stated.items():
@@ -94,9 +94,9 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
             frames[section] = frames[section].with_columns(
                 _in_nanoseconds(frames[section][".time"], unit)
             )
-        _note_ranges({s: frames[s][".time"] for s in compared}, notes)
+        _note_ranges(spec, {s: frames[s][".time"] for s in compared}, notes)
         return "ns"
-    _note_ranges(compared, notes)
+    _note_ranges(spec, compared, notes)
     if own is not None:
         return own
     guess = None if None in guesses.values() else guesses["impressions"]
@@ -131,14 +131,14 @@ def _different_units(
     )
 
 
-def _note_ranges(times: Mapping[str, pl.Series], notes: list[str]) -> None:
+def _note_ranges(spec: Spec, times: Mapping[str, pl.Series], notes: list[str]) -> None:
     """Notes behaviours that all lie before, or all after, every impression."""
     first, last = times["impressions"].min(), times["impressions"].max()
     for section, time in times.items():
         if section == "impressions":
             continue
         begin, end = time.min(), time.max()
-        if end < first:  # type: ignore[operator]
+        if end < first and not spec.to_score:  # type: ignore[operator]
             notes.append(
                 f"[{section}] all its times, up to {end!s}, lie before those of [impressions], "
                 f"from {first!s} on: every behaviour is in every history of its user. Is it one "

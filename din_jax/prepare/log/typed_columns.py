@@ -131,7 +131,8 @@ class TypedColumns:
             lambda: (
                 f"Write the column as 0 and 1; it has {_most_frequent(raw)}. Or say which are "
                 f"clicks: label = {{column = {column!r}, at_least = 4}} for numbers, "
-                f'{{column = {column!r}, positive = ["…"]}} for names'
+                f'{{column = {column!r}, positive = ["…"]}} for names; or name what means no '
+                'label: null_values = ["NULL"]'
             ),
         )
         self._add(name, number.cast(pl.UInt8))
