@@ -48,7 +48,7 @@ def test_the_paper_s_data_by_a_spec_differ_in_the_draw_alone(tmp_path):
         for good in rng.choice(goods, size=rng.integers(3, 15), replace=False).tolist()
     ]
     rng.shuffle(reviews)
-    meta = [{"asin": g, "categories": [["All", f"C{i % 6}"], ["X"]]} for i, g in enumerate(goods)]
+    meta = [{"asin": g, "categories": [["X"], ["All", f"C{i % 6}"]]} for i, g in enumerate(goods)]
     files = tmp_path / "reviews_Electronics_5.json.gz", tmp_path / "meta_Electronics.json.gz"
     for file, lines in zip(files, (map(json.dumps, reviews), map(repr, meta)), strict=True):
         file.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))

@@ -95,7 +95,7 @@ def amazon_2014():
         }
         | {
             "related": {"also_bought": ["B1"]},
-            "categories": [["Electronics", f"c{g % 3}"], ["Other", "x"]],
+            "categories": [["Other", "x"], ["Electronics", f"c{g % 3}"]],
         }
         | ({"brand": "Sony"} if g % 2 else {})
         for g in range(10)

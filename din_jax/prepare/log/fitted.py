@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -93,9 +94,11 @@ def check_like(schema: Schema, like: str | Path) -> None:
       DinError: fields or sequences differ.
     """
     other = Store(like).schema
-    here, there = (
-        {part.name: part for part in (*s.fields, *s.numbers, *s.sequences)} for s in (schema, other)
-    )
+    parts: list[dict[str, Any]] = [
+        {part.name: part for group in (s.fields, s.numbers, s.sequences) for part in group}
+        for s in (schema, other)
+    ]
+    here, there = parts
     missing = [name for name in there if name not in here]
     extra = [name for name in here if name not in there]
     differing = [name for name in here if name in there and here[name] != there[name]]

@@ -243,8 +243,8 @@ class Spec:
     """A whole spec.
 
     Without `behaviors` and `histories` the clicked impressions are the behaviours. `tables` has an
-    entry for every embedding table. `source` is the parsed TOML. `to_score`: the rows are to be scored
-    like those of another store; few of them need to meet the other tables.
+    entry for every embedding table. `source` is the parsed TOML. `to_score`: the rows are to be
+    scored like those of another store; few of them need to meet the other tables.
     """
 
     path: Path

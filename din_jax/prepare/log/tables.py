@@ -274,7 +274,8 @@ def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame
         )
     if not frame[".impressions"].sum():
         raise DinError(
-            f"{files.paths[0]}: every row of [{files.section}] has 0 impressions; expected their number"
+            f"{files.paths[0]}: every row of [{files.section}] has 0 impressions; expected their "
+            "number"
         )
     parts = [
         frame.with_columns(pl.lit(label, pl.UInt8).alias(".label"), weight.alias(".weight"))

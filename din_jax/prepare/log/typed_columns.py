@@ -199,7 +199,7 @@ class TypedColumns:
     def _add_feature(self, column: Column) -> None:
         name, raw = column.name, self._raw[column.column]
         if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
-            raw = raw.list.first()  # paths, of which the first counts
+            raw = raw.list.eval(pl.element().explode())  # paths, end to end
         if column.numeric:
             if isinstance(raw.dtype, pl.List | pl.Array):
                 self._add(name, raw.cast(pl.List(pl.Float64)))
