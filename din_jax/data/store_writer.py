@@ -109,7 +109,7 @@ class StoreWriter:
         )
         frame.with_row_index("row").write_parquet(path)
         digest = hashlib.sha256(counts.astype("<i8").tobytes())
-        digest.update("\0".join(ids.cast(pl.String)).encode())
+        digest.update(ids.cast(pl.String).str.join("\0").item().encode())
         self._digests[f"vocab/{table}"] = digest.hexdigest()
 
     def finish(

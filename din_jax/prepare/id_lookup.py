@@ -18,6 +18,15 @@ def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
 
     Whole numbers and text are equal if the numbers are written so.
     """
+    return _index_in(ids, values, 0, np.int64)
+
+
+def rows_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
+    """uint32 [values] as `index_in`, but counted from 1; 0 for all others."""
+    return _index_in(ids, values, 1, np.uint32)
+
+
+def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.ndarray:
     if ids.dtype.is_integer() and values.dtype == pl.String:
         ids = ids.cast(pl.String)
     values = values.cast(ids.dtype, strict=False)
@@ -28,12 +37,14 @@ def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
         joined = pl.DataFrame({"id": values}).join(
             table, on="id", how="left", maintain_order="left"
         )
-        result: np.ndarray = joined["index"].cast(pl.Int64).fill_null(-1).to_numpy()
+        found = joined["index"].cast(pl.Int64).fill_null(-1).to_numpy() + first
+        result: np.ndarray = found.astype(dtype)
         return result
     low, size = span
-    place = np.full(size + 1, -1, np.int32)  # the last is for values that are not in the range
-    place[ids.to_numpy().astype(np.int64) - low] = np.arange(len(ids), dtype=np.int32)
-    return place[_offsets(values, low, size)].astype(np.int64)
+    place: np.ndarray = np.full(size + 1, first - 1, dtype)  # the last is for values that are not in the range
+    place[ids.to_numpy().astype(np.int64) - low] = np.arange(first, first + len(ids), dtype=dtype)
+    result = place[_offsets(values, low, size)]
+    return result
 
 
 def counts(values: pl.Series) -> tuple[pl.Series, np.ndarray]:

@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
 
     def rows(self, ids: pl.Series) -> np.ndarray:
         """[len(ids)] the row of each raw id; 0 for an unknown one and for null."""
-        return (id_lookup.index_in(self.ids, ids) + 1).astype(np.uint32)
+        return id_lookup.rows_in(self.ids, ids)
 
 
 class Buckets(NamedTuple):

@@ -16,8 +16,9 @@ import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ import zstandard
 
 from din_jax.errors import DinError
 
+_T = TypeVar("_T")
 _BLOCK_BYTES = 1 << 25
 _FIRST_BYTES = 1 << 16
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
@@ -75,7 +77,7 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
         yield from _escaped_blocks(path, dialect, names, columns)
         return
     skip = dialect.columns is None
-    for lines, block, has_empty in _whole_records(path, dialect, len(names)):
+    for lines, block, has_empty in _ahead(_whole_records(path, dialect, len(names))):
         if skip:  # the header
             end = _first_record_end(block, dialect)
             skip = not end
@@ -338,6 +340,16 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
             yield line, block, structure.has_empty
             line += data.count(b"\n", 0, end)
         rest = data[end:]
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Yields items while a thread computes the next one."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
 
 
 class _Structure:

@@ -13,19 +13,25 @@ from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.own_history import OwnHistory, own_history
 
 _FEW_STEPS = 300
+_COUNTED = 4_000_000  # samples
 BOUND = 1000  # data.max_history of configs/log.py
 
 
 def own_histories(log: JoinedLog) -> dict[str, OwnHistory]:
-    """{sequence: how often an ad is in its own history}, of the sequences that have items."""
+    """{sequence: how often an ad is in its own history}, of the sequences that have items.
+
+    Of a log with millions of samples, those of some users are counted.
+    """
     ad = log.fields["ad"].get("item")
-    labelled = log.label.is_not_null().to_numpy()
+    labelled = np.flatnonzero(log.label.is_not_null().to_numpy())
+    if len(labelled) > _COUNTED:
+        labelled = labelled[log.user[labelled] % -(-len(labelled) // _COUNTED) == 0]
     counted: dict[str, OwnHistory] = {}
     for name, sequence in log.sequences.items():
         events = sequence.features.get("item")
-        if ad is not None and events is not None and labelled.any():
+        if ad is not None and events is not None and len(labelled):
             counted[name] = own_history(
-                log.label.drop_nulls().to_numpy(),
+                log.label.gather(labelled).to_numpy(),
                 ad.value_index[labelled] + 1,
                 sequence.start[labelled],
                 sequence.end[labelled],
