@@ -7,11 +7,13 @@ whole numbers, each written in the usual way, become numbers, as they are in Par
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from din_jax.prepare.log.toml_section import suggestion
 from din_jax.prepare.log.value_types import compact, unify
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
+_THREADS = 2
 _JSON_BYTES = 1 << 26
 
 
@@ -57,25 +60,29 @@ class TableReader:
         existing = self._existing(columns)
         parts: dict[str, list[pl.Series]] = {column: [] for column in columns}
         rows = 0
-        for file, names in zip(self.files, existing, strict=True):
-            here = [column for column in columns if column in names]
-            for frame in self._frames(file, here):
-                for column in columns:
-                    values = (
-                        self._clean(frame[column], compacts=file.format == "csv")
-                        if column in names
-                        else pl.Series(
-                            [file.partition.get(column)], dtype=pl.String
-                        ).new_from_index(0, len(frame))
-                    )
-                    parts[column].append(values)
+        with ThreadPoolExecutor(_THREADS) as threads:  # Polars releases the interpreter
+            for file, frame in self._parts(columns, existing):
+                cleaned = threads.map(
+                    functools.partial(self._clean, compacts=file.format == "csv"),
+                    frame.get_columns(),
+                )
+                here = dict(zip(frame.columns, cleaned, strict=True))
+                for column, values in parts.items():
+                    partition = pl.Series([file.partition.get(column)], dtype=pl.String)
+                    values.append(here.get(column, partition.new_from_index(0, len(frame))))
                 rows += len(frame)
                 if limit is not None and rows >= limit:
                     break
-            if limit is not None and rows >= limit:
-                break
         frame = pl.DataFrame([self._joined(name, values) for name, values in parts.items()])
         return frame if limit is None else frame.head(limit)
+
+    def _parts(
+        self, columns: Mapping[str, str], existing: Sequence[set[str]]
+    ) -> Iterator[tuple[File, pl.DataFrame]]:
+        """The columns of each file that it has, in parts."""
+        for file, names in zip(self.files, existing, strict=True):
+            for frame in self._frames(file, [column for column in columns if column in names]):
+                yield file, frame
 
     def names(self) -> list[str]:
         """The columns of the first file."""
