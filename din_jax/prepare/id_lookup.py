@@ -41,9 +41,8 @@ def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.
         result: np.ndarray = found.astype(dtype)
         return result
     low, size = span
-    place: np.ndarray = np.full(
-        size + 1, first - 1, dtype
-    )  # the last is for values that are not in the range
+    # The last place is for values that are not in the range.
+    place: np.ndarray = np.full(size + 1, first - 1, dtype)
     place[ids.to_numpy().astype(np.int64) - low] = np.arange(first, first + len(ids), dtype=dtype)
     result = place[_offsets(values, low, size)]
     return result

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
 from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
 from din_jax.prepare.numbers import NumberTransform
+
+_THREADS = 2
 
 __all__ = ["add_arguments", "check", "prepare", "run"]
 
@@ -122,7 +125,9 @@ def prepare(
     log = JoinedLog(parsed, seed, Tables(parsed))
     if known is None:
         log.check_labels()
-        tables = {name: fit_table(log, name, o, seed) for name, o in parsed.tables.items()}
+        with ThreadPoolExecutor(_THREADS) as threads:
+            fits = {n: threads.submit(fit_table, log, n, o, seed) for n, o in parsed.tables.items()}
+            tables = {name: fit.result() for name, fit in fits.items()}
     else:
         tables = {name: known[name] for name in parsed.tables}
         check_like(log_schema(log, tables), like)  # type: ignore[arg-type]

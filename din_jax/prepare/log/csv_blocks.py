@@ -25,6 +25,7 @@ import polars as pl
 import zstandard
 
 from din_jax.errors import DinError
+from din_jax.prepare.log.value_types import compact
 
 _T = TypeVar("_T")
 _BLOCK_BYTES = 1 << 25
@@ -32,6 +33,7 @@ _FIRST_BYTES = 1 << 16
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
 _LONGEST_RECORD = 1 << 28  # bytes; what is longer has a quote that nothing closes
 _NEWLINE, _RETURN = 10, 13
+_PLUS, _MINUS, _ZERO = 43, 45, 48
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _LIKELY_ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
 
@@ -77,7 +79,11 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
         yield from _escaped_blocks(path, dialect, names, columns)
         return
     skip = dialect.columns is None
-    for lines, block, has_empty in _ahead(_whole_records(path, dialect, len(names))):
+    # Columns of whole numbers, by the first block, are parsed so where none is written unusually.
+    numbers: list[int] | None = None
+    tried: list[int] = []
+    records = _whole_records(path, dialect, len(names), tried)
+    for lines, block, has_empty, usual in _ahead(records):
         if skip:  # the header
             end = _first_record_end(block, dialect)
             skip = not end
@@ -86,7 +92,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
                 continue
         text = _without_empty_lines(block, dialect) if has_empty else block
         if text:
-            frame = _parse(path, text, dialect, names, columns)
+            frame = _parse(path, text, dialect, names, columns, usual)
+            if numbers is None:
+                numbers = [names.index(c) for c in columns if compact(frame[c]).dtype == pl.Int64]
+                tried += numbers
             yield Block(frame, functools.partial(_record_lines, block, lines, dialect))
 
 
@@ -312,8 +321,14 @@ def _escaped_blocks(
         yield Block(frame, functools.partial(np.copy, lines))
 
 
-def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
-    """Yields (number of the first line, checked records, whether there are empty lines)."""
+def _whole_records(
+    path: Path, dialect: Dialect, columns: int, tried: Sequence[int]
+) -> Iterator[tuple[int, bytes, bool, list[int]]]:
+    """Yields checked records.
+
+    Each time (number of the first line, records, whether there are empty lines, which of the
+    `tried` columns have no number like 007 or +1).
+    """
     rest, line = b"", 1
     for data in itertools.chain(_utf8_chunks(path, dialect.encoding), [b""]):
         final = not data
@@ -337,7 +352,7 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
         end = structure.end
         if end:
             block = data[:end]
-            yield line, block, structure.has_empty
+            yield line, block, structure.has_empty, structure.usual(tried, columns)
             line += data.count(b"\n", 0, end)
         rest = data[end:]
 
@@ -426,6 +441,27 @@ class _Structure:
         wrong = np.flatnonzero(counts != per_record)
         return int(begins[wrong[0]]), int(counts[wrong[0]]) + 1
 
+    def usual(self, tried: Sequence[int], columns: int) -> list[int]:
+        """Which columns have no value that begins like 007, -0 or +1; none if there are quotes."""
+        if not tried or len(self._quotes) or self.has_empty:
+            return []
+        delimiters = self._delimiters.reshape(-1, columns - 1)
+        data = self._data
+        found = []
+        for column in tried:
+            first = self._begins if column == 0 else delimiters[:, column - 1] + 1
+            character = data[first]
+            # After each of these there is one more character, the line's end at least.
+            after_zero = data[first[character == _ZERO] + 1]
+            after_minus = data[first[character == _MINUS] + 1]
+            if not (
+                (character == _PLUS).any()
+                or ((after_zero >= _ZERO) & (after_zero <= _ZERO + 9)).any()
+                or (after_minus == _ZERO).any()
+            ):
+                found.append(column)
+        return found
+
     def records(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the records begin and end, without empty lines."""
         full = ~self._empty
@@ -458,28 +494,38 @@ def _record_lines(data: bytes, first_line: int, dialect: Dialect) -> np.ndarray:
 
 
 def _parse(
-    path: Path, block: bytes, dialect: Dialect, names: list[str], columns: Sequence[str]
+    path: Path,
+    block: bytes,
+    dialect: Dialect,
+    names: list[str],
+    columns: Sequence[str],
+    whole_numbers: Sequence[int],
 ) -> pl.DataFrame:
+    """Parses records: as text, or as int64 the columns of `whole_numbers` if they are."""
     places = {names.index(column): column for column in columns}
-    ordered = sorted(places)
+    ordered, original = sorted(places), block
     if block.startswith(codecs.BOM_UTF8):
         block = codecs.BOM_UTF8 + block  # Polars takes the first one away
+    types = {
+        f"column_{i}": pl.Int64() if i in whole_numbers else pl.String() for i in range(len(names))
+    }
     try:
         frame = pl.read_csv(
             block,
             has_header=False,
-            columns=ordered,
+            columns=[f"column_{i}" for i in ordered],
+            schema=types,
             separator=dialect.delimiter,
             quote_char=dialect.quote or None,
-            infer_schema=False,
             null_values=[""],
         )
     except pl.exceptions.PolarsError as error:
+        if whole_numbers:  # some are not, or too large
+            return _parse(path, original, dialect, names, columns, ())
         raise DinError(
             f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})"
         ) from error
-    frame.columns = [places[i] for i in ordered]
-    return frame.select(columns)
+    return frame.select(pl.col(f"column_{i}").alias(places[i]) for i in map(names.index, columns))
 
 
 def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dialect) -> NoReturn:

@@ -192,12 +192,16 @@ def search_by_time(
 
 
 def by_user_and_time(events: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """Sorts events by ".user", a number, and the other columns, equal ones in their order."""
+    """Sorts events by ".user", a number, and the other columns, equal ones in their order.
+
+    Events of user −1 are left out.
+    """
     if columns != [".user", ".time"]:
-        return events.sort(columns, maintain_order=True)
+        return events.filter(pl.col(".user") >= 0).sort(columns, maintain_order=True)
     number, _, size = _as_numbers(events[".time"], events[".time"].clear())
-    order = np.argsort(events[".user"].to_numpy() * size + number, kind="stable")
-    return events[order]
+    user = events[".user"].to_numpy()
+    order = np.argsort(user * size + number, kind="stable")
+    return events[order[int((user < 0).sum()) :]]
 
 
 def _as_numbers(time: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:

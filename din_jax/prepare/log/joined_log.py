@@ -200,10 +200,9 @@ class JoinedLog:
         section = behaviors.files.section
         frame = self._frames[section]
         numbered = frame.with_columns(pl.Series(".user", index_in(self.users, frame[".user"])))
-        events = numbered.filter(pl.col(".user") >= 0)
+        order: list[str] = [c for c in (".user", ".time", ".order") if c in frame.columns]
+        events = by_user_and_time(numbered, order)
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
-        order: list[str] = [c for c in (".user", ".time", ".order") if c in events.columns]
-        events = by_user_and_time(events, order)
         own = own_features((*behaviors.ad, *behaviors.extra), events)
         features = self._ad_features(events, own)
         return behavior_sequence(features, events, samples, self.user, self._unit)

@@ -27,7 +27,7 @@ _MARKERS = (
     *(r"\N", "#N/A", "<NA>", "undefined", "-", "--", "?", "(null)", "<null>", "missing"),
 )
 _COMMON = 0.2  # of all rows
-_SAMPLED = 1_000_000  # rows that are looked at, evenly spaced
+_SAMPLED = 200_000  # rows that are looked at, evenly spaced
 _LIST = r"^\s*\[.*\]\s*$"
 _WEIGHTED = r"^[^:]+:-?[0-9]+(?:\.[0-9]+)?$"
 
