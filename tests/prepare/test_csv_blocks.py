@@ -31,7 +31,7 @@ def read(path, dialect, blocks=(1 << 16, 1 << 25)):
 
 
 def parsed(text, delimiter, quote):
-    """[(line, values)] of a text's records, and the line of the one that breaks RFC 4180, or None.
+    """([(line, values)] of a text's records, the line of the one that breaks RFC 4180 or None).
 
     Lines end with \\n or \\r\\n; empty lines are passed over.
     """

@@ -47,9 +47,8 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
         return
     where = f"[{section}] {field}: column {column!r}"
     if values.dtype.is_integer():
-        missing = int((values == -1).sum())
-        if missing and (values.min() or 0) == -1:
-            yield _marker(where, ["-1"], missing, rows)
+        if values.min() == -1:
+            yield _marker(where, ["-1"], int((values == -1).sum()), rows)
     elif values.dtype == pl.String:
         counts = values.filter(values.is_in(_MARKERS)).value_counts(sort=True)
         if len(counts):
