@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 _SPREAD = 8  # times as many entries as there are numbers
+_FEW = 1000  # texts that are looked up as the values of an enumeration
 _ENTRIES = 1 << 22  # an array of so many entries costs nothing
 
 
@@ -31,6 +32,11 @@ def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.
         ids = ids.cast(pl.String)
     values = values.cast(ids.dtype, strict=False)
     span = _span(ids, len(ids) + len(values))
+    if span is None and ids.dtype == pl.String and 0 < len(ids) <= _FEW:
+        few = pl.Enum(ids)
+        codes = values.cast(few, strict=False).to_physical().cast(pl.Int64).fill_null(-1)
+        few_result: np.ndarray = (codes.to_numpy() + first).astype(dtype)
+        return few_result
     if span is None:
         index = pl.Series("index", np.arange(len(ids), dtype=np.uint32))
         table = pl.DataFrame({"id": ids, "index": index})

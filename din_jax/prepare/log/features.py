@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import index_in
@@ -198,10 +199,25 @@ def by_user_and_time(events: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """
     if columns != [".user", ".time"]:
         return events.filter(pl.col(".user") >= 0).sort(columns, maintain_order=True)
-    number, _, size = _as_numbers(events[".time"], events[".time"].clear())
+    time, _, size = _as_numbers(events[".time"], events[".time"].clear())
     user = events[".user"].to_numpy()
-    order = np.argsort(user * size + number, kind="stable")
-    return events[order[int((user < 0).sum()) :]]
+    order = _by_key(user + 1)[int((user < 0).sum()) :]
+    ordered, ordered_user = time[order], user[order]
+    if ((ordered[1:] < ordered[:-1]) & (ordered_user[1:] == ordered_user[:-1])).any():
+        order = order[np.argsort(ordered_user * size + ordered, kind="stable")]
+    return events[order]
+
+
+def _by_key(key: np.ndarray) -> np.ndarray:
+    """The places of keys, numbers from 0 on, in ascending order: a stable sort by counting."""
+    rows = len(key)
+    if rows >= 2**31 or not rows:
+        return np.argsort(key, kind="stable")
+    # SciPy lists the entries of a sparse matrix row by row, each row's in their order.
+    entries = np.ones(rows, np.int8), (key.astype(np.int32), np.arange(rows, dtype=np.int32))
+    counted = sparse.coo_matrix(entries, shape=(int(key.max()) + 1, rows)).tocsr()
+    places: np.ndarray = counted.indices
+    return places
 
 
 def _as_numbers(time: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:

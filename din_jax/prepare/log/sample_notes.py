@@ -13,22 +13,26 @@ from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.own_history import OwnHistory, own_history
 
 _FEW_STEPS = 300
-_COUNTED = 4_000_000  # samples
+_COUNTED = 1_000_000  # samples
+_PART = 1 << 18  # behaviours
 BOUND = 1000  # data.max_history of configs/log.py
 
 
 def own_histories(log: JoinedLog) -> dict[str, OwnHistory]:
     """{sequence: how often an ad is in its own history}, of the sequences that have items.
 
-    Of a log with millions of samples, those of some users are counted.
+    Of a log with millions of samples, those are counted whose histories begin in evenly spaced
+    parts of the behaviours.
     """
     ad = log.fields["ad"].get("item")
-    labelled = np.flatnonzero(log.label.is_not_null().to_numpy())
-    if len(labelled) > _COUNTED:
-        labelled = labelled[log.user[labelled] % -(-len(labelled) // _COUNTED) == 0]
+    all_labelled = np.flatnonzero(log.label.is_not_null().to_numpy())
     counted: dict[str, OwnHistory] = {}
     for name, sequence in log.sequences.items():
         events = sequence.features.get("item")
+        labelled = all_labelled
+        if len(labelled) > _COUNTED:
+            part = sequence.start[labelled] // _PART
+            labelled = labelled[part % -(-len(labelled) // _COUNTED) == 0]
         if ad is not None and events is not None and len(labelled):
             counted[name] = own_history(
                 log.label.gather(labelled).to_numpy(),

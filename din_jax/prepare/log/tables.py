@@ -10,6 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from din_jax.errors import DinError
+from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import spec as specs
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
@@ -164,17 +165,15 @@ class Tables:
             for key, column in ((".user", behaviors.user), (".item", behaviors.item)):
                 if key not in frame.columns or key not in impressions.columns:
                     continue
-                known = impressions[key].unique()
-                meets = frame[key].is_in(known.implode())
-                share = float(meets.mean() or 0)  # type: ignore[arg-type]
+                meets = index_in(distinct(impressions[key]), frame[key]) >= 0
+                share = float(meets.mean()) if len(meets) else 0.0
                 name = key.removeprefix(".")
                 if not share and not spec.to_score:
                     raise DinError(
                         f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = "
                         f"{frame[key][0]!r} for instance, occurs in [impressions], which have "
-                        f"{impressions[key][0]!r} for "
-                        f"instance: all histories would be empty or strange. Write the {name}s of "
-                        "both in one way, or name the right column"
+                        f"{impressions[key][0]!r} for instance: all histories would be empty or "
+                        f"strange. Write the {name}s of both in one way, or name the right column"
                     )
                 self.counts[section][f"{name} found"] = int(meets.sum())
                 if share < 0.1 and not spec.to_score:
