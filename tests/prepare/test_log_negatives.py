@@ -10,7 +10,7 @@ from small_logs import IMPRESSIONS, KNOWN, SPLIT, histories, ids, prepared, writ
 from din_jax.errors import DinError
 from din_jax.prepare import log
 
-SPEC = IMPRESSIONS.replace('label = "click"\n', 'context = ["tab"]\nad = ["shop"]\n')
+SPEC = IMPRESSIONS.replace('label = "click"\n', 'context = ["tab"]\nad = ["shop", "tag"]\n')
 LAST = '\n[split]\nby = "last"\n'
 BY_USER = '\n[split]\nby = "user"\nvalidation = 0.3\ntest = 0.3\n'
 
@@ -29,6 +29,7 @@ def purchases(seed=0, rows=150, users=12, items=30):
             "time": np.sort(rng.integers(80, size=rows)),
             "tab": [f"t{k % 3}" for k in range(rows)],
             "shop": [f"s{i % 4}" for i in item],
+            "tag": [f"{i}-{k % 5}" for k, i in enumerate(item)],  # of the row
         }
     ).unique(["user", "item", "time"], maintain_order=True)
 
@@ -57,7 +58,10 @@ def test_each_positive_is_followed_by_what_its_user_had_not_taken(tmp_path, excl
     rows = frame.rows(named=True)
     taken = [(r["user"], r["item"], r["time"]) for r in [*rows, *views.rows(named=True)]]
     shop_of = {r["item"]: r["shop"] for r in rows}
+    first_tag = {r["item"]: r["tag"] for r in reversed(rows)}
+    own_tags = {(r["user"], r["item"], r["time"]): r["tag"] for r in rows}
     shops, tabs, label = ids(store, "shop"), ids(store, "tab"), store.column("samples/label")
+    tags = ids(store, "tag")
     found, drawn = [], set()
     lists = histories(store)
     for user, time, items, at in groups(store, 4):
@@ -68,6 +72,8 @@ def test_each_positive_is_followed_by_what_its_user_had_not_taken(tmp_path, excl
         assert not of_user & {i for i in items[1:] if i is not None}
         drawn |= {i for u, i, t in taken if u == user and t > time} & set(items[1:])
         assert all(shops[r] in (shop_of[i], None) for i, r in zip(items, at, strict=True) if i)
+        expected = [own_tags.get((user, items[0], time)), *map(first_tag.get, items[1:])]
+        assert all(tags[r] in (e, None) for e, i, r in zip(expected, items, at, strict=True) if i)
         assert len({tabs[r] for r in at}) == 1  # the context is the positive's
         assert len({tuple(lists[r]) for r in at}) == 1
         assert len(lists[at.start]) == sum(u == user and t < time for u, _, t in taken[len(rows) :])

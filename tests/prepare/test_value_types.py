@@ -5,7 +5,7 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from din_jax.prepare import id_lookup
 from din_jax.prepare.log.value_types import as_ids_of, common_type, compact, unify, whole_numbers
@@ -40,6 +40,10 @@ def is_usual(value):
 
 @settings(max_examples=80, deadline=None)
 @given(texts, st.integers(0, 1))
+@example(["-0"], 1)
+@example(["-007"], 1)
+@example(["+1"], 1)
+@example(["00"], 1)
 def test_text_becomes_numbers_only_if_they_are_written_so(values, long):
     values = ["5"] * 1500 * long + values  # the first thousand do not decide
     numbers = compact(pl.Series(values, dtype=pl.String))
