@@ -123,15 +123,16 @@ def prepare(
     if known is not None and like is not None:
         parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known, like))
     log = JoinedLog(parsed, seed, Tables(parsed))
-    if known is None:
-        log.check_labels()
-        with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:  # NumPy and Polars release the interpreter
+        counting = threads.submit(sample_notes.own_histories, log)
+        if known is None:
+            log.check_labels()
             fits = {n: threads.submit(fit_table, log, n, o, seed) for n, o in parsed.tables.items()}
             tables = {name: fit.result() for name, fit in fits.items()}
-    else:
-        tables = {name: known[name] for name in parsed.tables}
-        check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
-    counted = sample_notes.own_histories(log)
+        else:
+            tables = {name: known[name] for name in parsed.tables}
+            check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
+        counted = counting.result()
     written: dict[str, Any] = {
         "preparation": "log",
         "seed": seed,

@@ -10,7 +10,7 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare import negative_sampling
 from din_jax.prepare.id_lookup import index_in
-from din_jax.prepare.log.features import joined_features
+from din_jax.prepare.log.features import by_key, joined_features
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import Spec
 from din_jax.prepare.negative_laws import Catalogue, read_law
@@ -69,18 +69,8 @@ def draw(
             taken.append(lists.filter(pl.col(".item").list.len() > 0).explode(".item"))
     items = everything[".item"].unique(maintain_order=True)
     users = positives[".user"].unique(maintain_order=True)
-    interactions = (
-        pl.concat(
-            table.select(
-                pl.Series("user", index_in(users, table[".user"])),
-                pl.Series("item", index_in(items, table[".item"])),
-                *_time(everything),
-            )
-            for table in taken
-        )
-        .filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
-        .sort("user", maintain_order=True)
-    )
+    interactions = pl.concat(_of_catalogue(table, users, items) for table in taken)
+    interactions = interactions[by_key(interactions["user"].to_numpy())]
     user = index_in(users, positives[".user"])
     item = index_in(items, positives[".item"])
     has_time = ".time" in everything.columns
@@ -143,6 +133,17 @@ def draw(
         frame,
         {name: slice(part.start * each, part.stop * each) for name, part in splits.items()},
         origin,
+    )
+
+
+def _of_catalogue(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
+    """The rows of these users that took items of the catalogue, by their numbers."""
+    item = index_in(items, table[".item"])
+    rows = np.flatnonzero(item >= 0)
+    user = index_in(users, table[".user"][rows])
+    of_users = user >= 0
+    return pl.DataFrame({"user": user[of_users], "item": item[rows[of_users]]}).with_columns(
+        table[rows[of_users]].select(_time(table))
     )
 
 

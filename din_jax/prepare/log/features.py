@@ -201,14 +201,14 @@ def by_user_and_time(events: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         return events.filter(pl.col(".user") >= 0).sort(columns, maintain_order=True)
     time, _, size = _as_numbers(events[".time"], events[".time"].clear())
     user = events[".user"].to_numpy()
-    order = _by_key(user + 1)[int((user < 0).sum()) :]
+    order = by_key(user + 1)[int((user < 0).sum()) :]
     ordered, ordered_user = time[order], user[order]
     if ((ordered[1:] < ordered[:-1]) & (ordered_user[1:] == ordered_user[:-1])).any():
         order = order[np.argsort(ordered_user * size + ordered, kind="stable")]
     return events[order]
 
 
-def _by_key(key: np.ndarray) -> np.ndarray:
+def by_key(key: np.ndarray) -> np.ndarray:
     """The places of keys, numbers from 0 on, in ascending order: a stable sort by counting."""
     rows = len(key)
     if rows >= 2**31 or not rows:
