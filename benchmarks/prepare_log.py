@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -101,11 +100,11 @@ def prepare(spec: Path, folder: Path, out: Path) -> tuple[float, float]:
     command += ["--data", str(folder), "--out", str(out)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     begin = time.perf_counter()
-    status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    _, status, usage = os.wait4(child.pid, 0)
     if status:
         sys.exit("the preparation failed")
-    seconds = time.perf_counter() - begin
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return time.perf_counter() - begin, usage.ru_maxrss / 2**20
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from din_jax.data.schema import (
         BehaviorField as BehaviorField,
         Field as Field,
+        NumericBehaviorField as NumericBehaviorField,
+        NumericField as NumericField,
         Schema as Schema,
         Sequence as Sequence,
         Table as Table,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     )
     from din_jax.nn.losses import negative_log_likelihood as negative_log_likelihood
     from din_jax.nn.mlp import MLP as MLP
+    from din_jax.nn.numbers import number_inputs as number_inputs
     from din_jax.nn.pooling import (
         normalize_weights as normalize_weights,
         segment_mean as segment_mean,
@@ -99,7 +102,15 @@ _MODULES = {
     "config": ("default_config",),
     "data.loader": ("batches",),
     "data.packing": ("Batch", "Behaviors", "Packed"),
-    "data.schema": ("BehaviorField", "Field", "Schema", "Sequence", "Table"),
+    "data.schema": (
+        "BehaviorField",
+        "Field",
+        "NumericBehaviorField",
+        "NumericField",
+        "Schema",
+        "Sequence",
+        "Table",
+    ),
     "data.source": ("BatchSource",),
     "data.store": ("Store",),
     "data.store_writer": ("StoreWriter",),
@@ -118,6 +129,7 @@ _MODULES = {
     "nn.embedding": ("Lookup", "TableSpec", "init_tables", "lookup"),
     "nn.losses": ("negative_log_likelihood",),
     "nn.mlp": ("MLP",),
+    "nn.numbers": ("number_inputs",),
     "nn.pooling": (
         "normalize_weights",
         "segment_mean",

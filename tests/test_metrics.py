@@ -26,12 +26,14 @@ def pairs_in_order(label, score):
     return np.mean(won) if won else np.nan
 
 
+@settings(deadline=None)
 @given(scored())
 def test_auc_counts_pairs(data):
     _, label, score = data
     np.testing.assert_allclose(metrics.auc(label, score), pairs_in_order(label, score), atol=1e-12)
 
 
+@settings(deadline=None)
 @given(scored())
 def test_user_auc_equals_scikit_learn_user_by_user(data):
     user, label, score = data
@@ -82,6 +84,7 @@ def test_what_cannot_be_scored_is_refused(users, labels, scores, message):
         metrics.user_auc(np.array(users), np.array(labels), np.array(scores))
 
 
+@settings(deadline=None)
 @given(scored())
 def test_log_loss_equals_scikit_learn(data):
     _, label, score = data
@@ -185,7 +188,7 @@ def test_rela_impr_gives_the_papers_figures():
     assert metrics.rela_impr(0.7304, 0.7263) == pytest.approx(1.81, abs=0.01)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32))
 def test_paired_difference_covers_what_a_bootstrap_covers(seed):
     rng = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def exported(store: Store, max_history: int) -> dict[str, np.ndarray]:
       max_history: the number of most recent behaviours of a history to export; 0 exports all.
 
     Raises:
-      DinError: the store has a multi-hot field, or not exactly one sequence.
+      DinError: the store has a multi-hot or a numeric field, or not exactly one sequence.
     """
     _check(store)
     (sequence,) = store.schema.sequences
@@ -135,6 +135,9 @@ def _check(store: Store) -> None:
     multi_hot = [f.name for f in (*store.schema.fields, *sequence.fields) if f.multi_hot]
     if multi_hot:
         raise DinError(f"{store.path}: multi-hot fields can't be exported: {', '.join(multi_hot)}")
+    if store.schema.numbers:
+        numbers = ", ".join(number.name for number in store.schema.numbers)
+        raise DinError(f"{store.path}: numeric fields can't be exported: {numbers}")
     ads = [behavior.ad for behavior in sequence.fields]
     for ad in ads:
         if ads.count(ad) > 1:

@@ -12,7 +12,7 @@ from din_jax.data.packing import ranges
 from din_jax.data.schema import Field
 from din_jax.data.store import Store
 
-Kind = Literal["count", "rate", "share"]
+Kind = Literal["count", "rate", "share", "number"]
 
 
 class Column(NamedTuple):
@@ -21,7 +21,7 @@ class Column(NamedTuple):
     Attributes:
       name: the baseline, in words.
       kind: "count", a number from 0 on; "rate", the probability of a click; "share", a number from
-        0 on, mostly below 1.
+        0 on, mostly below 1; "number", any number.
       values: float64 [N].
     """
 

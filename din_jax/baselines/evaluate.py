@@ -15,6 +15,7 @@ from din_jax.baselines.co_occurrence import CoOccurrence
 from din_jax.baselines.columns import Column, Fitted, Values
 from din_jax.baselines.histories import InHistories
 from din_jax.baselines.logistic_regression import MOST_SAMPLES, LogisticRegression
+from din_jax.baselines.numbers import Number
 from din_jax.data.cache import cached
 from din_jax.data.packing import Packer
 from din_jax.data.store import UNLABELLED, Store
@@ -33,7 +34,8 @@ class Baselines:
     These are click rates and popularity (`ClickRates`), of the user of Eq. 10 and of every field
     but the optional ones of users, which are ids of this user; the ad's values in histories
     (`InHistories`), of every field of every sequence; co-occurrence (`CoOccurrence`), of each
-    sequence's first field if it and the ad's field are one-hot; and a logistic regression on these.
+    sequence's first field if it and the ad's field are one-hot; the samples' numbers (`Number`);
+    and a logistic regression on these.
 
     Args:
       store: the data set.
@@ -181,6 +183,8 @@ def _fit(packer: Packer, samples: range) -> Iterator[Fitted]:
         if not first.multi_hot and fields[first.ad].offsets is None:
             ad = fields[first.ad]
             yield CoOccurrence(packer, sequence.name, first.name, ad, users, samples)
+    for number in store.schema.numbers:
+        yield Number(store, number.name, samples)
 
 
 def _columns(

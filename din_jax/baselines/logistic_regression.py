@@ -13,7 +13,7 @@ MOST_SAMPLES = 100_000  # training samples that it is fitted on, evenly spaced o
 
 
 class LogisticRegression:
-    """A logistic regression on log counts, logits of rates, and shares, all standardised.
+    """A logistic regression on log counts, logits of rates, shares and numbers, all standardised.
 
     Its weights are 0 if all labels are equal.
 

@@ -243,12 +243,14 @@ def check_same_batches(meta: dict[str, Any], source: BatchSource, workdir: str |
 def check_same_data(meta: dict[str, Any], store: Store, workdir: str | Path) -> None:
     """Raises `DinError` if a checkpoint was trained on another store: its ids differ in meaning."""
     before, schema = Schema.from_json(meta["schema"]), store.schema
-    if meta["batches"].get("store") == store.fingerprint:
+    trained_on = meta["batches"].get("store")
+    if trained_on == store.fingerprint or trained_on in store.like:
         return
     if before == schema:
         raise DinError(
             f"{workdir}: the checkpoint was trained on another store than {store.path} (the same "
-            "schema, other content); give the store that it was trained on"
+            "schema, other content); give the store that it was trained on, or one that "
+            "`prepare log --like` made with its ids"
         )
     differences = []
     for kind in ("tables", "fields", "sequences", "numbers"):

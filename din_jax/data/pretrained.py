@@ -71,7 +71,7 @@ def pretrained_files(text: str, tables: Collection[str]) -> dict[str, str]:
         if not path or name not in tables or name in files:
             raise DinError(
                 f"{_KEY} has {part!r}: expected TABLE=FILE, each table once; the tables of ids "
-                f"that the model reads are: {', '.join(sorted(tables))}"
+                f"that the model reads are: {', '.join(sorted(tables)) or 'none'}"
             )
         files[name] = path
     return files

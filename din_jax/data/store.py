@@ -67,6 +67,7 @@ class Store:
       path, schema: the store's folder and its schema.
       fingerprint: hexadecimal digest of all that training reads, computed when it was written.
       origin: how the store was made.
+      like: fingerprints of the stores whose vocabularies it has (`prepare log --like`).
 
     Raises:
       DinError: `path` is no store, has another version, or a column is missing or truncated.
@@ -79,6 +80,7 @@ class Store:
             self.schema = Schema.from_json(description["schema"])
             self.fingerprint: str = description["fingerprint"]
             self.origin: dict[str, Any] = description["origin"]
+            self.like: tuple[str, ...] = tuple(description.get("like", ()))
             self._splits = {name: description["splits"][name] for name in SPLITS}
             lengths = {name: description["lengths"][name] for name in column_names(self.schema)}
         except (KeyError, TypeError) as error:

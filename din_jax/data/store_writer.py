@@ -109,15 +109,22 @@ class StoreWriter:
         )
         frame.with_row_index("row").write_parquet(path)
         digest = hashlib.sha256(counts.astype("<i8").tobytes())
-        digest.update("\0".join(ids.cast(pl.String)).encode())
+        digest.update(ids.cast(pl.String).str.join("\0").item().encode())
         self._digests[f"vocab/{table}"] = digest.hexdigest()
 
-    def finish(self, splits: Mapping[str, tuple[int, int]], origin: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        splits: Mapping[str, tuple[int, int]],
+        origin: Mapping[str, Any],
+        *,
+        like: tuple[str, ...] = (),
+    ) -> None:
         """Checks the columns, writes `schema.json` and renames the folder to the store's path.
 
         Args:
           splits: the samples [start, stop) of "train", "validation" and "test".
           origin: how the store was made, for its readers; any JSON object.
+          like: fingerprints of the stores whose vocabularies it has, see `Store.like`.
         """
         for column in self._columns.values():
             column.close()
@@ -132,6 +139,8 @@ class StoreWriter:
             "splits": {name: list(splits[name]) for name in SPLITS},
             "lengths": lengths,
         }
+        if like:
+            description["like"] = list(like)
         content = json.dumps([description, sorted(self._digests.items())], sort_keys=True)
         description["fingerprint"] = hashlib.sha256(content.encode()).hexdigest()
         description["origin"] = dict(origin)

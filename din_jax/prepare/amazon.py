@@ -151,7 +151,7 @@ def prepare(
             np.tile(predicted, 2),
             good_rows,
         )
-        notes = [own.note()] if own.note() else []
+        notes = [*filter(None, [own.note()])]
         if events.duplicates >= NOTED_DUPLICATES * len(read.rows):
             notes.append(
                 f"{events.duplicates:,} of {len(read.rows):,} reviews stand twice, with equal "

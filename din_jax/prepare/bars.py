@@ -32,6 +32,8 @@ from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store import SPLITS
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
+from din_jax.prepare.origin import lines
+from din_jax.prepare.own_history import own_history
 from din_jax.prepare.vocabularies import Fitted
 
 COLUMNS = ("label", "user_id", "item_id", "cate_id", "item_history", "cate_history")
@@ -66,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         valid=arguments.valid,
         min_count=arguments.min_count,
     )
-    for name, value in origin.items():
-        print(f"{name:<28}{value:,}" if isinstance(value, int) else f"{name:<28}{value}")
+    for line in lines(origin):
+        print(line)
     print(f"store written to {arguments.out}")
 
 
@@ -124,6 +126,9 @@ def prepare(
     splits: dict[str, tuple[int, int]] = {}
     first_event: dict[str, int] = {}  # of each file's histories
     written = events = 0
+    # For `own_history`: each file once.
+    samples: list[tuple[np.ndarray, ...]] = []
+    behaviors: list[np.ndarray] = []
     with StoreWriter(out, schema) as writer:
         for split in SPLITS:
             source = split if split in files else "test"
@@ -133,8 +138,10 @@ def prepare(
                 events += int(length.sum())
                 for name, (_, history) in _FIELDS.items():
                     for chunk in file[history].to_frame().iter_slices(_ROWS_AT_ONCE):
-                        rows = vocabularies[name].rows(_ids(chunk[history]))
-                        writer.append(f"events/history/{name}", rows.astype(id_type[name]))
+                        rows = vocabularies[name].rows(_ids(chunk[history])).astype(id_type[name])
+                        writer.append(f"events/history/{name}", rows)
+                        if name == "item":
+                            behaviors.append(rows)
             for name, column in {
                 "item": "item_id",
                 "category": "cate_id",
@@ -146,20 +153,25 @@ def prepare(
             user = all_users.rows(file["user_id"]) - 1
             writer.append("samples/user", user.astype(smallest_unsigned(len(users))))
             writer.append("samples/label", file["label"].to_numpy())
+            ads = vocabularies["item"].rows(file["item_id"])
             end = first_event[source] + np.cumsum(length)
             writer.append("sequences/history.start", (end - length).astype(offset_type))
             writer.append("sequences/history.end", end.astype(offset_type))
+            if split == source:
+                samples.append((file["label"].to_numpy(), ads, end - length, end))
             splits[split] = (written, written + len(file))
             written += len(file)
             origin[f"{split}_samples"] = len(file)
-            origin[f"{split}_unknown_goods"] = int(
-                (vocabularies["item"].rows(file["item_id"]) == 0).sum()
-            )
+            origin[f"{split}_unknown_goods"] = int((ads == 0).sum())
         for name, fitted in vocabularies.items():
             writer.vocabulary(name, fitted.ids, fitted.counts)
         if valid is None:
             origin["model_selection"] = f"ON TEST: {SELECTED_ON_TEST}"
         origin["unknown_row"] = "the zero vector" if min_count == 1 else "ids rarer than min_count"
+        label, ads, start, end = map(np.concatenate, zip(*samples, strict=True))
+        own = own_history(label, ads, start, end, np.concatenate(behaviors))
+        origin["ad_in_own_history"] = str(own)
+        origin["notes"] = [*filter(None, [own.note()])]
         writer.finish(splits, origin)
     return origin
 

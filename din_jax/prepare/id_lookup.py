@@ -1,7 +1,7 @@
 """Looks ids up among others, counts them and lists them, fast where they are whole numbers.
 
-Whole numbers that are not much more spread than there are of them are indices of an array; other ids
-are joined, counted and listed by Polars' hash tables, which take ten times as long.
+Whole numbers that are not much more spread than there are of them are indices of an array. Other
+ids are joined, counted and listed by Polars' hash tables, which take ten times as long.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 _SPREAD = 8  # times as many entries as there are numbers
+_FEW = 1000  # texts that are looked up as the values of an enumeration
 _ENTRIES = 1 << 22  # an array of so many entries costs nothing
 
 
@@ -18,22 +19,39 @@ def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
 
     Whole numbers and text are equal if the numbers are written so.
     """
+    return _index_in(ids, values, 0, np.int64)
+
+
+def rows_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
+    """uint32 [values] as `index_in`, but counted from 1; 0 for all others."""
+    return _index_in(ids, values, 1, np.uint32)
+
+
+def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.ndarray:
     if ids.dtype.is_integer() and values.dtype == pl.String:
         ids = ids.cast(pl.String)
     values = values.cast(ids.dtype, strict=False)
     span = _span(ids, len(ids) + len(values))
+    if span is None and ids.dtype == pl.String and 0 < len(ids) <= _FEW:
+        few = pl.Enum(ids)
+        codes = values.cast(few, strict=False).to_physical().cast(pl.Int64).fill_null(-1)
+        few_result: np.ndarray = (codes.to_numpy() + first).astype(dtype)
+        return few_result
     if span is None:
         index = pl.Series("index", np.arange(len(ids), dtype=np.uint32))
         table = pl.DataFrame({"id": ids, "index": index})
         joined = pl.DataFrame({"id": values}).join(
             table, on="id", how="left", maintain_order="left"
         )
-        result: np.ndarray = joined["index"].cast(pl.Int64).fill_null(-1).to_numpy()
+        found = joined["index"].cast(pl.Int64).fill_null(-1).to_numpy() + first
+        result: np.ndarray = found.astype(dtype)
         return result
     low, size = span
-    place = np.full(size + 1, -1, np.int32)  # the last is for values that are not in the range
-    place[ids.to_numpy().astype(np.int64) - low] = np.arange(len(ids), dtype=np.int32)
-    return place[_offsets(values, low, size)].astype(np.int64)
+    # The last place is for values that are not in the range.
+    place: np.ndarray = np.full(size + 1, first - 1, dtype)
+    place[ids.to_numpy().astype(np.int64) - low] = np.arange(first, first + len(ids), dtype=dtype)
+    result = place[_offsets(values, low, size)]
+    return result
 
 
 def counts(values: pl.Series) -> tuple[pl.Series, np.ndarray]:
@@ -68,7 +86,7 @@ def _span(values: pl.Series, entries: int) -> tuple[int, int] | None:
         return None
     if values.null_count():
         return None
-    low, high = int(values.min()), int(values.max())  # type: ignore[call-overload, arg-type]
+    low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
     size = high - low + 1
     small = size <= max(_SPREAD * entries, _ENTRIES) and high < 2**62 and low > -(2**62)
     return (low, size) if small and len(values) < 2**31 else None

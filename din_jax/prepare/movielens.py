@@ -18,8 +18,9 @@ The vocabularies are fitted on the ratings that training sees. A film that only 
 row 0, "unknown". So is a random fraction of the films that training sees once, so that row 0 is
 trained. The genres of an unknown film stay known.
 
-The input is `ratings.csv` and `movies.csv` (as in ml-20m, ml-25m) or `ratings.dat` and `movies.dat`
-(as in ml-1m, ml-10m), plain or gzipped; the layout is detected from the content.
+The input is `ratings.csv` and `movies.csv` (ml-20m, ml-25m, ml-32m, ml-latest), `ratings.dat` and
+`movies.dat` (ml-1m, ml-10m) or `u.data` and `u.item` (ml-100k), plain or gzipped; the layout is
+detected from the content.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
 from din_jax.prepare import vocabularies
 from din_jax.prepare.movielens_files import read_movies, read_ratings
+from din_jax.prepare.origin import lines
+from din_jax.prepare.own_history import own_history
 
 TRAIN_FRACTION = 100_000 / 138_493  # of the users, validation included (section 6.1)
 VALIDATION_FRACTION = 0.05  # of the training users
@@ -50,8 +53,8 @@ _EVENTS_PER_WRITE = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this preparation's flags to a command line."""
-    parser.add_argument("--ratings", required=True, help="ratings.csv or ratings.dat of MovieLens")
-    parser.add_argument("--movies", required=True, help="movies.csv or movies.dat of MovieLens")
+    parser.add_argument("--ratings", required=True, help="ratings.csv, ratings.dat or u.data")
+    parser.add_argument("--movies", required=True, help="movies.csv, movies.dat or u.item")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the split and of the unknown films (default 0)"
     )
@@ -88,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         histories=arguments.histories,
         unknown_share=arguments.unknown_share,
     )
-    for name, value in origin.items():
-        print(f"{name:<28}{value:,}" if isinstance(value, int) else f"{name:<28}{value}")
+    for line in lines(origin):
+        print(line)
     print(f"store written to {arguments.out}")
 
 
@@ -181,6 +184,17 @@ def prepare(
     events_before = {name: np.zeros(n + 1, offset_type) for name in in_sequence}
     for name, chosen in in_sequence.items():
         np.cumsum(chosen, out=events_before[name][1:])
+    ad = film_row[events.film].astype(id_type["film"])
+    own = {
+        name: own_history(positive, ad, before[first_event][events.user], before[end], ad[chosen])
+        for (name, chosen), before in zip(in_sequence.items(), events_before.values(), strict=True)
+    }
+    notes = [note for name in own if (note := own[name].note(f"its own `{name}`"))]
+    if events.duplicates:
+        notes.append(
+            f"{events.duplicates:,} of {n + events.duplicates:,} ratings are equal to an earlier "
+            "one in user, film, stars and time, and do not count"
+        )
 
     written = dict.fromkeys(["fields", *(f"events/{name}" for name in in_sequence)], 0)
     splits = dict(zip(SPLITS, itertools.pairwise([0, *stops.values()]), strict=True))
@@ -246,6 +260,8 @@ def prepare(
             "share_tied": round(float(tied.mean()), 4),
             "mean_history": round(mean_history, 2),
             "longest_history": longest_history,
+            **{f"ad_in_own_{name}": str(counts) for name, counts in own.items()},
+            "notes": notes,
         }
         writer.finish(splits, origin)
     return origin

@@ -1,4 +1,9 @@
-"""Reads the ratings and movies of MovieLens: CSV or fields separated by `::`, plain or gzipped."""
+"""Reads the ratings and movies of MovieLens, plain or gzipped.
+
+- ml-20m, ml-25m, ml-32m, ml-latest: CSV with a header, genres split by a bar.
+- ml-1m, ml-10m: fields separated by `::`, genres split by a bar.
+- ml-100k: ratings separated by tabs; movies separated by bars, with a flag for each of 19 genres.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,15 @@ _RATING_COLUMNS = {
     "rating": pl.Float64,
     "timestamp": pl.Int64,
 }
+_100K = {"ratings": "tabs", "movies": "bars"}
 _NO_GENRES = "(no genres listed)"
+# Of u.item, whose 24 fields are the film's id, title, two dates, an address and these flags.
+_FLAGS = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+)  # fmt: skip
+_ITEM_FIELDS = 5 + len(_FLAGS)
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -54,10 +67,10 @@ def read_ratings(path: Path) -> pl.DataFrame:
 
 def _parse_ratings(block: bytes, separator: str) -> pl.DataFrame | None:
     """The ratings of some lines; None unless every line is a rating."""
-    if separator == "::":
+    if separator != ",":
         if b"," in block:
             return None
-        block = block.replace(b"::", b",")
+        block = block.replace(separator.encode(), b",")
     try:
         frame = pl.read_csv(
             io.BytesIO(block), has_header=False, schema=_RATING_COLUMNS, quote_char=None
@@ -118,11 +131,14 @@ def read_movies(path: Path) -> dict[int, list[str]]:
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # the encoding of ml-1m
     rows = text.split("\n")
+    parsed = {",": _csv_rows, "::": _colon_rows, "|": _item_rows}[separator](text)
     genres_of_film: dict[int, list[str]] = {}
-    for row, fields in _csv_rows(text) if separator == "," else _colon_rows(rows):
+    for row, fields in parsed:
         location = f"{path}, line {first_line + row}"
         if len(fields) != 3 or not _is_int64(fields[0]):
             expected = separator.join(_HEADERS["movies"].split(","))
+            if separator == "|":
+                expected = f"{_ITEM_FIELDS} fields as in ml-100k, the last {len(_FLAGS)} 0 or 1"
             unquoted_comma = separator == "," and len(fields) > 3
             fix = "Fix or delete the line"
             if unquoted_comma:
@@ -157,13 +173,25 @@ def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
             yield line, fields
 
 
-def _colon_rows(rows: list[str]) -> Iterator[tuple[int, list[str]]]:
+def _colon_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yields as `_csv_rows`, of fields separated by `::`; a title may contain that too."""
-    for line, row in enumerate(rows):
+    for line, row in enumerate(text.split("\n")):
         film, first, rest = row.partition("::")
         title, last, genres = rest.rpartition("::")
         if row.strip():
             yield line, [film, title, genres] if first and last else []
+
+
+def _item_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields as `_csv_rows`, of the lines of u.item; "unknown" is no genre."""
+    for line, row in enumerate(text.split("\n")):
+        fields = row.rstrip("\r").split("|")
+        flags = fields[5:]
+        if row.strip():
+            is_item = len(fields) == _ITEM_FIELDS and {*flags} <= {"0", "1"}
+            names = [g for g, flag in zip(_FLAGS, flags, strict=False) if flag == "1"]
+            genres = "|".join(name for name in names if name != "unknown")
+            yield line, [fields[0], fields[1], genres] if is_item else []
 
 
 def _open(path: Path, content: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
@@ -184,9 +212,10 @@ def _open(path: Path, content: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
         swapped = f", which is of {actual_content} (are the two files swapped?)"
         raise DinError(
             f"{path}, line 1: found {text_files.quoted(head)}{swapped if actual_content else ''}"
-            f"; expected the header {_HEADERS[content]}, or fields separated by :: as in ml-1m"
+            f"; expected the header {_HEADERS[content]}, or fields separated by :: as in ml-1m, or "
+            f"by {_100K[content]} as in ml-100k"
         )
-    first_block = (first_line, block) if separator == "::" else (first_line + 1, rest)
+    first_block = (first_line + 1, rest) if separator == "," else (first_line, block)
     return separator, itertools.chain([first_block] if first_block[1] else [], blocks)
 
 
@@ -195,7 +224,10 @@ def _detect_layout(head: str) -> tuple[str | None, str]:
     for content, header in _HEADERS.items():
         if head == header:
             return content, ","
-    _, separator, last = head.rpartition("::")
-    if not separator:
-        return None, ""
-    return "ratings" if _is_int64(last) else "movies", "::"  # a timestamp, or genres
+    if head.count("|") == _ITEM_FIELDS - 1:
+        return "movies", "|"
+    for separator in ("::", "\t"):
+        _, found, last = head.rpartition(separator)
+        if found and _is_int64(last):  # a timestamp
+            return "ratings", separator
+    return ("movies", "::") if "::" in head else (None, "")

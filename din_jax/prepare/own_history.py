@@ -28,7 +28,7 @@ NOTED_LAST = 0.3
 # Shares of fewer samples of a label differ by chance.
 NOTED_SAMPLES = 20
 
-_AT_ONCE = 1 << 20  # events, and samples, that are looked at together
+_AT_ONCE = 1 << 16  # events, and samples, that are looked at together: they fit a cache
 
 
 class OwnHistory(NamedTuple):
@@ -89,9 +89,9 @@ def own_history(
 ) -> OwnHistory:
     """Counts how often an ad is in its own history. Histories are never built.
 
-    Events are sorted by (id, position) about a million at a time; two bisections then tell whether
-    the ad occurs in its range. Beside its arguments it needs 8 bytes a sample and 100 MB, or 20
-    bytes for each event of the longest history if that is more.
+    Events are sorted by (id, position) a block at a time; two bisections then tell whether the ad
+    occurs in its range. Beside its arguments it needs 8 bytes a sample, and some MB or 30 bytes for
+    each event of the longest history.
 
     Args:
       label: [N] 0 or 1.

@@ -36,6 +36,7 @@ from din_jax.errors import DinError
 from din_jax.metrics import user_auc
 from din_jax.prepare import click_log, industrial
 from din_jax.prepare.goods_sampler import GoodsSampler, sample_interests
+from din_jax.prepare.own_history import own_history
 
 BUNDLES = 60
 CATEGORIES_PER_BUNDLE = 4
@@ -250,6 +251,9 @@ def prepare(
         ),
         "test_user_weighted_auc_popularity": round(
             user_auc(user[test], label[test], without_history[test]).weighted("impressions"), 4
+        ),
+        "ad_in_own_history": str(
+            own_history(label, ad + 1, begin[user], begin[user + 1], history + 1)
         ),
         "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
     }

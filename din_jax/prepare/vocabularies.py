@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
 
     def rows(self, ids: pl.Series) -> np.ndarray:
         """[len(ids)] the row of each raw id; 0 for an unknown one and for null."""
-        return (id_lookup.index_in(self.ids, ids) + 1).astype(np.uint32)
+        return id_lookup.rows_in(self.ids, ids)
 
 
 class Buckets(NamedTuple):
@@ -63,6 +63,7 @@ def fit(
     *,
     unknown_share: float = UNKNOWN_SHARE,
     min_count: int = 1,
+    others: pl.Series | None = None,
 ) -> Fitted:
     """Fits a table's vocabulary.
 
@@ -72,14 +73,22 @@ def fit(
       rng: chooses which of the ids that occur once are left out.
       unknown_share: the fraction of all occurrences that is made unknown in this way, in [0, 1];
         less if too few ids occur once. With 0, and no nulls, row 0 is never trained.
+      others: further ids, which get a row, and a count of 0 if training lacks them.
       min_count: ids that occur less often are unknown. Above 1, these rare ids train row 0, and no
         others are left out.
     """
     ids, counts = id_lookup.counts(occurrences.rename("id"))
+    if others is not None:
+        everything = id_lookup.distinct(
+            pl.concat([ids, others.rename("id").cast(ids.dtype)])
+        ).sort()
+        index = id_lookup.index_in(ids, everything)
+        counts = np.where(index >= 0, counts[np.maximum(index, 0)], 0) if len(ids) else index * 0
+        ids = everything
     # With `min_count` above 1 the rare ids train row 0 already.
     once = np.flatnonzero(counts == 1) if min_count == 1 else np.empty(0, np.int64)
     left_out = min(round(unknown_share * counts.sum()), len(once))
-    known = counts >= min_count
+    known = counts >= (min_count if min_count > 1 else 0)  # `others` have a count of 0
     rare = int((~known).sum())
     known[rng.choice(once, size=left_out, replace=False)] = False
     return Fitted(ids.filter(pl.Series(known)), counts[known], left_out, rare)

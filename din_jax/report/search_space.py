@@ -95,10 +95,10 @@ Space = tuple[Choice | Range, ...]
 
 def default_space(config: ConfigDict) -> dict[str, Any]:
     """What is searched where a config file has no `SEARCH`: the keys that matter on most data."""
-    rate = config.optimizer.learning_rate
+    rate, bound = config.optimizer.learning_rate, config.data.max_history
     space: dict[str, Any] = {
         "optimizer.learning_rate": ("log", float(f"{rate / 3:.3g}"), float(f"{rate * 10:.3g}")),
-        "data.max_history": [0, 50],
+        "data.max_history": [0 if bound == 50 else bound, 50],
         "model.embedding_dim": [8, 16, 32],
         "model.embedding_stddev": ("log", 0.01, 0.3),
         "model.hidden": [(80, 40), (200, 80)],

@@ -38,8 +38,9 @@ def average(half_life: float, placement: Placement | None = None) -> StateToStat
         averages = state.average
         assert isinstance(averages, Average)
         count = averages.count + 1
-        # (1 − β) / (1 − βⁿ), accurate for β near 1; 1 in the first call.
-        share = jnp.expm1(log_beta) / jnp.expm1(log_beta * count)
+        # (1 − β) / (1 − βⁿ), accurate for β near 1. In the first call it is exactly 1: the average
+        # of weights that stay as they are is these weights.
+        share = jnp.where(count == 1, 1.0, jnp.expm1(log_beta) / jnp.expm1(log_beta * count))
 
         def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
             return old + share * (new - old)

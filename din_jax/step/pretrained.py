@@ -52,15 +52,18 @@ def _written(
 ) -> jax.Array:
     """`values` [K, …], or its blocks, with `new` [n, …] in the rows int32[n]; donates `values`."""
 
-    def local(values: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+    def local(values: jax.Array, rows: jax.Array, new: jax.Array, block: jax.Array) -> jax.Array:
         if sharded:
-            assert placement.axis is not None
-            rows = rows - jax.lax.axis_index(placement.axis) * len(values)
+            rows = rows - block * len(values)
         inside = (rows >= 0) & (rows < len(values))
         return values.at[jnp.where(inside, rows, len(values))].set(new, mode="drop")
 
     axes = PER_DEVICE if sharded else REPLICATED
-    write = over_devices(local, placement, (axes, REPLICATED, REPLICATED), axes, donate=(0,))
+    write = over_devices(
+        local, placement, (axes, REPLICATED, REPLICATED, PER_DEVICE), axes, donate=(0,)
+    )
+    # `jax.pmap` needs an argument with a device axis, also for a replicated table.
+    blocks: Any = 0 if placement.axis is None else np.array(placement.local, np.int32)
     size = min(len(rows), _ROWS_AT_ONCE)
     for begin in range(0, len(rows), size):  # of equal shapes: it compiles once
         part = slice(begin, begin + size)
@@ -69,5 +72,6 @@ def _written(
             values,
             np.pad(rows[part], (0, padding), constant_values=_NO_ROW),
             np.pad(new[part], [(0, padding), *[(0, 0)] * (new.ndim - 1)]),
+            blocks,
         )
     return jax.block_until_ready(values)

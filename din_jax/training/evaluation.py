@@ -120,7 +120,8 @@ class Evaluator:
     def metrics(self, probabilities: npt.NDArray[Any]) -> dict[str, float]:
         """Computes all metrics of the split's labelled samples from its probabilities, by name.
 
-        If samples have no label, `samples_without_label` counts them; if none has, all others are NaN.
+        If samples have no label, `samples_without_label` counts them; if none has, the others are
+        NaN.
         """
         labelled = self.labels != UNLABELLED
         if labelled.all():

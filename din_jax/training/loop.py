@@ -372,8 +372,10 @@ def _check_labels(run: Run) -> None:
         )
     if (labels == labels[0]).all():
         raise DinError(
-            f"{run.store.path}: every label of {run.config.data.fit} is {labels[0]}: there is nothing to "
-            "learn. A log of what users took needs samples of what they did not take: prepare it with "
+            f"{run.store.path}: every label of {run.config.data.fit} is {labels[0]}: there is "
+            "nothing to "
+            "learn. A log of what users took needs samples of what they did not take: prepare it "
+            "with "
             "[negatives] (docs/your-data.md)"
         )
 
@@ -388,7 +390,8 @@ def _check_selectable(validation: Evaluator, metric: str) -> None:
         what = f"every label of it is {labels[0]}" if len(labels) else "no sample of it has a label"
         raise DinError(
             f"config.train.select={metric!r} can't be computed on the validation split: {what}. "
-            "Prepare the log with a validation split that has clicks and impressions without one; if the "
+            "Prepare the log with a validation split that has clicks and impressions without one; "
+            "if the "
             "log has only what users took, with [negatives] (docs/your-data.md)"
         )
     usable = [name for name in SELECTABLE if np.isfinite(constant.get(name, np.nan))]

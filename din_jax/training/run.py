@@ -18,7 +18,7 @@ from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import check
 from din_jax.data.pretrained import Pretrained, pretrained_files, read_pretrained
 from din_jax.data.source import BatchSource, Shards
-from din_jax.data.store import Store
+from din_jax.data.store import SPLITS, Store
 from din_jax.distributed import processes
 from din_jax.distributed.cpu import keep_freed_memory
 from din_jax.distributed.devices import Placement, choose
@@ -230,9 +230,12 @@ def open_run(config: ConfigDict, *, trains: bool = True) -> Run:
         flag="config.devices" if trains else "--devices",
     )
     batch_size = config.train.batch_size
+    fit = config.data.fit
+    if not trains and not store.split(fit):  # a store to score: any split has the shapes
+        fit = next((name for name in SPLITS if store.split(name)), fit)
     source = BatchSource(
         store,
-        config.data.fit,
+        fit,
         batch_size if trains else placement.block(batch_size) * placement.count,
         max_history=config.data.max_history,
         ages=_ages(store, config),

@@ -105,7 +105,16 @@ def reopen(
             f"the run's store {config.data.store} is not there (relative to {Path.cwd()}); give "
             "its path with --store"
         )
-    compatibility.check_same_data(meta, Store(config.data.store), workdir)
+    opened = Store(config.data.store)
+    compatibility.check_same_data(meta, opened, workdir)
+    if opened.like and config.regularizer.name == "filter":
+        raise DinError(
+            f"{workdir}: config.regularizer.name='filter' leaves out ids that are rare in the "
+            "store it was "
+            f"trained on, and {opened.path} has other counts; score that store, or train with "
+            "another "
+            "regularizer"
+        )
     return open_run(config, trains=False)
 
 

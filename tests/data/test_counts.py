@@ -99,8 +99,9 @@ def test_weights_count_like_repeated_samples(tmp_path_factory, data, max_history
         assert ((fractions[table] > 0) == (n[table] > 0)).all()
 
 
-def test_weights_of_several_lookups_count_once(rich):
+def test_weights_of_several_lookups_count_once(rich, monkeypatch):
     """A film's weight is that of the samples with it, as ad or in either history."""
+    monkeypatch.setattr(counts, "_SAMPLES_AT_ONCE", 7)
     store, samples = rich
     weights = np.random.default_rng(0).random(90).astype(np.float32)
     n = counts.sample_counts(with_weights(store, weights), "validation")["film"]

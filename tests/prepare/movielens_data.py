@@ -74,6 +74,17 @@ def as_dat(ratings, movies):
     )
 
 
+def as_100k(ratings, movies, flags):
+    """u.data and u.item; `flags` are all genres, in the order of u.item."""
+    return (
+        "".join(f"{u}\t{f}\t{stars(r)}\t{t}\n" for u, f, r, t in ratings),
+        "".join(
+            f"{f}|{t}|01-Jan-1995||http://x/?{f}|{'|'.join(str(int(n in g)) for n in flags)}\n"
+            for f, (t, g) in movies.items()
+        ),
+    )
+
+
 def prepare(folder, content=None, **options):
     """Writes the raw files and prepares them; content is two byte strings."""
     folder.mkdir(exist_ok=True)

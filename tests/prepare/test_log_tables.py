@@ -156,3 +156,12 @@ def test_a_quote_that_is_not_closed_is_named(tmp_path, rows):
     reader = TableReader(TableFiles("impressions", (path,), ","))
     with pytest.raises(DinError, match="line 9: a quote does not enclose a whole value"):
         reader.read({"user": "user", "click": "label"})
+
+
+def test_numbers_that_are_text_stay_text_in_parquet_and_become_numbers_in_csv(tmp_path):
+    frame = pl.DataFrame({"id": ["12", "7"]})
+    frame.write_parquet(tmp_path / "ids.parquet")
+    frame.write_csv(tmp_path / "ids.csv")
+    for name, dtype in (("ids.parquet", pl.String), ("ids.csv", pl.Int64)):
+        reader = TableReader(TableFiles("impressions", (tmp_path / name,)))
+        assert reader.read({"id": "item"})["id"].dtype == dtype

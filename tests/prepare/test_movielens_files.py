@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from movielens_data import as_csv, as_dat, files_of, prepare, raw
+from movielens_data import as_100k, as_csv, as_dat, files_of, prepare, raw
 
 from din_jax.errors import DinError
 from din_jax.prepare import movielens, text_files
@@ -38,6 +38,32 @@ def test_every_layout_gives_equal_bytes(tmp_path, content, monkeypatch, expected
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 300)
     monkeypatch.setattr(movielens, "_EVENTS_PER_WRITE", 100)
     assert files_of(prepare(tmp_path / "in blocks", content)) == expected
+
+
+# The genres of ml-100k, in its order.
+FLAGS = [
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+]  # fmt: skip
+
+
+def test_ml_100k_gives_equal_bytes(tmp_path, monkeypatch):
+    ratings, movies = raw(users=20)
+    movies = {
+        film: (f"é {film}", [g for i, g in enumerate(FLAGS[1:]) if (film + i) % 7 == 0])
+        for film in movies
+    }
+    expected = files_of(prepare(tmp_path / "csv", [x.encode() for x in as_csv(ratings, movies)]))
+    # The flag "unknown" is no genre.
+    movies[7] = (movies[7][0], ["unknown", *movies[7][1]])
+    content = as_100k(ratings, movies, FLAGS)
+    latin = [text.encode("latin-1") for text in content]
+    assert files_of(prepare(tmp_path / "whole", latin)) == expected
+    returns = [b"\xef\xbb\xbf" + text.replace("\n", "\r\n\r\n").encode() for text in content]
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 300)
+    zipped = [gzip.compress(data) for data in returns]
+    assert files_of(prepare(tmp_path / "in blocks", zipped)) == expected
 
 
 RATINGS, MOVIES = (text.encode() for text in CSV)
@@ -99,6 +125,10 @@ def with_line(data, number, line):
             (RATINGS, with_line(MOVIES_DAT, 6, b"1::Toy")),
             r"line 6: '1::Toy' is not .*movieId::titl",
         ),
+        ((b"1\t2\t3\t4\n1\t2\t6\t4", MOVIES), r"line 2: .* the rating, '6', is not a number"),
+        ((RATINGS, b"7|A|||" + b"|0" * 19 + b"\n8|B|||" + b"|0" * 18), r"line 2: .*expected 24 fi"),
+        ((RATINGS, b"7|A|||" + b"|0" * 18 + b"|2"), r"line 1: .*expected 24 fields .* 19 0 or 1"),
+        ((b"7|A|||" + b"|0" * 19, b"1\t2\t3\t4"), r"movies, line 1: .*of ratings .are the two"),
         ((RATINGS, MOVIES + b"5,Again,War\n"), r"movies, line \d+: movie 5 occurs a second time"),
         ((MOVIES, RATINGS), r"movies, line 1: found .*which is of ratings .are the two files swap"),
         ((MOVIES_DAT, RATINGS_DAT), r"movies, line 1: found .* of ratings .are the two files swap"),

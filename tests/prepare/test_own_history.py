@@ -15,7 +15,7 @@ def by_loop(label, ad, start, end, events):
     return OwnHistory(*((int(a), int(b)) for a, b in counts))
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
 def test_counts_are_those_of_a_loop(monkeypatch, at_once):
     monkeypatch.setattr(own_history, "_AT_ONCE", at_once)
     rng = np.random.default_rng(at_once)

@@ -101,6 +101,19 @@ def test_without_a_validation_file_validation_is_test_and_says_so(tmp_path):
     assert store.origin["model_selection"].startswith("ON TEST")
 
 
+def test_an_ad_that_is_its_own_last_behaviour_is_noted(tmp_path):
+    last = [(str(i % 2), "7", "10", "c1", f"12^{10 + i % 2}", "c2^c1") for i in range(40)]
+    write(tmp_path, train=TRAIN + last)
+    origin = prepare(tmp_path)
+    # Of label 0: 20 of 22, of train and test together; validation is test, and counts once. The two
+    # others are an ad that is not in its history and an unknown one, which is equal to nothing.
+    assert origin["ad_in_own_history"] == (
+        "label 1 0.0%, label 0 90.9%; last behaviour: label 1 0.0%, label 0 90.9%"
+    )
+    (note,) = origin["notes"]
+    assert note.startswith("the ad is the last behaviour of its own history in 0.0% of the samples")
+
+
 def test_the_command_warns_that_selection_is_on_test(tmp_path, capsys):
     write(tmp_path, valid=VALID)
     parser = argparse.ArgumentParser()

@@ -151,8 +151,9 @@ def test_histories_by_rating_are_those_of_loops(store, tmp_path, monkeypatch, ti
                     [entry(film) for film in history] for history in expected.pop(user)
                 ]
         assert expected == {}
-    together = prepare(tmp_path / "b", ties=ties).origin
-    assert by_rating.origin == {**together, "histories": "by_rating"}
+    together, origin = dict(prepare(tmp_path / "b", ties=ties).origin), dict(by_rating.origin)
+    del together["ad_in_own_history"], origin["ad_in_own_liked"], origin["ad_in_own_disliked"]
+    assert origin == {**together, "histories": "by_rating"}
     # The samples are those of one history, and each event has its own time.
     for name in ("samples/label", "samples/time", "fields/film", "fields/genres"):
         np.testing.assert_array_equal(by_rating.column(name), store.column(name))
@@ -267,6 +268,8 @@ def test_the_origin_counts(store):
     assert origin["click_rate"] == round(np.mean([r >= 4 for _, _, r, _ in distinct]), 4)
     assert origin["mean_history"] == round(np.mean(lengths), 2)
     assert origin["longest_history"] == max(lengths)
+    (note,) = origin["notes"]
+    assert note.startswith(f"{origin['duplicate_ratings']} of {len(ratings):,} ratings are eq")
     known = set(store.vocabulary("film").ids)
     for split, users in users_of(store).items():
         films = [film for user in users.values() for film, *_ in expected[user]]
@@ -292,6 +295,21 @@ def test_the_command_prints_the_origin(store, tmp_path, capsys):
     assert printed["ratings_read"] == f"{len(raw()[0]):,}"
     assert printed["ties"] == "strict"
     assert files_of(Store(tmp_path / "again")) == files_of(store)
+
+
+def test_how_often_a_film_is_in_its_own_history(tmp_path):
+    store = prepare(tmp_path / "a", ties="file_order", unknown_share=0)
+    known = set(store.vocabulary("film").ids)
+    samples = [s for of_user in oracle("file_order").values() for s in of_user if s[0] in known]
+    shares = [
+        np.sum([film in history[first:] for film, y, history in samples if y == label])
+        / (store.column("samples/label") == label).sum()
+        for first in (0, -1)
+        for label in (1, 0)
+    ]
+    expected = "label 1 {:.1%}, label 0 {:.1%}; last behaviour: label 1 {:.1%}, label 0 {:.1%}"
+    assert store.origin["ad_in_own_history"] == expected.format(*shares)
+    assert min(shares) > 0.0005
 
 
 def test_duplicate_and_empty_genres_are_left_out(tmp_path):

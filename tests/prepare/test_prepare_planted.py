@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from test_own_history import by_loop
 
 from din_jax.data.store import Store
 from din_jax.errors import DinError
@@ -29,6 +30,13 @@ def clicks_by_match(path):
 def test_clicks_follow_the_behaviours_that_the_ad_activates(planted_store):
     with_match, without = clicks_by_match(planted_store)
     assert with_match > without + 0.3
+
+
+def test_the_origin_says_how_often_an_ad_is_in_its_own_history(planted_store):
+    store = Store(planted_store)
+    columns = ("samples/label", "fields/item", "sequences/history.start", "sequences/history.end")
+    counts = by_loop(*map(store.column, columns), store.column("events/history/item"))
+    assert store.origin["ad_in_own_history"] == str(counts)
 
 
 def test_with_no_taste_the_ad_activates_nothing(tmp_path):

@@ -36,6 +36,14 @@ def test_rows_are_those_of_a_dictionary(ids, share):
     assert fitted.rows(pl.Series("queries", queries, dtype=fitted.ids.dtype)).tolist() == expected
 
 
+def test_ids_of_the_whole_catalogue_have_rows_with_a_count_of_zero():
+    ids, others = pl.Series("goods", [5, 3, 5, None]), pl.Series("goods", [9, 3, 1])
+    fitted = vocabularies.fit(ids, np.random.default_rng(0), unknown_share=0, others=others)
+    assert dict(zip(fitted.ids, fitted.counts, strict=True)) == {1: 0, 3: 1, 5: 2, 9: 0}
+    fitted = vocabularies.fit(ids, np.random.default_rng(0), min_count=2, others=others)
+    assert fitted.ids.to_list() == [5]
+
+
 def test_the_seed_decides_which_ids_are_left_out():
     ids = pl.Series("goods", np.arange(2000))
 

@@ -292,6 +292,12 @@ def test_the_default_space_can_be_searched(config, name):
     assert "regularizer.behavior_dropout" not in keys
 
 
+@pytest.mark.parametrize(("bound", "values"), [(0, [0, 50]), (1000, [1000, 50]), (50, [0, 50])])
+def test_the_configs_bound_of_histories_is_among_those_searched(config, bound, values):
+    config.data.max_history = bound
+    assert default_space(config)["data.max_history"] == values
+
+
 def test_flags_are_quoted_for_a_shell():
     setting = {"model.hidden": (80, 40), "regularizer.name": "mba", "optimizer.lazy": False}
     assert as_flags(setting) == [

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from runs import small_config, tiny_config
+from runs import tiny_config
 from sklearn.metrics import log_loss, roc_auc_score
 from weighted_stores import with_weights, write_with_weights
 
@@ -62,13 +62,13 @@ def test_a_run_follows_weights_and_selects_by_them(planted_store, tmp_path, caps
     count = len(Store(planted_store))
     rng = np.random.default_rng(0)
     weights = {"ones": np.ones(count), "drawn": rng.choice([0, 0.05, 1, 2], count)}
-    keys = {"model.activation": "dice", "regularizer.name": "mba", "train.epochs": 2}
-    config = small_config(planted_store, **keys, **{"train.select": "log_loss"})
+    keys = {"model.name": "base", "regularizer.name": "mba", "train.epochs": 2}
+    config = tiny_config(planted_store, **keys, **{"train.select": "log_loss"})
     plain = train(config, tmp_path / "plain")
     found = {}
     for name, drawn in weights.items():
         write_with_weights(tmp_path / name, planted_store, drawn)
-        config = small_config(tmp_path / name, **keys)
+        config = tiny_config(tmp_path / name, **keys)
         config.train.select = "weighted_log_loss"
         config.eval.baselines = True
         capsys.readouterr()

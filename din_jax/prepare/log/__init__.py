@@ -1,8 +1,8 @@
 """Your own log: impressions, behaviours and side tables, Parquet, CSV or JSON, by a spec in TOML.
 
 A sample is an impression. Its history is the user's behaviours strictly before it: those of a
-separate table, of the impression's own row, or the impressions that the user clicked. Where a log has
-only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
+separate table, of the impression's own row, or the impressions that the user clicked. Where a log
+has only what users took, what they did not take is drawn. Everything that is fitted (vocabularies,
 their counts, quantiles) comes from the training split: from its samples, and from the behaviours
 in the history of at least one of them. Validation and test are only mapped.
 
@@ -14,24 +14,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
-from din_jax.prepare.log.fitted import check_like, fitted_tables, options_like
+from din_jax.prepare.log.fitted import (
+    check_like,
+    fitted_tables,
+    like_fingerprints,
+    options_like,
+)
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.preview import preview
 from din_jax.prepare.log.report import report
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
-from din_jax.prepare.numbers import NumberTransform
 from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
+from din_jax.prepare.numbers import NumberTransform
+
+_THREADS = 2
 
 __all__ = ["add_arguments", "check", "prepare", "run"]
-
-OUT_REQUIRED = False  # --check writes nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read the first million rows of each table, say what was understood, and write nothing",
+        help="read the first million rows of each table, report on them, and write nothing",
     )
 
 
@@ -117,13 +123,16 @@ def prepare(
     if known is not None and like is not None:
         parsed = dataclasses.replace(parsed, tables=options_like(parsed.tables, known, like))
     log = JoinedLog(parsed, seed, Tables(parsed))
-    if known is None:
-        log.check_labels()
-        tables = {name: fit_table(log, name, o, seed) for name, o in parsed.tables.items()}
-    else:
-        tables = {name: known[name] for name in parsed.tables}
-        check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
-    counted = sample_notes.own_histories(log)
+    with ThreadPoolExecutor(_THREADS) as threads:  # NumPy and Polars release the interpreter
+        counting = threads.submit(sample_notes.own_histories, log)
+        if known is None:
+            log.check_labels()
+            fits = {n: threads.submit(fit_table, log, n, o, seed) for n, o in parsed.tables.items()}
+            tables = {name: fit.result() for name, fit in fits.items()}
+        else:
+            tables = {name: known[name] for name in parsed.tables}
+            check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
+        counted = counting.result()
     written: dict[str, Any] = {
         "preparation": "log",
         "seed": seed,
@@ -145,5 +154,12 @@ def prepare(
     if like is not None:
         written["like"] = str(like)
     written |= origin or {}
-    write_store(log, tables, out, written, lambda: sample_notes.notes(log, counted, written))
+    write_store(
+        log,
+        tables,
+        out,
+        written,
+        lambda: sample_notes.notes(log, counted, written),
+        like_fingerprints(like) if like is not None else (),
+    )
     return written

@@ -2,7 +2,7 @@
 
 Polars parses the values, but it fills short records, cuts long ones and guesses at stray quotes in
 silence. So each block is checked first: its quotes enclose whole values, and each record has as
-many values as the header.
+many values as the header. The check works on the bytes of a block at once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,7 +24,9 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare.log.csv_structure import NEWLINE, RETURN, Structure
 from din_jax.prepare.log.file_text import utf8_blocks
+from din_jax.prepare.log.value_types import compact
 
+_T = TypeVar("_T")
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
 _LONGEST_RECORD = 1 << 28  # bytes; what is longer has a quote that nothing closes
 
@@ -57,7 +60,8 @@ class Block(NamedTuple):
 def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Block]:
     """Yields the given columns of the records; an empty value is null, empty lines are passed over.
 
-    Without columns it yields the first one: a file that lacks what is asked for has rows too.
+    Without columns it yields the first one: a file that lacks what is asked for has rows all the
+    same.
 
     Raises:
       DinError: the file can't be read, or isn't of this dialect; the message names the line.
@@ -68,7 +72,11 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
         yield from _escaped_blocks(path, dialect, names, columns)
         return
     skip = dialect.columns is None
-    for lines, block, has_empty in _whole_records(path, dialect, len(names)):
+    # Columns of whole numbers, by the first block, are parsed so where none is written unusually.
+    numbers: list[int] | None = None
+    tried: list[int] = []
+    records = _whole_records(path, dialect, len(names), tried)
+    for lines, block, has_empty, usual in _ahead(records):
         if skip:  # the header
             end = _first_record_end(block, dialect)
             skip = not end
@@ -77,7 +85,10 @@ def blocks(path: Path, dialect: Dialect, columns: Sequence[str]) -> Iterator[Blo
                 continue
         text = _without_empty_lines(block, dialect) if has_empty else block
         if text:
-            frame = _parse(path, text, dialect, names, columns)
+            frame = _parse(path, text, dialect, names, columns, usual)
+            if numbers is None:
+                numbers = [names.index(c) for c in columns if compact(frame[c]).dtype == pl.Int64]
+                tried += numbers
             yield Block(frame, functools.partial(_record_lines, block, lines, dialect))
 
 
@@ -173,11 +184,17 @@ def _escaped_blocks(
         )
         frame = frame.with_columns(pl.all().replace("", None))
         lines = np.array([line for line, _ in part])
-        yield Block(frame, functools.partial(np.asarray, lines))
+        yield Block(frame, functools.partial(np.copy, lines))
 
 
-def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple[int, bytes, bool]]:
-    """Yields (number of the first line, checked records, whether there are empty lines)."""
+def _whole_records(
+    path: Path, dialect: Dialect, columns: int, tried: Sequence[int]
+) -> Iterator[tuple[int, bytes, bool, list[int]]]:
+    """Yields checked records.
+
+    Each time (number of the first line, records, whether there are empty lines, which of the
+    `tried` columns have no number like 007 or +1).
+    """
     rest, line = b"", 1
     for data in itertools.chain(utf8_blocks(path, dialect.encoding), [b""]):
         final = not data
@@ -201,9 +218,19 @@ def _whole_records(path: Path, dialect: Dialect, columns: int) -> Iterator[tuple
         end = structure.end
         if end:
             block = data[:end]
-            yield line, block, structure.has_empty
+            yield line, block, structure.has_empty, structure.usual(tried, columns)
             line += data.count(b"\n", 0, end)
         rest = data[end:]
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Yields items while a thread computes the next one."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
 
 
 def _structure(data: bytes, dialect: Dialect) -> Structure:
@@ -231,28 +258,38 @@ def _record_lines(data: bytes, first_line: int, dialect: Dialect) -> np.ndarray:
 
 
 def _parse(
-    path: Path, block: bytes, dialect: Dialect, names: list[str], columns: Sequence[str]
+    path: Path,
+    block: bytes,
+    dialect: Dialect,
+    names: list[str],
+    columns: Sequence[str],
+    whole_numbers: Sequence[int],
 ) -> pl.DataFrame:
+    """Parses records: as text, or as int64 the columns of `whole_numbers` if they are."""
     places = {names.index(column): column for column in columns}
-    ordered = sorted(places)
+    ordered, original = sorted(places), block
     if block.startswith(codecs.BOM_UTF8):
         block = codecs.BOM_UTF8 + block  # Polars takes the first one away
+    types = {
+        f"column_{i}": pl.Int64() if i in whole_numbers else pl.String() for i in range(len(names))
+    }
     try:
         frame = pl.read_csv(
             block,
             has_header=False,
-            columns=ordered,
+            columns=[f"column_{i}" for i in ordered],
+            schema=types,
             separator=dialect.delimiter,
             quote_char=dialect.quote or None,
-            infer_schema=False,
             null_values=[""],
         )
     except pl.exceptions.PolarsError as error:
+        if whole_numbers:  # some are not, or too large
+            return _parse(path, original, dialect, names, columns, ())
         raise DinError(
             f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})"
         ) from error
-    frame.columns = [places[i] for i in ordered]
-    return frame.select(columns)
+    return frame.select(pl.col(f"column_{i}").alias(places[i]) for i in map(names.index, columns))
 
 
 def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dialect) -> NoReturn:
@@ -269,8 +306,8 @@ def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dia
 def _lone_return(path: Path, line: int) -> DinError:
     return DinError(
         f"{path}, line {line:,}: a carriage return ends no line, and is not in quotes. Put the "
-        "value in quotes, or if lines end with it alone, as on old Macs, write line feeds: "
-        "tr '\\r' '\\n'"
+        "value in quotes, or if lines end with it alone, as on old Macs, write line feeds: tr "
+        "'\\r' '\\n'"
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 NEWLINE, RETURN = 10, 13
+_PLUS, _MINUS, _ZERO = 43, 45, 48
 
 
 class Structure:
@@ -83,6 +86,27 @@ class Structure:
         counts = np.searchsorted(self._delimiters, ends) - np.searchsorted(self._delimiters, begins)
         wrong = np.flatnonzero(counts != per_record)
         return int(begins[wrong[0]]), int(counts[wrong[0]]) + 1
+
+    def usual(self, tried: Sequence[int], columns: int) -> list[int]:
+        """Which columns have no value that begins like 007, -0 or +1; none if there are quotes."""
+        if not tried or len(self._quotes) or self.has_empty:
+            return []
+        delimiters = self._delimiters.reshape(-1, columns - 1)
+        data = self._data
+        found = []
+        for column in tried:
+            first = self._begins if column == 0 else delimiters[:, column - 1] + 1
+            character = data[first]
+            # After each of these there is one more character, the line's end at least.
+            after_zero = data[first[character == _ZERO] + 1]
+            after_minus = data[first[character == _MINUS] + 1]
+            if not (
+                (character == _PLUS).any()
+                or ((after_zero >= _ZERO) & (after_zero <= _ZERO + 9)).any()
+                or (after_minus == _ZERO).any()
+            ):
+                found.append(column)
+        return found
 
     def records(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the records begin and end, without empty lines."""

@@ -80,8 +80,8 @@ def _by_format(raw: pl.Series, time: Time, refuse: Refuse) -> tuple[pl.Series, b
         values = written.str.strptime(pl.Datetime("us"), form, strict=False)
     except pl.exceptions.PolarsError as error:
         raise DinError(
-            f"time_format = {time.format!r} can't be used ({str(error).splitlines()[0]}); expected a "
-            "format like %Y/%m/%d %H:%M:%S"
+            f"time_format = {time.format!r} can't be used ({str(error).splitlines()[0]}); "
+            "expected a format like %Y/%m/%d %H:%M:%S"
         ) from error
     if values.dtype.time_zone is not None:  # type: ignore[attr-defined]
         values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

@@ -10,7 +10,7 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare import negative_sampling
 from din_jax.prepare.id_lookup import index_in
-from din_jax.prepare.log.features import joined_features
+from din_jax.prepare.log.features import by_key, joined_features
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import Spec
 from din_jax.prepare.negative_laws import Catalogue, read_law
@@ -41,10 +41,10 @@ def draw(
 ) -> Drawn:
     """Draws the negatives that the spec asks for.
 
-    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by the
-    time of their row.
-    The catalogue is the items of all interactions of [impressions]; their popularity is that in
-    training. An item's values of the ad's own columns are those of its first interaction.
+    A user has taken the items of [impressions], of behaviours, and of the lists of a [history] by
+    the time of their row. The catalogue is the items of all interactions of [impressions]; their
+    popularity is that in training. An item's values of the ad's own columns are those of its first
+    interaction.
 
     Raises:
       DinError: a user has taken every item that could be drawn; or an item has several categories.
@@ -69,24 +69,15 @@ def draw(
             taken.append(lists.filter(pl.col(".item").list.len() > 0).explode(".item"))
     items = everything[".item"].unique(maintain_order=True)
     users = positives[".user"].unique(maintain_order=True)
-    interactions = (
-        pl.concat(
-            table.select(
-                pl.Series("user", index_in(users, table[".user"])),
-                pl.Series("item", index_in(items, table[".item"])),
-                *_time(everything),
-            )
-            for table in taken
-        )
-        .filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
-        .sort("user", maintain_order=True)
-    )
+    interactions = pl.concat(_of_catalogue(table, users, items) for table in taken)
+    interactions = interactions[by_key(interactions["user"].to_numpy())]
     user = index_in(users, positives[".user"])
     item = index_in(items, positives[".item"])
     has_time = ".time" in everything.columns
     if negatives.exclude == "before" and not has_time:
         raise DinError(
-            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, or write '
+            f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, '
+            "or write "
             'exclude = "ever"'
         )
     time, time_of = (
@@ -129,8 +120,8 @@ def draw(
         )
     if drawn.outside_category:
         notes.append(
-            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users who have taken "
-            "every item of the category; their negatives are of all categories"
+            f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users "
+            "who have taken every item of the category; their negatives are of all categories"
         )
     origin: dict[str, object] = {
         "by": negatives.by,
@@ -142,6 +133,17 @@ def draw(
         frame,
         {name: slice(part.start * each, part.stop * each) for name, part in splits.items()},
         origin,
+    )
+
+
+def _of_catalogue(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
+    """The rows of these users that took items of the catalogue, by their numbers."""
+    item = index_in(items, table[".item"])
+    rows = np.flatnonzero(item >= 0)
+    user = index_in(users, table[".user"][rows])
+    of_users = user >= 0
+    return pl.DataFrame({"user": user[of_users], "item": item[rows[of_users]]}).with_columns(
+        table[rows[of_users]].select(_time(table))
     )
 
 
@@ -198,8 +200,8 @@ def _categories(
         frame = pl.DataFrame({".item": items})
         if side_table.valid_from is not None:
             raise DinError(
-                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); expected a "
-                "category that an item always has"
+                f"{spec.path}: [negatives] category = {field!r} changes in time (valid_from); "
+                "expected a category that an item always has"
             )
         feature = joined_features(
             side_table, frames[side_table.files.section], ".item", items, one, frame
@@ -209,6 +211,7 @@ def _categories(
         values = known.set(pl.Series(index < 0), None) if (index < 0).any() else known
     if values.dtype == pl.List:
         raise DinError(
-            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected one"
+            f"{spec.path}: [negatives] category = {field!r} has several values an item; expected "
+            "one"
         )
     return values.rank("dense").fill_null(0).to_numpy().astype(np.int64)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import index_in
@@ -88,7 +89,8 @@ def joined_features(
     id_of_entry = index_in(ids, table[key].cast(ids.dtype))
     if must_meet and (id_of_entry < 0).all():
         raise DinError(
-            f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of [{side_table.files.section}], "
+            f"{side_table.files.paths[0]}: no {key.removeprefix('.')} of "
+            f"[{side_table.files.section}], "
             f"{side_table.key} = {table[key][0]!r} for instance, occurs in [impressions] or the "
             f"behaviours, which have {ids[0]!r} for instance; write the ids in one way, or name "
             "the right column"
@@ -154,7 +156,7 @@ def listed_sequence(
     length = lists.to_series(0).list.len().fill_null(0).to_numpy().astype(np.int64)
     sample = np.repeat(np.arange(len(lists)), length)
     nonempty = lists.filter(pl.Series(length > 0))
-    events = nonempty.explode(pl.all()) if len(nonempty) else lists.clear().explode(pl.all())
+    events = (nonempty if len(nonempty) else lists.clear()).explode(lists.columns)
     events = events.with_columns(pl.Series(".sample", sample))
     left_out = 0
     if ".time" in events.columns and time is not None:
@@ -191,12 +193,31 @@ def search_by_time(
 
 
 def by_user_and_time(events: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """Sorts events by ".user", a number, and the other columns, equal ones in their order."""
+    """Sorts events by ".user", a number, and the other columns, equal ones in their order.
+
+    Events of user −1 are left out.
+    """
     if columns != [".user", ".time"]:
-        return events.sort(columns, maintain_order=True)
-    number, _, size = _as_numbers(events[".time"], events[".time"].clear())
-    order = np.argsort(events[".user"].to_numpy() * size + number, kind="stable")
+        return events.filter(pl.col(".user") >= 0).sort(columns, maintain_order=True)
+    time, _, size = _as_numbers(events[".time"], events[".time"].clear())
+    user = events[".user"].to_numpy()
+    order = by_key(user + 1)[int((user < 0).sum()) :]
+    ordered, ordered_user = time[order], user[order]
+    if ((ordered[1:] < ordered[:-1]) & (ordered_user[1:] == ordered_user[:-1])).any():
+        order = order[np.argsort(ordered_user * size + ordered, kind="stable")]
     return events[order]
+
+
+def by_key(key: np.ndarray) -> np.ndarray:
+    """The places of keys, numbers from 0 on, in ascending order: a stable sort by counting."""
+    rows = len(key)
+    if rows >= 2**31 or not rows:
+        return np.argsort(key, kind="stable")
+    # SciPy lists the entries of a sparse matrix row by row, each row's in their order.
+    entries = np.ones(rows, np.int8), (key.astype(np.int32), np.arange(rows, dtype=np.int32))
+    counted = sparse.coo_matrix(entries, shape=(int(key.max()) + 1, rows)).tocsr()
+    places: np.ndarray = counted.indices
+    return places
 
 
 def _as_numbers(time: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:

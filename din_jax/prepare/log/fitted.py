@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -39,6 +40,12 @@ def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
     for name, transform in store.origin.get("numbers", {}).items():
         tables[name] = NumberTransform.from_json(transform)
     return tables
+
+
+def like_fingerprints(like: str | Path) -> tuple[str, ...]:
+    """The fingerprints of a store, and of those whose vocabularies it has."""
+    store = Store(like)
+    return store.fingerprint, *store.like
 
 
 def options_like(
@@ -87,14 +94,11 @@ def check_like(schema: Schema, like: str | Path) -> None:
       DinError: fields or sequences differ.
     """
     other = Store(like).schema
-    here, there = (
-        {
-            **{field.name: field for field in s.fields},
-            **{number.name: number for number in s.numbers},
-            **{sequence.name: sequence for sequence in s.sequences},
-        }
+    parts: list[dict[str, Any]] = [
+        {part.name: part for group in (s.fields, s.numbers, s.sequences) for part in group}
         for s in (schema, other)
-    )
+    ]
+    here, there = parts
     missing = [name for name in there if name not in here]
     extra = [name for name in here if name not in there]
     differing = [name for name in here if name in there and here[name] != there[name]]
@@ -107,7 +111,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
                     ("missing here:", missing),
                     ("not there:", extra),
                     (
-                        "of another kind (one value or several, another table, with times or without):",
+                        "of another kind (one value or several, another table, with times or "
+                        "without):",
                         differing,
                     ),
                 )

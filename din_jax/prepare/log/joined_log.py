@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import polars as pl
 
@@ -21,7 +19,7 @@ from din_jax.prepare.log.features import (
     own_features,
 )
 from din_jax.prepare.log.spec import Behaviors, ListedHistory, Spec
-from din_jax.prepare.log.splits import split_impressions
+from din_jax.prepare.log.splits import order_in_time, split_impressions
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.times import in_seconds, time_unit
 from din_jax.prepare.log.value_types import unify
@@ -74,7 +72,7 @@ class JoinedLog:
         for behaviors in spec.behaviors:
             self.sequences[behaviors.name] = self._behaviors(behaviors, samples)
         if not self.sequences and self._clicks_are_behaviors(samples):
-            self.sequences["history"] = self._clicks(samples)
+            self.sequences["history"] = self._clicks()
         if all(sequence.time is None for sequence in self.sequences.values()):
             self.time = None
         for behaviors in spec.behaviors:
@@ -85,24 +83,35 @@ class JoinedLog:
 
     def _samples(self, seed: int) -> pl.DataFrame:
         """The impressions in a split, or the positives in one and their negatives."""
-        impressions, spec = self._frames["impressions"], self.spec
+        rows, spec = self._frames["impressions"], self.spec
         counts = self.counts["impressions"]
-        if spec.negatives is None:
-            samples, self.splits = split_impressions(spec, impressions, seed, self.notes)
-            counts["in no split"] = len(impressions) - len(samples)
-            self.negatives: dict[str, object] | None = None
-            return samples
-        positives = impressions.filter(pl.col(".label") == 1)
-        counts["not positive"] = len(impressions) - len(positives)
-        samples, splits = split_impressions(spec, positives, seed, self.notes)
-        counts["in no split"] = len(positives) - len(samples)
-        drawn = drawn_negatives.draw(spec, samples, splits, self._frames, seed, self.notes)
-        self.splits, self.negatives = drawn.splits, drawn.origin
-        return drawn.frame
+        if spec.negatives is not None:
+            positives = rows.filter(pl.col(".label") == 1)
+            counts["not positive"] = len(rows) - len(positives)
+            rows = positives
+        split = split_impressions(spec, rows, seed, self.notes)
+        counts["in no split"] = len(rows) - len(split.rows)
+        if spec.split is not None and spec.split.min_history:
+            counts["with too short a history"] = len(split.rows) - len(split.samples)
+        self._rows, self._row_of_sample = split.rows, split.samples
+        self.splits = split.slices
+        self.negatives: dict[str, object] | None = None
+        whole = len(split.samples) == len(split.rows)
+        samples = split.rows if whole else split.rows[split.samples]
+        if spec.negatives is not None:
+            drawn = drawn_negatives.draw(spec, samples, self.splits, self._frames, seed, self.notes)
+            self.splits, self.negatives = drawn.splits, drawn.origin
+            self._row_of_sample = np.repeat(split.samples, 1 + spec.negatives.per_positive)
+            samples = drawn.frame
+        return samples
 
     def _all_items(self, samples: pl.DataFrame) -> pl.Series:
         """The distinct ids of all items: of samples, then of the behaviours."""
-        frames = [samples, *(self._frames[b.files.section] for b in self.spec.behaviors)]
+        frames = [
+            samples,
+            self._rows,
+            *(self._frames[b.files.section] for b in self.spec.behaviors),
+        ]
         ids = [frame[".item"] for frame in frames if ".item" in frame.columns]
         listed = [samples[f".{h.name}.item"] for h in self.spec.histories if h.item is not None]
         ids += [lists.explode().drop_nulls().alias(".item") for lists in listed]
@@ -150,7 +159,7 @@ class JoinedLog:
         return rates
 
     def _ad_features(self, frame: pl.DataFrame, own: dict[str, Feature]) -> dict[str, Feature]:
-        """The ad's fields of samples or behaviours: the item, those of side tables, then its own."""
+        """The ad's fields of samples or behaviours: the item, of side tables, then its own."""
         if ".item" not in frame.columns:
             return own
         item = index_in(self.items, frame[".item"].cast(self.items.dtype))
@@ -191,10 +200,9 @@ class JoinedLog:
         section = behaviors.files.section
         frame = self._frames[section]
         numbered = frame.with_columns(pl.Series(".user", index_in(self.users, frame[".user"])))
-        events = numbered.filter(pl.col(".user") >= 0)
+        order: list[str] = [c for c in (".user", ".time", ".order") if c in frame.columns]
+        events = by_user_and_time(numbered, order)
         self.counts[section]["of users without impressions"] = len(frame) - len(events)
-        order = [c for c in (".user", ".time", ".order") if c in events.columns]
-        events = by_user_and_time(events, order)
         own = own_features((*behaviors.ad, *behaviors.extra), events)
         features = self._ad_features(events, own)
         return behavior_sequence(features, events, samples, self.user, self._unit)
@@ -233,36 +241,39 @@ class JoinedLog:
         ]
         if missing:
             self.notes.append(
-                f"[impressions] names no {' and no '.join(missing)}, so that samples have no history: train "
-                "lr, base, wide_deep, pnn or deepfm; din needs histories"
+                f"[impressions] names no {' and no '.join(missing)}, so that samples have no "
+                "history: train lr, base, wide_deep, pnn or deepfm; din needs histories"
             )
         return not missing and ".label" in samples.columns
 
-    def _clicks(self, samples: pl.DataFrame) -> BehaviorSequence:
+    def _clicks(self) -> BehaviorSequence:
         """The sequence of the clicked impressions."""
-        events = (
-            samples.select(".time", ".label", pl.Series(".user", self.user))
-            .with_row_index(".sample")
-            .filter(pl.col(".label") == 1)
-            .sort(".user", ".time", maintain_order=True)
+        rows = self._rows.with_columns(
+            pl.Series(".user", index_in(self.users, self._rows[".user"]))
         )
-        sample = events[".sample"].to_numpy()
-        features = {
-            name: feature._replace(value_index=feature.value_index[sample])
-            for name, feature in self.fields["ad"].items()
-        }
-        clicks = behavior_sequence(features, events, samples, self.user, self._unit)
-        self._check_clicks(clicks, sample)
+        events = rows.with_row_index(".row").filter(
+            (pl.col(".label") == 1) & (pl.col(".user") >= 0)
+        )
+        events = events.sort(".user", ".time", maintain_order=True)
+        own = own_features(self.spec.impressions.fields["ad"], events)
+        features = self._ad_features(events, own)
+        of_sample = rows[self._row_of_sample]
+        clicks = behavior_sequence(features, events, of_sample, self.user, self._unit)
+        if self.spec.impressions.in_order:
+            place = order_in_time(rows)
+            end = np.searchsorted(place[events[".row"].to_numpy()], place[self._row_of_sample])
+            clicks = clicks._replace(end=np.maximum(end, clicks.start))
+        self._check_clicks(clicks, events[".split"].to_numpy())
         return clicks
 
-    def _check_clicks(self, clicks: BehaviorSequence, sample: np.ndarray) -> None:
+    def _check_clicks(self, clicks: BehaviorSequence, split: np.ndarray) -> None:
         """Raises if a history has a click of a later split, and with it that sample's label.
 
         Splits by column, and random ones, need not follow one another in time.
         """
-        for name, later in itertools.pairwise(SPLITS):
+        for number, name in enumerate(SPLITS[:-1]):
             samples = self.splits[name]
-            later_clicks = np.concatenate([[0], np.cumsum(sample >= self.splits[later].start)])
+            later_clicks = np.concatenate([[0], np.cumsum(split > number)])
             leaks = later_clicks[clicks.end[samples]] > later_clicks[clicks.start[samples]]
             if leaks.any():
                 user = self.users[int(self.user[samples][np.argmax(leaks)])]

@@ -14,7 +14,7 @@ _EXAMPLES = 3
 
 
 def preview(spec: Spec) -> Iterator[str]:
-    """Yields lines: each table's columns with type, missing and distinct values, examples; notes."""
+    """Yields lines: each column's type, missing and distinct values and examples; then notes."""
     tables = Tables(spec, limit=_ROWS)
     for section, frame in tables.frames.items():
         counts = tables.counts[section]

@@ -6,7 +6,7 @@ import codecs
 import zoneinfo
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from din_jax.errors import DinError
 from din_jax.prepare.log.spec import Column, Label, TableFiles, TableOptions, Time
@@ -19,7 +19,7 @@ FILE_KEYS = (
     *("null_values", "strip", "where", "duplicates"),
 )
 TIME_KEYS = ("time_unit", "time_format", "time_zone")
-_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted", "numeric")
+_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted", "take", "numeric")
 _LABEL_KEYS = ("column", "positive", "at_least", "clicks", "impressions")
 
 
@@ -193,17 +193,19 @@ def column(
         weighted=weighted,  # type: ignore[arg-type]
         numeric=options.get(table, TableOptions()).buckets is not None or "numeric" in inner,
         transform=_transform(inner),
+        take=_take(inner),
     )
     several = "a separator" if result.separator else "list" if result.list else ""
     if result.transform and table in options:
         raise DinError(
-            f"{inner.location} is numeric, a number without an embedding table, but there is a section "
-            f"[tables.{table}]. Remove one of the two"
+            f"{inner.location} is numeric, a number without an embedding table, but there is a "
+            f"section [tables.{table}]. Remove one of the two"
         )
     if result.numeric and several:
         reason = "is numeric" if result.transform else f"is of table {table!r}, which has buckets"
         raise DinError(
-            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one of the two"
+            f"{inner.location} has {several}, but {reason}: it has one number a row. Remove one "
+            "of the two"
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
@@ -213,6 +215,13 @@ def column(
             "between them"
         )
     return result
+
+
+def _take(section: Section) -> Literal["first", "last"] | None:
+    take = section.value.get("take")
+    if take not in (None, "first", "last"):
+        raise section.invalid("take", '"first" or "last"')
+    return take
 
 
 def _transform(section: Section) -> str | None:

@@ -26,9 +26,10 @@ class Column:
       separator: text is split at it into several values.
       list: "json" or "python": text holds a list of values in this notation.
       weighted: "drop": each of the several values is "id:weight", of which the id is used.
+      take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
-      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then names
-        the transform, which columns may share.
+      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then
+        names the transform, which columns may share.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Column:
     separator: str | None = None
     list: Literal["json", "python"] | None = None
     weighted: Literal["drop"] | None = None
+    take: Literal["first", "last"] | None = None
     numeric: bool = False
     transform: str | None = None
 
@@ -121,7 +123,8 @@ class Impressions:
     """The table of samples; `fields` is {"user" | "ad" | "context": the columns of the group}.
 
     Without `label` every row is an interaction, and `Negatives` makes the others; or the rows are
-    to be scored. `user`, `item`, `time` and `weight` are None where the log has none.
+    to be scored. `user`, `item`, `time` and `weight` are None where the log has none. `in_order`:
+    where clicks are the behaviours, rows of one time follow one another as in the files.
     """
 
     files: TableFiles
@@ -130,6 +133,7 @@ class Impressions:
     item: str | None
     time: Time | None
     weight: str | None
+    in_order: bool
     fields: dict[str, tuple[Column, ...]]
 
 
@@ -156,8 +160,8 @@ class Behaviors:
 class ListedHistory:
     """A history that stands in the impression's own row: columns that are lists.
 
-    `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where all
-    lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
+    `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where
+    all lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
     """
 
     name: str
@@ -205,6 +209,7 @@ class Split:
         values that are left out.
       starts: of validation and test, where given: a fraction of the rows (of the train rows if
         `by` is "column") or of the users, or the time at which the split begins.
+      min_history: rows with fewer clicks before them are behaviours, and no samples.
     """
 
     by: str
@@ -212,20 +217,24 @@ class Split:
     values: dict[str, tuple[str, ...]]
     ignore: tuple[str, ...]
     starts: dict[str, SplitStart]
+    min_history: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
     """How an embedding table is fitted: a vocabulary, or with `buckets` quantiles.
 
-    With `transform` it is no table, but the transform of a number. With `text` its ids are text as it
-    stands, "4.0" too; otherwise they are whole numbers where all values of a column are.
+    `ids`: of training alone ("train"), or all that the log has ("all").
+
+    With `transform` it is no table, but the transform of a number. With `text` its ids are text as
+    it stands, "4.0" too; otherwise they are whole numbers where all values of a column are.
     """
 
     min_count: int = 1
     unknown_share: float = UNKNOWN_SHARE
     buckets: int | None = None
     transform: str | None = None
+    ids: Literal["train", "all"] = "train"
     text: bool = False
 
 
@@ -234,8 +243,8 @@ class Spec:
     """A whole spec.
 
     Without `behaviors` and `histories` the clicked impressions are the behaviours. `tables` has an
-    entry for every embedding table. `source` is the parsed TOML. `to_score`: the rows are to be scored
-    like those of another store; few of them need to meet the other tables.
+    entry for every embedding table. `source` is the parsed TOML. `to_score`: the rows are to be
+    scored like those of another store; few of them need to meet the other tables.
     """
 
     path: Path

@@ -56,8 +56,18 @@ def _check_needs(spec: Spec) -> None:
     for key, column, what in needs:
         if column is None:
             raise DinError(
-                f"{spec.path}: [impressions] has no {key!r}, which {what} needs; expected the name of a "
-                "column"
+                f"{spec.path}: [impressions] has no {key!r}, which {what} needs; expected the "
+                "name of a column"
+            )
+    clicks = not spec.behaviors and not spec.histories
+    for named, key in (
+        (impressions.in_order, "[impressions] equal_times"),
+        (spec.split is not None and spec.split.min_history, "[split] min_history"),
+    ):
+        if named and not (clicks and impressions.user and impressions.time):
+            raise DinError(
+                f"{spec.path}: {key} is for logs whose clicks are the behaviours, with a user and "
+                "a time, and without [behaviours] and [history]. Remove it"
             )
     if not any([impressions.item, *impressions.fields.values()]):
         raise DinError(
@@ -74,15 +84,15 @@ def _check_names(spec: Spec) -> None:
     owner = {"item": "the candidate itself", "user_id": "the user itself"}
     if not spec.behaviors and not spec.histories:
         owner["history"] = "the sequence of the clicked impressions"
-    named = [(b.files.section, b) for b in spec.behaviors]
-    for section, behaviors in [*named, *((_section(h), h) for h in spec.histories)]:
-        if behaviors.name in owner or not behaviors.name.isidentifier():
+    named = [(b.files.section, b.name) for b in spec.behaviors]
+    for section, name in [*named, *((_section(h), h.name) for h in spec.histories)]:
+        if name in owner or not name.isidentifier():
             raise DinError(
-                f"{spec.path}: [{section}]: {behaviors.name!r} can't be a sequence's name: a field "
+                f"{spec.path}: [{section}]: {name!r} can't be a sequence's name: a field "
                 "has it already, or it has other characters than letters, digits and _. Choose "
                 "another one"
             )
-        owner[behaviors.name] = f"the sequence of [{section}]"
+        owner[name] = f"the sequence of [{section}]"
 
     def add(column: Column, section: str) -> None:
         if column.name in owner:
@@ -128,23 +138,23 @@ def _check_behavior_fields(spec: Spec) -> None:
         for column in columns:
             if column.name not in ad_columns or ad_columns[column.name].table != column.table:
                 raise DinError(
-                    f"{spec.path}: [{section}] ad has {column.name!r}, but the ad has no field of this "
-                    "name and table to compare it with, in [impressions] ad or [items]; "
-                    f"its fields are: {', '.join(ad_columns) or 'none'}. What behaviours alone have, such as "
-                    "their type, is in fields of [behaviours]"
+                    f"{spec.path}: [{section}] ad has {column.name!r}, but the ad has no field of "
+                    "this name and table to compare it with, in [impressions] ad or [items]; "
+                    f"its fields are: {', '.join(ad_columns) or 'none'}. What behaviours alone "
+                    "have, such as their type, is in fields of [behaviours]"
                 )
             if item is not None and any(
                 column.name == c.name for s in spec.items for c in s.columns
             ):
                 raise DinError(
-                    f"{spec.path}: [{section}] ad has {column.name!r}, which [items] gives to its items "
-                    "already; remove it from one of the two"
+                    f"{spec.path}: [{section}] ad has {column.name!r}, which [items] gives to its "
+                    "items already; remove it from one of the two"
                 )
     category = spec.negatives.category if spec.negatives else None
     if category is not None and category not in ad_columns:
         raise DinError(
-            f"{spec.path}: [negatives] category = {category!r} is no field of the ad; its fields are: "
-            f"{', '.join(ad_columns) or 'none'}"
+            f"{spec.path}: [negatives] category = {category!r} is no field of the ad; its fields "
+            f"are: {', '.join(ad_columns) or 'none'}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +28,7 @@ from din_jax.prepare.negative_laws import EXPECTED_LAW, read_law
 _KEYS = {
     "impressions": (
         *(*FILE_KEYS, "columns", "label", "user", "item", "time", *TIME_KEYS),
-        *("weight", "profile", "ad", "context"),
+        *("weight", "equal_times", "profile", "ad", "context"),
     ),
     "behaviours": (
         *(*FILE_KEYS, "columns", "user", "item", "time", *TIME_KEYS),
@@ -37,7 +38,7 @@ _KEYS = {
     "items": (*FILE_KEYS, "item", "valid_from", *TIME_KEYS, "columns"),
     "users": (*FILE_KEYS, "user", "valid_from", *TIME_KEYS, "columns"),
     "negatives": ("per_positive", "by", "category", "exclude"),
-    "tables": ("min_count", "unknown_share", "buckets"),
+    "tables": ("min_count", "unknown_share", "buckets", "ids"),
 }
 _FIRST = {
     "behaviours": ("path",),
@@ -168,15 +169,18 @@ class _Reader:
         if label is None and not self.to_score and "negatives" not in self.top:
             raise section.missing(
                 "label",
-                "the name of a column of 0 and 1. If each row is something that a user took, say how "
-                "to draw what was not taken: [negatives]. If the rows are to be scored by a model "
-                "of another store: --like",
+                "the name of a column of 0 and 1. If each row is something that a user took, say "
+                "how to draw what was not taken: [negatives]. If the rows are to be scored by a "
+                "model of another store: --like",
             )
         if label is not None and label.impressions is not None and "weight" in section:
             raise DinError(
                 f"{section.location} has numbers of clicks and impressions, which are the weights, "
                 "and weight. Remove one of the two"
             )
+        equal_times = section.value.get("equal_times", "excluded")
+        if equal_times not in ("excluded", "in_order"):
+            raise section.invalid("equal_times", '"excluded" or "in_order"')
         return Impressions(
             files=section_values.files(section, self.folder),
             label=label,
@@ -184,6 +188,7 @@ class _Reader:
             item=section.optional_text("item"),
             time=section_values.time(section),
             weight=section.optional_text("weight"),
+            in_order=equal_times == "in_order",
             fields={
                 "user": self._columns(section, "profile"),
                 "ad": self._columns(section, "ad"),
@@ -280,8 +285,8 @@ class _Reader:
         category = section.optional_text("category", "the ad's field")
         if (by == "in_category") != (category is not None):
             raise DinError(
-                f'{section.location} by = "in_category" and category, the ad\'s field that has it, go '
-                "together; add or remove one"
+                f'{section.location} by = "in_category" and category, the ad\'s field that has '
+                "it, go together; add or remove one"
             )
         return Negatives(section.integer("per_positive", 1), by, category, exclude)
 
@@ -296,6 +301,12 @@ class _Reader:
             if type(share) not in (int, float) or not 0 <= share <= 1:
                 raise section.invalid("unknown_share", "a share from 0 to 1")
             options["unknown_share"] = float(share)
+        if "ids" in section:
+            options["ids"] = section.text("ids", '"train" or "all"')
+            if options["ids"] not in ("train", "all"):
+                raise section.invalid("ids", '"train" or "all"')
+            if options["ids"] == "all":  # none is unknown, unless the spec says so
+                options.setdefault("unknown_share", 0.0)
         if "buckets" in options and len(options) > 1:
             raise DinError(
                 f"{section.location} has buckets, which are for numbers, but also min_count or "
@@ -339,8 +350,39 @@ class _Reader:
             others = {c.transform for c in columns if c.table == column.table}
             if len(others) > 1 or column.table in keys:
                 raise DinError(
-                    f"{self.path}: {column.name!r} is numeric, and another column of {column.table!r} is "
+                    f"{self.path}: {column.name!r} is numeric, and another column of "
+                    f"{column.table!r} is "
                     "not, or by another transform; give it a name or table of its own"
                 )
             result[column.table] = TableOptions(transform=column.transform)
-        return result
+        return result | self._of_negatives(result, impressions, side_tables)
+
+    def _of_negatives(
+        self,
+        tables: dict[str, TableOptions],
+        impressions: Impressions,
+        side_tables: Iterable[SideTable],
+    ) -> dict[str, TableOptions]:
+        """Tables of the ad where negatives are drawn: they have all ids, unless the spec says.
+
+        Negatives are drawn from the whole catalogue. If items that training lacks were unknown,
+        they would be so mostly as negatives, and "unknown" would tell the label.
+        """
+        if "negatives" not in self.top:
+            return {}
+        named = self.top.value.get("tables", {})
+        ads = {"item", *(c.table for c in impressions.fields["ad"])}
+        ads |= {
+            c.table
+            for s in side_tables
+            if s.files.section.split(".")[0] == "items"
+            for c in s.columns
+        }
+        return {
+            name: dataclasses.replace(tables[name], ids="all", unknown_share=0.0)
+            for name in ads
+            if name in tables
+            and tables[name].transform is None
+            and tables[name].buckets is None
+            and not {"ids", "unknown_share", "min_count"} & {*named.get(name, {})}
+        }

@@ -11,13 +11,13 @@ from din_jax.errors import DinError
 from din_jax.prepare.log.spec import SHARE_OR_TIME, Split, SplitStart, is_share
 from din_jax.prepare.log.toml_section import Section, shorten, suggestion
 
-KEYS = ("by", "column", "train", "validation", "test", "ignore")
+KEYS = ("by", "column", "train", "validation", "test", "ignore", "min_history")
 _KEYS_BY = {
-    "time": ("by", "validation", "test"),
-    "user": ("by", "validation", "test"),
+    "time": ("by", "validation", "test", "min_history"),
+    "user": ("by", "validation", "test", "min_history"),
     "column": KEYS,
-    "random": ("by", "validation", "test"),
-    "last": ("by",),
+    "random": ("by", "validation", "test", "min_history"),
+    "last": ("by", "min_history"),
 }
 _EXPECTED = {
     "time": "the time at which it begins, or a share of the rows between 0 and 1, such as 0.1",
@@ -63,6 +63,7 @@ def read_split(path: Path, value: Any) -> Split:
         values=values,
         ignore=_split_values(section, "ignore") if "ignore" in section else (),
         starts=starts,
+        min_history=section.integer("min_history", 0) if "min_history" in section else 0,
     )
 
 

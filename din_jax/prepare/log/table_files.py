@@ -70,7 +70,7 @@ def find(files: TableFiles) -> list[File]:
 
 
 def _in_folder(files: TableFiles, folder: Path) -> list[File]:
-    """The files of a folder, without those that writers of partitioned tables leave with the data."""
+    """The files of a folder, without those that writers of partitioned tables leave there."""
     visible = (
         path
         for path in sorted(folder.rglob("*"))
@@ -84,7 +84,8 @@ def _in_folder(files: TableFiles, folder: Path) -> list[File]:
     ]
     if not found:
         raise DinError(
-            f"{folder}: no file in this folder ends with {' or '.join(_SUFFIXES)}, perhaps followed "
+            f"{folder}: no file in this folder ends with {' or '.join(_SUFFIXES)}, perhaps "
+            "followed "
             f"by {' or '.join(_COMPRESSED)}; expected the table [{files.section}]. If its files "
             "are CSV by other names, name their delimiter"
         )

@@ -6,13 +6,17 @@ whole numbers, each written in the usual way, become numbers, as they are in Par
 
 from __future__ import annotations
 
+import ast
+import functools
 import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
@@ -24,6 +28,7 @@ from din_jax.prepare.log.toml_section import suggestion
 from din_jax.prepare.log.value_types import compact, unify
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
+_THREADS = 2
 _JSON_BYTES = 1 << 26
 
 
@@ -56,25 +61,29 @@ class TableReader:
         existing = self._existing(columns)
         parts: dict[str, list[pl.Series]] = {column: [] for column in columns}
         rows = 0
-        for file, names in zip(self.files, existing, strict=True):
-            here = [column for column in columns if column in names]
-            for frame in self._frames(file, here):
-                for column in columns:
-                    values = (
-                        self._clean(frame[column])
-                        if column in names
-                        else pl.Series(
-                            [file.partition.get(column)], dtype=pl.String
-                        ).new_from_index(0, len(frame))
-                    )
-                    parts[column].append(values)
+        with ThreadPoolExecutor(_THREADS) as threads:  # Polars releases the interpreter
+            for file, frame in self._parts(columns, existing):
+                cleaned = threads.map(
+                    functools.partial(self._clean, compacts=file.format == "csv"),
+                    frame.get_columns(),
+                )
+                here = dict(zip(frame.columns, cleaned, strict=True))
+                for column, values in parts.items():
+                    partition = pl.Series([file.partition.get(column)], dtype=pl.String)
+                    values.append(here.get(column, partition.new_from_index(0, len(frame))))
                 rows += len(frame)
                 if limit is not None and rows >= limit:
                     break
-            if limit is not None and rows >= limit:
-                break
         frame = pl.DataFrame([self._joined(name, values) for name, values in parts.items()])
         return frame if limit is None else frame.head(limit)
+
+    def _parts(
+        self, columns: Mapping[str, str], existing: Sequence[set[str]]
+    ) -> Iterator[tuple[File, pl.DataFrame]]:
+        """The columns of each file that it has, in parts."""
+        for file, names in zip(self.files, existing, strict=True):
+            for frame in self._frames(file, [column for column in columns if column in names]):
+                yield file, frame
 
     def names(self) -> list[str]:
         """The columns of the first file."""
@@ -93,7 +102,7 @@ class TableReader:
                 index -= rows
         raise IndexError(index)
 
-    def _row_counts(self, file: File) -> Iterator[tuple[int, object]]:
+    def _row_counts(self, file: File) -> Iterator[tuple[int, Callable[[], np.ndarray] | None]]:
         if file.format == "csv":
             name = csv_blocks.header(file.path, file.dialect)[:1]
             for block in csv_blocks.blocks(file.path, file.dialect, name):
@@ -104,8 +113,8 @@ class TableReader:
         else:
             yield self._scan(file).select(pl.len()).collect().item(), None
 
-    def _clean(self, values: pl.Series) -> pl.Series:
-        """Applies what the spec says of missing values and spaces, and stores numbers as numbers."""
+    def _clean(self, values: pl.Series, *, compacts: bool) -> pl.Series:
+        """Applies what the spec says of missing values and spaces; `compacts`: text to numbers."""
         if values.dtype == pl.String:
             if self._options.strip:
                 stripped = values.str.strip_chars()
@@ -113,7 +122,7 @@ class TableReader:
             if self._options.null_values:
                 missing = values.is_in(self._options.null_values).fill_null(False)
                 values = values.set(missing, None) if missing.any() else values
-            return compact(values)
+            return compact(values) if compacts else values
         if values.dtype.is_integer() and self._options.null_values:
             missing = values.cast(pl.String).is_in(self._options.null_values).fill_null(False)
             values = values.set(missing, None) if missing.any() else values
@@ -177,7 +186,8 @@ class TableReader:
             elif file.dialect.columns is None and _looks_like_data(existing):
                 name = "header" if self.section.split(".")[0] in ("items", "users") else "columns"
                 return DinError(
-                    f"{file.path}: the table [{self.section}] has no column {column!r} ({key}): its "
+                    f"{file.path}: the table [{self.section}] has no column {column!r} ({key}): "
+                    "its "
                     f"first line, {text[:80]!r}, has no names. If the file has no header, name its "
                     f'columns in [{self.section}]: {name} = ["…", "…"], in order, '
                     f"{len(existing)} of them"
@@ -243,7 +253,10 @@ class TableReader:
             try:
                 yield pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
             except pl.exceptions.PolarsError as error:
-                raise _json_error(file.path, data, line, str(error)) from error
+                objects = _python_literals(data)
+                if objects is None:
+                    raise _json_error(file.path, data, line, str(error)) from error
+                yield objects
             line += data.count(b"\n")
 
     def _scan(self, file: File) -> pl.LazyFrame:
@@ -309,6 +322,21 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         raise
     except Exception as error:
         raise read_errors(path, error) from error
+
+
+def _python_literals(data: bytes) -> pl.DataFrame | None:
+    """Lines that are Python literals, {'a': 1}, as in some public data; None if they aren't."""
+    rows = []
+    try:
+        for text in io.BytesIO(data):
+            if text.strip():
+                value = ast.literal_eval(text.decode().strip())
+                if not isinstance(value, dict):
+                    return None
+                rows.append(json.dumps(value))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return pl.read_ndjson(io.BytesIO("\n".join(rows).encode()), infer_schema_length=None)
 
 
 def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:

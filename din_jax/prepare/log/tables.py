@@ -1,17 +1,16 @@
 """Reads the tables of a spec into frames whose ids and times can be compared with one another.
 
-Columns that have a role are named ".user", ".item", ".time", ".label", ".weight", ".split", ".order"
-and, for the lists of a [history], ".NAME.item", ".NAME.time" and ".NAME.FIELD"; features have their
-field's name, which can't start with a dot.
+Columns that have a role are named ".user", ".item", ".time", ".label", ".weight", ".split",
+".order" and, for the lists of a [history], ".NAME.item", ".NAME.time" and ".NAME.FIELD"; features
+have their field's name, which can't start with a dot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import polars as pl
 
 from din_jax.errors import DinError
+from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import spec as specs
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
@@ -132,8 +131,9 @@ class Tables:
                 for wanted in (True, False)
             )
             raise DinError(
-                f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have none: by "
-                "hours of difference a history would hold what came after its impression. Say in which "
+                f"{spec.path}: the times of [{zoned}] have a zone, and those of [{plain}] have "
+                "none: by hours of difference a history would hold what came after its "
+                "impression. Say in which "
                 f'zone [{plain}] was written: time_zone = "Asia/Shanghai" for instance, or "UTC"'
             )
 
@@ -157,7 +157,7 @@ class Tables:
                 self.frames[section] = frame.with_columns(pl.col(key).cast(target))
 
     def _note_meeting(self, spec: specs.Spec) -> None:
-        """Raises where behaviours share no user or item with the impressions; notes where few do."""
+        """Raises where behaviours share no user or item with impressions; notes where few do."""
         impressions = self.frames["impressions"]
         for behaviors in spec.behaviors:
             section = behaviors.files.section
@@ -165,22 +165,21 @@ class Tables:
             for key, column in ((".user", behaviors.user), (".item", behaviors.item)):
                 if key not in frame.columns or key not in impressions.columns:
                     continue
-                known = impressions[key].unique()
-                meets = frame[key].is_in(known.implode())
-                share = float(meets.mean() or 0)  # type: ignore[arg-type]
+                meets = index_in(distinct(impressions[key]), frame[key]) >= 0
+                share = float(meets.mean()) if len(meets) else 0.0
                 name = key.removeprefix(".")
                 if not share and not spec.to_score:
                     raise DinError(
-                        f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = {frame[key][0]!r} "
-                        f"for instance, occurs in [impressions], which have {impressions[key][0]!r} for "
-                        f"instance: all histories would be empty or strange. Write the {name}s of both in one "
-                        "way, or name the right column"
+                        f"{behaviors.files.paths[0]}: no {name} of [{section}], {column} = "
+                        f"{frame[key][0]!r} for instance, occurs in [impressions], which have "
+                        f"{impressions[key][0]!r} for instance: all histories would be empty or "
+                        f"strange. Write the {name}s of both in one way, or name the right column"
                     )
                 self.counts[section][f"{name} found"] = int(meets.sum())
                 if share < 0.1 and not spec.to_score:
                     self.notes.append(
-                        f"[{section}] only {share:.2%} of the rows have a {name} that occurs in [impressions]: "
-                        "are both written in one way?"
+                        f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
+                        "[impressions]: are both written in one way?"
                     )
 
 
@@ -259,7 +258,7 @@ def _present(*named: tuple[str | None, str]) -> dict[str, str]:
     return {column: key for column, key in named if column is not None}
 
 
-def _times(time: specs.Time | None, key: str) -> Mapping[str, str]:
+def _times(time: specs.Time | None, key: str) -> dict[str, str]:
     return {} if time is None else dict.fromkeys(time.columns, key)
 
 
@@ -269,12 +268,13 @@ def _weighted_rows(files: specs.TableFiles, frame: pl.DataFrame) -> pl.DataFrame
     if len(invalid):
         raise DinError(
             f"{files.paths[0]}: [{files.section}] has {len(invalid):,} rows with more clicks than "
-            f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for instance; "
-            "expected clicks among the impressions"
+            f"impressions, {invalid['.clicks'][0]:g} of {invalid['.impressions'][0]:g} for "
+            "instance; expected clicks among the impressions"
         )
     if not frame[".impressions"].sum():
         raise DinError(
-            f"{files.paths[0]}: every row of [{files.section}] has 0 impressions; expected their number"
+            f"{files.paths[0]}: every row of [{files.section}] has 0 impressions; expected their "
+            "number"
         )
     parts = [
         frame.with_columns(pl.lit(label, pl.UInt8).alias(".label"), weight.alias(".weight"))

@@ -60,7 +60,8 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
         for section, unit in stated.items():
             if unit is not None:
                 raise DinError(
-                    f"{spec.path}: [{section}] time_unit = {unit!r}, but the times are dates; remove it"
+                    f"{spec.path}: [{section}] time_unit = {unit!r}, but the times are dates; "
+                    "remove it"
                 )
         _note_ranges(spec, compared, notes)
         return "us"  # see `TypedColumns.add_time`
@@ -68,8 +69,10 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
     for section, unit in stated.items():
         if unit is not None and _seconds(greatest[section], unit) > _YEAR_9999:
             raise DinError(
-                f"{spec.path}: [{section}] time_unit = {unit!r}, in which the times of [{section}], up to "
-                f"{greatest[section]}, are beyond the year 9999; expected their unit: {', '.join(UNITS)}"
+                f"{spec.path}: [{section}] time_unit = {unit!r}, in which the times of "
+                f"[{section}], up to "
+                f"{greatest[section]}, are beyond the year 9999; expected their unit: "
+                f"{', '.join(UNITS)}"
             )
     guesses = {section: _guess(greatest[section]) for section in compared}
     own = stated["impressions"]
@@ -82,7 +85,8 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
     if None not in units.values() and len({*units.values()}) > 1:
         if listed:
             raise DinError(
-                f"{spec.path}: the tables have times of several units, {', '.join(map(str, units.values()))}, "
+                f"{spec.path}: the tables have times of several units, "
+                f"{', '.join(map(str, units.values()))}, "
                 "and [history] has times too; write all in one unit"
             )
         for section, unit in units.items():
@@ -123,7 +127,7 @@ def _different_units(
             f"those of [{section}], up to {greatest[section]}, look like {unit or 'none'}"
             for section, unit in guesses.items()
         )
-        + '; name the unit of each in its section, time_unit = "s" for instance, or write all in one'
+        + '; name the unit of each in its section, time_unit = "s", or write all in one'
     )
 
 
@@ -136,13 +140,14 @@ def _note_ranges(spec: Spec, times: Mapping[str, pl.Series], notes: list[str]) -
         begin, end = time.min(), time.max()
         if end < first and not spec.to_score:  # type: ignore[operator]
             notes.append(
-                f"[{section}] all its times, up to {end}, lie before those of [impressions], from {first} on: "
-                "every behaviour is in every history of its user. Is it one clock and one unit?"
+                f"[{section}] all its times, up to {end!s}, lie before those of [impressions], "
+                f"from {first!s} on: every behaviour is in every history of its user. Is it one "
+                "clock and one unit?"
             )
         elif begin > last:  # type: ignore[operator]
             notes.append(
-                f"[{section}] all its times, from {begin} on, lie after those of [impressions], up to {last}: "
-                "all histories are empty. Is it one clock and one unit?"
+                f"[{section}] all its times, from {begin!s} on, lie after those of [impressions], "
+                f"up to {last!s}: all histories are empty. Is it one clock and one unit?"
             )
 
 

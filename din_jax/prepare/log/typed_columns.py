@@ -91,8 +91,9 @@ class TypedColumns:
         dropped = len(frame) - len(rows)
         if dropped > 0.01 * len(frame):
             self.notes.append(
-                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an earlier row in "
-                "every column that the spec reads, and count once; if they are events of their own, as where "
+                f"[{self.section}] {dropped / len(frame):.1%} of the rows ({dropped:,}) equal an "
+                "earlier row in every column that the spec reads, and count once; if they are "
+                "events of their own, as where "
                 'times are hours or days: duplicates = "keep"'
             )
         return frame[rows], dropped
@@ -189,7 +190,16 @@ class TypedColumns:
 
     def add_feature(self, column: Column) -> None:
         """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
+        self._add_feature(column)
+        values = self._converted[column.name]
+        if column.take is not None and isinstance(values.dtype, pl.List):
+            taken = values.list.first() if column.take == "first" else values.list.last()
+            self._add(column.name, taken)
+
+    def _add_feature(self, column: Column) -> None:
         name, raw = column.name, self._raw[column.column]
+        if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
+            raw = raw.list.eval(pl.element().explode())  # paths, end to end
         if column.numeric:
             if isinstance(raw.dtype, pl.List | pl.Array):
                 self._add(name, raw.cast(pl.List(pl.Float64)))
@@ -237,7 +247,8 @@ class TypedColumns:
                     column.column,
                     raw.dtype,
                     "a list of values in each row",
-                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or list = "json"',
+                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or '
+                    'list = "json"',
                 )
             self.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
         if history.time is not None:
@@ -304,9 +315,10 @@ class TypedColumns:
                 whole = whole_numbers(raw)
             except OverflowError as error:
                 raise DinError(
-                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a whole number "
-                    "written as a float; from 2⁵³ on floats are not exact, so that ids would be mixed up. "
-                    "Write the column as whole numbers or text, from the source"
+                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a "
+                    "whole number written as a float; from 2⁵³ on floats are not exact, so that "
+                    "ids would be mixed up. Write the column as whole numbers or text, from the "
+                    "source"
                 ) from error
             raw = raw if whole is None else whole
             inner = raw.dtype
@@ -319,8 +331,8 @@ class TypedColumns:
                 column,
                 raw.dtype,
                 "one id a row",
-                f"if this is the history that stands in the impression's own row, name it in a section "
-                f"[history] with item = {column!r}",
+                "if this is the history that stands in the impression's own row, name it in a "
+                f"section [history] with item = {column!r}",
             )
         raise self._type_error(
             column,
@@ -397,9 +409,11 @@ class TypedColumns:
         if step >= 1:
             shared = int(raw.is_duplicated().sum())
             self.notes.append(
-                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves in steps of "
-                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another one, and what "
-                "has one time is in no other's history; write it as whole numbers or Float64, from the source"
+                f"[{self.section}] column {column!r} is Float32, which near {largest:.0f} moves "
+                "in steps of "
+                f"{step:.0f}: {shared / len(raw):.1%} of the rows share their time with another "
+                "one, and what has one time is in no other's history; write it as whole numbers "
+                "or Float64, from the source"
             )
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:

@@ -1,9 +1,10 @@
-"""Notes of ids that are hardly meant: markers of missing values, lists in brackets, spaces, one id everywhere."""
+"""Notes of ids that are hardly meant: marks of missing values, lists as text, spaces, defaults."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import polars as pl
 
@@ -26,7 +27,7 @@ _MARKERS = (
     *(r"\N", "#N/A", "<NA>", "undefined", "-", "--", "?", "(null)", "<null>", "missing"),
 )
 _COMMON = 0.2  # of all rows
-_SAMPLED = 1_000_000  # rows that are looked at, evenly spaced
+_SAMPLED = 200_000  # rows that are looked at, evenly spaced
 _LIST = r"^\s*\[.*\]\s*$"
 _WEIGHTED = r"^[^:]+:-?[0-9]+(?:\.[0-9]+)?$"
 
@@ -56,8 +57,8 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
         if spaces.any():
             yield (
                 f"{where} has spaces around {_share(spaces.sum(), rows)} of its values, "
-                f"{values.filter(spaces)[0]!r} for instance, which make them ids of their own; if they do not "
-                f"belong to the values: strip = true in [{section}]"
+                f"{values.filter(spaces)[0]!r} for instance, which make them ids of their own; if "
+                f"they do not belong to the values: strip = true in [{section}]"
             )
         if kind == "feature":
             yield from _list_notes(where, values, rows)
@@ -66,9 +67,10 @@ def notes(section: str, field: str, values: pl.Series, column: str, kind: str) -
         value, number = top.row(0)
         if number > _COMMON * rows and len(top) > 5 and value is not None:
             yield (
-                f"{where} is {value!r} in {_share(number, rows)} of the rows: is it a default, a crawler or "
-                f"a test account? If it means a missing value: null_values = [{_quoted(value)}]; else "
-                "leave its rows out, or bound histories with config.data.max_history"
+                f"{where} is {value!r} in {_share(number, rows)} of the rows: is it a default, a "
+                "crawler or "
+                f"a test account? If it means a missing value: null_values = [{_quoted(value)}]; "
+                "else leave its rows out, or bound histories with config.data.max_history"
             )
 
 
@@ -88,16 +90,16 @@ def part_notes(section: str, field: str, column: str, parts: pl.Series) -> Itera
     elif (spaces := flat.str.contains(r"^\s|\s$")).any():
         yield (
             f"{where} has spaces around {_share(spaces.sum(), len(flat))} of its values, "
-            f"{flat.filter(spaces)[0]!r} for instance, which make them ids of their own; put the space into "
-            "the separator, or if they do not belong to the values: "
+            f"{flat.filter(spaces)[0]!r} for instance, which make them ids of their own; put the "
+            "space into the separator, or if they do not belong to the values: "
             f"strip = true in [{section}]"
         )
     weighted = flat.str.contains(_WEIGHTED)
     if weighted.mean() > 0.9:  # type: ignore[operator]
         yield (
             f"{where}: {_share(weighted.sum(), len(flat))} of its values are like "
-            f'{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = "drop" reads the id '
-            "alone; now each such text is an id of its own"
+            f'{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = "drop" '
+            "reads the id alone; now each such text is an id of its own"
         )
 
 
@@ -113,16 +115,17 @@ def _list_notes(where: str, values: pl.Series, rows: int) -> Iterator[str]:
     weighted = known.str.contains(r"^[^:,;| ]+:-?[0-9]+(?:\.[0-9]+)?(?:[,;| ]|$)")
     if len(known) and weighted.mean() > 0.9 and not known.str.contains(r"^\d\d?:\d\d").any():  # type: ignore[operator]
         yield (
-            f"{where}: its values are like {known[0]!r}, each an id of its own; if these are ids with "
+            f"{where}: its values are like {known[0]!r}, each an id of its own; if these are ids "
+            "with "
             'weights, name the separator between them, and weighted = "drop" to read the ids alone'
         )
 
 
-def _marker(where: str, markers: list[str], number: int, rows: int) -> str:
+def _marker(where: str, markers: list[str], number: Any, rows: int) -> str:
     return (
-        f"{where} is {' or '.join(map(repr, markers))} in {_share(number, rows)} of the rows, an id like "
-        f"any other; if it means a missing value: null_values = [{', '.join(map(_quoted, markers))}] in "
-        "its section"
+        f"{where} is {' or '.join(map(repr, markers))} in {_share(number, rows)} of the rows, an "
+        "id like any other; if it means a missing value: null_values = "
+        f"[{', '.join(map(_quoted, markers))}] in its section"
     )
 
 
@@ -130,6 +133,6 @@ def _quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _share(number: int, of: int) -> str:
+def _share(number: Any, of: int) -> str:
     share = number / of
     return f"{share:.1%} ({number:,})" if share >= 0.001 else f"{number:,}"

@@ -46,8 +46,8 @@ def whole_numbers(values: pl.Series) -> pl.Series | None:
     finite = values.drop_nulls().drop_nans()
     if not len(finite) or not (finite.is_finite() & (finite == finite.floor())).all():
         return None
-    largest = finite.abs().max()
-    if largest is not None and largest >= _EXACT:  # type: ignore[operator]
+    largest = float(finite.abs().to_numpy().max())
+    if largest >= _EXACT:
         raise OverflowError(f"{largest:.0f}")
     return values.fill_nan(None).cast(pl.Int64)
 
@@ -86,7 +86,7 @@ def unify(parts: Sequence[pl.Series]) -> pl.Series:
         parts = [_whole_or_same(part) for part in parts]
         types = {part.dtype for part in parts if part.null_count() < len(part)}
     if all(isinstance(kind, pl.List | pl.Array) for kind in types) and len(types) > 1:
-        return pl.concat(list(parts), how="vertical_relaxed")  # type: ignore[call-overload]
+        return pl.concat(list(parts), how="vertical_relaxed")
     if len(types) == 1:
         target = next(iter(types))
     elif all(kind.is_integer() for kind in types):
@@ -129,8 +129,10 @@ def _whole_or_same(part: pl.Series) -> pl.Series:
 
 def _integer_type(parts: Sequence[pl.Series]) -> pl.DataType:
     """The type that holds whole numbers of several types: int64, uint64, or text."""
-    low = min(int(part.min() or 0) for part in parts)  # type: ignore[call-overload]
-    high = max(int(part.max() or 0) for part in parts)  # type: ignore[call-overload]
+    low, high = (
+        limit(int(str(getattr(part, limit.__name__)() or 0)) for part in parts)
+        for limit in (min, max)
+    )
     if high < 2**63:
         return pl.Int64()
     return pl.UInt64() if low >= 0 and high < 2**64 else pl.String()

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from din_jax.prepare import numbers, vocabularies
+from din_jax.prepare.id_lookup import distinct
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import TableOptions
@@ -38,4 +39,13 @@ def fit_table(log: JoinedLog, table: str, options: TableOptions, seed: int) -> F
         generator(seed, table),
         unknown_share=options.unknown_share,
         min_count=options.min_count,
+        others=_all_ids(log, table, dtype) if options.ids == "all" else None,
     )
+
+
+def _all_ids(log: JoinedLog, table: str, dtype: pl.DataType) -> pl.Series:
+    """The ids of a table that occur anywhere in the log, and those of the catalogue."""
+    features = list(log.all_fields().values())
+    features += [f for s in log.sequences.values() for f in s.features.values()]
+    parts = [f.values.explode() if f.multi_hot else f.values for f in features if f.table == table]
+    return distinct(pl.concat([part.cast(dtype).alias("id") for part in parts]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -28,7 +29,12 @@ from din_jax.prepare.log.value_types import as_ids_of
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
 from din_jax.prepare.numbers import NumberTransform
 
+_THREADS = 2
 _ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
+
+
+# Which samples or behaviours are of each split.
+_Entries: TypeAlias = Mapping[str, slice] | Mapping[str, np.ndarray]
 
 
 def write_store(
@@ -37,6 +43,7 @@ def write_store(
     out: str | Path,
     origin: dict[str, Any],
     notes: Callable[[], Iterable[str]],
+    like: tuple[str, ...] = (),
 ) -> None:
     """Writes the store with its origin, to which counts of the samples, then `notes`, are added."""
     schema = log_schema(log, tables)
@@ -55,25 +62,27 @@ def write_store(
             writer.append("samples/weight", log.weight.astype(np.float32))
         if log.time is not None:
             writer.append("samples/time", log.time)
-        for name, feature in log.all_fields().items():
+
+        def write_feature(name: str, feature: Feature, entries: _Entries) -> dict[str, Any]:
             rows = _values_of(feature, tables, id_type)
-            rows.write(writer, f"fields/{name}")
-            origin["unknown"][name] = {
-                split: rows.unknown_rate(samples) for split, samples in log.splits.items()
-            }
+            rows.write(writer, name)
+            return {split: rows.unknown_rate(of_split) for split, of_split in entries.items()}
+
+        features: list[tuple[str, str, Feature, _Entries]] = [
+            (name, f"fields/{name}", feature, log.splits)
+            for name, feature in log.all_fields().items()
+        ]
         for name, sequence in log.sequences.items():
             offset_type = smallest_unsigned(sequence.events)
             writer.append(f"sequences/{name}.start", sequence.start.astype(offset_type))
             writer.append(f"sequences/{name}.end", sequence.end.astype(offset_type))
             if sequence.time is not None:
                 writer.append(f"events/{name}.time", sequence.time)
-            for field, feature in sequence.features.items():
-                rows = _values_of(feature, tables, id_type)
-                rows.write(writer, f"events/{name}/{field}")
-                origin["unknown"][f"{name}.{field}"] = {
-                    split: rows.unknown_rate(sequence.in_histories_of(samples))
-                    for split, samples in log.splits.items()
-                }
+            in_histories = {s: sequence.in_histories_of(part) for s, part in log.splits.items()}
+            features += [
+                (f"{name}.{field}", f"events/{name}/{field}", feature, in_histories)
+                for field, feature in sequence.features.items()
+            ]
             length = sequence.end - sequence.start
             origin["histories"][name] = {
                 split: {
@@ -84,11 +93,16 @@ def write_store(
                 for split, samples in log.splits.items()
                 if samples.stop > samples.start
             }
+        with ThreadPoolExecutor(_THREADS) as threads:  # NumPy and Polars release the interpreter
+            unknown = threads.map(lambda f: write_feature(*f[1:]), features)
+            origin["unknown"] |= {f[0]: rates for f, rates in zip(features, unknown, strict=True)}
         for name, table in tables.items():
             if not isinstance(table, NumberTransform):
                 writer.vocabulary(name, table.ids, table.counts)
         origin["notes"] += notes()
-        writer.finish({s: (part.start, part.stop) for s, part in log.splits.items()}, origin)
+        writer.finish(
+            {s: (part.start, part.stop) for s, part in log.splits.items()}, origin, like=like
+        )
 
 
 def _values_of(
@@ -121,7 +135,9 @@ class _Numbers:
 class _FeatureRows:
     """The rows of its embedding table that a feature's values have."""
 
-    def __init__(self, feature: Feature, table: FittedTable, dtype: np.dtype):
+    def __init__(
+        self, feature: Feature, table: vocabularies.Fitted | vocabularies.Buckets, dtype: np.dtype
+    ):
         self.index, self.multi_hot = feature.value_index, feature.multi_hot
         values = feature.values
         if self.multi_hot:
