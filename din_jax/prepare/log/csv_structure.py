@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 NEWLINE, RETURN = 10, 13
-_PLUS, _MINUS, _ZERO = 43, 45, 48
+_MINUS, _ZERO = 45, 48
 
 
 class Structure:
@@ -91,8 +91,11 @@ class Structure:
         """Which columns have no value that begins like 007, -0 or +1; none if there are quotes."""
         if not tried or len(self._quotes) or self.has_empty:
             return []
-        delimiters = self._delimiters.reshape(-1, columns - 1)
+        delimiters = self._delimiters.reshape(len(self._begins), columns - 1)
         data = self._data
+        # Polars passes over spaces, and reads +1 as 1.
+        allowed = np.zeros(256, bool)
+        allowed[[*range(_ZERO, _ZERO + 10), _MINUS, self._delimiter, NEWLINE, RETURN]] = True
         found = []
         for column in tried:
             first = self._begins if column == 0 else delimiters[:, column - 1] + 1
@@ -101,7 +104,7 @@ class Structure:
             after_zero = data[first[character == _ZERO] + 1]
             after_minus = data[first[character == _MINUS] + 1]
             if not (
-                (character == _PLUS).any()
+                not allowed[character].all()
                 or ((after_zero >= _ZERO) & (after_zero <= _ZERO + 9)).any()
                 or (after_minus == _ZERO).any()
             ):
