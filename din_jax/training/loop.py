@@ -20,10 +20,9 @@ from din_jax.data.loader import batches
 from din_jax.data.packing import Batch
 from din_jax.data.pretrained import Pretrained
 from din_jax.data.source import BatchSource
-from din_jax.data.store import UNLABELLED
 from din_jax.distributed import processes
 from din_jax.errors import DinError, Diverged, Interrupted
-from din_jax.metrics import SELECTABLE, WEIGHTED, lower_is_better
+from din_jax.metrics import lower_is_better
 from din_jax.models.registry import notes
 from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
@@ -31,7 +30,8 @@ from din_jax.step.average import average
 from din_jax.step.settle import settle
 from din_jax.step.state import StateToState, TrainState
 from din_jax.training.baseline import print_best_baseline
-from din_jax.training.evaluation import Evaluator, Scores, metrics_table
+from din_jax.training.evaluation import Scores, metrics_table
+from din_jax.training.label_checks import check_labels, check_selectable
 from din_jax.training.log import Log, Meter
 from din_jax.training.run import Run, open_run
 from din_jax.training.stopping import Stop, stop_signal
@@ -80,7 +80,7 @@ def _train(
     pretrained = run.pretrained()
     checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
     _check_processes(run, workdir, checkpoints, checksums)
-    _check_labels(run)
+    check_labels(run)
     evaluator = run.evaluator("test") if test else None  # before training: it checks the split
     state, best = _restored(run, workdir, checkpoints, checksums)
     coverage: dict[str, float] = {}
@@ -221,7 +221,7 @@ class _Trainer:
         )
         self.evaluator = run.evaluator("validation") if self.config.data.fit == "train" else None
         if self.evaluator is not None:
-            _check_selectable(self.evaluator, self.config.train.select)
+            check_selectable(self.evaluator, self.config.train.select)
         self.curves = (
             {split: run.evaluator(split) for split in ("train", "test")}
             if self.config.eval.curves
@@ -359,47 +359,6 @@ class _Trainer:
     def _save(self, kind: Kind, state: TrainState) -> None:
         best = {"best": self.best.value, "evaluations_since_best": self.best.since}
         self.checkpoints.save(kind, state, self.meta | best)
-
-
-def _check_labels(run: Run) -> None:
-    """Raises DinError if the samples to train on have one label alone, or lack labels."""
-    samples = run.store.split(run.config.data.fit)
-    labels = run.store.column("samples/label")[samples.start : samples.stop]
-    if (labels == UNLABELLED).any():
-        raise DinError(
-            f"{run.store.path}: {(labels == UNLABELLED).sum():,} of {len(labels):,} samples of "
-            f"{run.config.data.fit} have no label; expected 0 or 1 to train on"
-        )
-    if (labels == labels[0]).all():
-        raise DinError(
-            f"{run.store.path}: every label of {run.config.data.fit} is {labels[0]}: there is "
-            "nothing to "
-            "learn. A log of what users took needs samples of what they did not take: prepare it "
-            "with "
-            "[negatives] (docs/your-data.md)"
-        )
-
-
-def _check_selectable(validation: Evaluator, metric: str) -> None:
-    """Raises DinError if a metric can't be computed on the validation split."""
-    constant = validation.metrics(np.full(len(validation.labels), 0.5))
-    if np.isfinite(constant[metric]):
-        return
-    labels = validation.labels[validation.labels != UNLABELLED]
-    if len(np.unique(labels)) < 2:
-        what = f"every label of it is {labels[0]}" if len(labels) else "no sample of it has a label"
-        raise DinError(
-            f"config.train.select={metric!r} can't be computed on the validation split: {what}. "
-            "Prepare the log with a validation split that has clicks and impressions without one; "
-            "if the "
-            "log has only what users took, with [negatives] (docs/your-data.md)"
-        )
-    usable = [name for name in SELECTABLE if np.isfinite(constant.get(name, np.nan))]
-    raise DinError(
-        f"config.train.select={metric!r} can't be computed on the validation split: no user of "
-        f"it has both a click and none{' of a weight over 0' * metric.startswith(WEIGHTED)}; "
-        f"use {' or '.join(map(repr, usable))}"
-    )
 
 
 def _places(batches_per_epoch: int, per_epoch: int) -> list[int]:

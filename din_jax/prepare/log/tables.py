@@ -12,6 +12,7 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import spec as specs
+from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
 from din_jax.prepare.log.value_types import common_type
@@ -71,7 +72,7 @@ class Tables:
             for column in group:
                 columns.add_feature(column)
         for history in spec.histories:
-            columns.add_history(history)
+            add_history(columns, history)
         frame = self._distinct(columns, impressions.time)
         if label is not None and label.impressions is not None:
             return _weighted_rows(impressions.files, frame)

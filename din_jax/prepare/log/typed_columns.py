@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +13,7 @@ from din_jax.errors import DinError
 from din_jax.prepare.log import dates, value_notes
 from din_jax.prepare.log.spec import Column, Label, ListedHistory, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
+from din_jax.prepare.log.text_values import NotAList, as_text, most_frequent, parsed_lists
 from din_jax.prepare.log.value_types import whole_numbers
 
 
@@ -32,6 +30,8 @@ class TypedColumns:
 
     Attributes:
       section: of the spec.
+      raw: the columns as they were read, of the rows that count.
+      converted: {name: values}.
       row_count: how many rows the files have.
       filtered: how many of them `files.where` left out.
       notes: of what is not an error but may be a mistake.
@@ -46,47 +46,47 @@ class TypedColumns:
         text_tables: frozenset[str] = frozenset(),
     ):
         self._text_tables = text_tables
-        self.section, self._files, self._reader = files.section, files, reader
+        self.section, self.files, self.reader = files.section, files, reader
         self.row_count = len(raw)
         self.notes: list[str] = []
         self.zoned: dict[str, bool] = {}
-        self._converted: dict[str, pl.Series] = {}
+        self.converted: dict[str, pl.Series] = {}
         self._row: np.ndarray | None = None
         if not self.row_count:
             raise DinError(f"{reader.path}: the table [{self.section}] has no rows")
         for column, values in files.where:
-            kept = _as_text(raw[column]).is_in(values).fill_null(False)
+            kept = as_text(raw[column]).is_in(values).fill_null(False)
             if not kept.any():
                 raise DinError(
                     f"{reader.path}: no row of [{self.section}] has {column} = "
                     f"{' or '.join(map(repr, values))} as where demands; the column has "
-                    + _most_frequent(raw[column])
+                    + most_frequent(raw[column])
                 )
             index = np.flatnonzero(kept.to_numpy())
             self._row = index if self._row is None else self._row[index]
             raw = raw.filter(kept)
         self.filtered = self.row_count - len(raw)
-        self._raw = raw
+        self.raw = raw
 
     @property
     def path(self) -> Path:
         """The file or folder of the table, as messages name it."""
-        return self._reader.path
+        return self.reader.path
 
     def distinct(self) -> tuple[pl.DataFrame, int]:
         """All converted columns, without rows that equal an earlier one; the number of those.
 
         Rows are equal if they are so in every column read.
         """
-        frame = pl.DataFrame(list(self._converted.values()))
-        if self._files.keep_duplicates:
+        frame = pl.DataFrame(list(self.converted.values()))
+        if self.files.keep_duplicates:
             return frame, 0
-        first = self._raw.is_duplicated()
+        first = self.raw.is_duplicated()
         if not first.any():
             return frame, 0
         row = "row of the table"
-        rows = self._raw.with_row_index(row).unique(
-            subset=self._raw.columns, keep="first", maintain_order=True
+        rows = self.raw.with_row_index(row).unique(
+            subset=self.raw.columns, keep="first", maintain_order=True
         )[row]
         dropped = len(frame) - len(rows)
         if dropped > 0.01 * len(frame):
@@ -100,60 +100,60 @@ class TypedColumns:
 
     def add_id(self, name: str, column: str, *, required: bool = True) -> None:
         """Adds an id, which every row must have: integers or text."""
-        ids = self._ids(column, self._raw[column])
+        ids = self._ids(column, self.raw[column])
         self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
-        self._add(name, self._require_values(column, ids) if required else ids)
+        self.add(name, self._require_values(column, ids) if required else ids)
 
     def add_label(self, name: str, label: Label) -> None:
         """Adds labels, 0 or 1, or null where a value is missing."""
-        column, raw = label.column, self._raw[label.column]
+        column, raw = label.column, self.raw[label.column]
         if label.positive is not None:
-            text = _as_text(raw)
+            text = as_text(raw)
             clicks = text.is_in(label.positive)
             if not clicks.any():
                 raise DinError(
-                    f"{self._reader.path}: no row of [{self.section}] has a {column!r} of label's "
-                    f"positive = {list(label.positive)}; the column has {_most_frequent(raw)}"
+                    f"{self.reader.path}: no row of [{self.section}] has a {column!r} of label's "
+                    f"positive = {list(label.positive)}; the column has {most_frequent(raw)}"
                 )
-            self._add(name, clicks.cast(pl.UInt8))
+            self.add(name, clicks.cast(pl.UInt8))
             return
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
-            raise self._type_error(column, raw.dtype, "labels, 0 or 1")
+            raise self.type_error(column, raw.dtype, "labels, 0 or 1")
         number = raw.cast(pl.Float64, strict=False).fill_nan(None)
         if label.at_least is not None:
-            self._refuse(column, number.is_null() & raw.is_not_null(), "a number")
-            self._add(name, (number >= label.at_least).cast(pl.UInt8))
+            self.refuse(column, number.is_null() & raw.is_not_null(), "a number")
+            self.add(name, (number >= label.at_least).cast(pl.UInt8))
             return
-        self._refuse(
+        self.refuse(
             column,
             ~((number == 0) | (number == 1)).fill_null(False) & raw.is_not_null(),
             "a label, 0 or 1",
             lambda: (
-                f"Write the column as 0 and 1; it has {_most_frequent(raw)}. Or say which are "
+                f"Write the column as 0 and 1; it has {most_frequent(raw)}. Or say which are "
                 f"clicks: label = {{column = {column!r}, at_least = 4}} for numbers, "
                 f'{{column = {column!r}, positive = ["…"]}} for names; or name what means no '
                 'label: null_values = ["NULL"]'
             ),
         )
-        self._add(name, number.cast(pl.UInt8))
+        self.add(name, number.cast(pl.UInt8))
 
     def add_number(self, name: str, column: str, *, minimum: float) -> None:
         """Adds finite numbers, which every row must have, of at least `minimum`."""
-        raw = self._require_values(column, self._raw[column])
+        raw = self._require_values(column, self.raw[column])
         numbers = self._numbers(column, raw)
         invalid = (numbers.is_null() | ~numbers.is_finite() | (numbers < minimum)).fill_null(True)
-        self._refuse(column, invalid, f"a number from {minimum:g} on")
-        self._add(name, numbers)
+        self.refuse(column, invalid, f"a number from {minimum:g} on")
+        self.add(name, numbers)
 
     def add_time(self, name: str, time: Time) -> None:
         """Adds a time, which every row must have: numbers, dates or date-times, those in UTC."""
         column = time.columns[0]
-        raw = self._raw[column]
+        raw = self.raw[column]
         if len(time.columns) > 1:
-            parts = [_as_text(self._raw[c]) for c in time.columns]
+            parts = [as_text(self.raw[c]) for c in time.columns]
             raw = pl.select(pl.concat_str(parts, separator=" ")).to_series().alias(column)
         if time.format is not None and raw.dtype.is_numeric():
-            raw = _as_text(raw)
+            raw = as_text(raw)
         self._require_values(column, raw)
         if raw.dtype == pl.String:
             values, zoned = dates.parse(raw, time, self._refuse_in(column, raw))
@@ -172,8 +172,8 @@ class TypedColumns:
                 self._note_coarse_times(column, raw)
             values, zoned = _finite_or_null(raw.cast(pl.Float64)), None
         else:
-            raise self._type_error(column, raw.dtype, "times: numbers, dates or dates with times")
-        self._refuse(column, values.is_null(), "a time")
+            raise self.type_error(column, raw.dtype, "times: numbers, dates or dates with times")
+        self.refuse(column, values.is_null(), "a time")
         if values.dtype.is_temporal():
             if zoned is not None or time.zone is not None:  # whole days have none
                 self.zoned[name] = bool(zoned) or time.zone is not None
@@ -181,127 +181,61 @@ class TypedColumns:
             self.notes.append(
                 f"[{self.section}] time_zone = {time.zone!r} has no meaning: the times are numbers"
             )
-        self._add(name, values)
+        self.add(name, values)
 
     def add_text(self, name: str, column: str) -> None:
         """Adds text, which every row must have: the names of splits."""
-        ids = self._require_values(column, self._ids(column, self._raw[column]))
-        self._add(name, ids.cast(pl.String))
+        ids = self._require_values(column, self._ids(column, self.raw[column]))
+        self.add(name, ids.cast(pl.String))
 
     def add_feature(self, column: Column) -> None:
         """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
         self._add_feature(column)
-        values = self._converted[column.name]
+        values = self.converted[column.name]
         if column.take is not None and isinstance(values.dtype, pl.List):
             taken = values.list.first() if column.take == "first" else values.list.last()
-            self._add(column.name, taken)
+            self.add(column.name, taken)
 
     def _add_feature(self, column: Column) -> None:
-        name, raw = column.name, self._raw[column.column]
+        name, raw = column.name, self.raw[column.column]
         if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
             raw = raw.list.eval(pl.element().explode())  # paths, end to end
         if column.numeric:
             if isinstance(raw.dtype, pl.List | pl.Array):
-                self._add(name, raw.cast(pl.List(pl.Float64)))
+                self.add(name, raw.cast(pl.List(pl.Float64)))
             else:
-                self._add(name, self._numbers(column.column, raw).fill_nan(None))
+                self.add(name, self._numbers(column.column, raw).fill_nan(None))
         elif column.list is not None:
-            self._add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
+            self.add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
         elif column.separator is None:
-            as_text = column.table in self._text_tables and raw.dtype == pl.String
-            ids = raw if as_text else self._ids(column.column, raw, lists=True)
+            stays_text = column.table in self._text_tables and raw.dtype == pl.String
+            ids = raw if stays_text else self._ids(column.column, raw, lists=True)
             self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
-            self._add(name, ids)
+            self.add(name, ids)
         elif raw.dtype == pl.String or raw.dtype.is_integer():
-            text = _as_text(raw)
+            text = as_text(raw)
             parts = text.str.split(column.separator)
             if not (parts.list.len() > 1).any():
                 self.notes.append(
                     f"[{self.section}] {name}: the separator {column.separator!r} is in no "
                     f"value of column {column.column!r}; each value counts as one"
                 )
-            if self._files.strip:
+            if self.files.strip:
                 parts = parts.list.eval(pl.element().str.strip_chars())
             parts = parts.list.eval(pl.element().filter(pl.element() != ""))
             if column.weighted is None:
                 self.notes += value_notes.part_notes(self.section, name, column.column, parts)
-            self._add(name, self._weights_dropped(column, parts))
+            self.add(name, self._weights_dropped(column, parts))
         elif raw.dtype == pl.Null:
-            self._add(name, raw.cast(pl.List(pl.String)))
+            self.add(name, raw.cast(pl.List(pl.String)))
         else:
-            raise self._type_error(
+            raise self.type_error(
                 column.column, raw.dtype, "text to split at the separator", "remove separator"
             )
 
-    def add_history(self, history: ListedHistory) -> None:
-        """Adds the lists of a history in the row, as ".NAME.item", ".NAME.time" and ".NAME.FIELD".
-
-        They have one length in each row.
-        """
-        length, first = None, ""
-        columns = [*([history.item] if history.item else []), *history.ad]
-        for column in columns:
-            raw = self._raw[column.column]
-            if not (isinstance(raw.dtype, pl.List | pl.Array) or column.list or column.separator):
-                raise self._type_error(
-                    column.column,
-                    raw.dtype,
-                    "a list of values in each row",
-                    f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or '
-                    'list = "json"',
-                )
-            self.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
-        if history.time is not None:
-            self._add_list_of_times(history)
-        names = [c.column for c in columns] + list(history.time.columns if history.time else ())
-        parts = [n for n in self._converted if n.startswith(f".{history.name}.")]
-        for name, column_name in zip(parts, names, strict=True):
-            here = self._converted[name].list.len().fill_null(0)
-            if length is None:
-                length, first = here, column_name
-            else:
-                self._refuse(
-                    column_name, here != length, f"as many values as {first!r} has in the row"
-                )
-
-    def _add_list_of_times(self, history: ListedHistory) -> None:
-        assert history.time is not None
-        column = history.time.columns[0]
-        raw = self._raw[column]
-        if not isinstance(raw.dtype, pl.List | pl.Array):
-            raise self._type_error(
-                column, raw.dtype, "a list of times in each row", "Parquet and JSON have lists"
-            )
-        flat = TypedColumns(
-            dataclasses.replace(self._files, where=()),
-            self._reader,
-            pl.DataFrame([raw.explode().drop_nulls().alias(column)])
-            if raw.list.len().sum()
-            else pl.DataFrame([pl.Series(column, [0])]),
-        )
-        flat.add_time(".time", dataclasses.replace(history.time, columns=(column,)))
-        values = flat._converted[".time"]
-        lengths = raw.list.len().fill_null(0)
-        if not lengths.sum():
-            values = values.clear()
-        if len(values) != lengths.sum():
-            self._refuse(
-                column, raw.list.eval(pl.element().is_null()).list.any().fill_null(False), "times"
-            )
-        row = np.repeat(np.arange(len(raw)), lengths.to_numpy())
-        lists = (
-            pl.DataFrame({"row": row, "time": values})
-            .group_by("row", maintain_order=True)
-            .agg("time")
-        )
-        rows = pl.DataFrame({"row": np.arange(len(raw))})
-        self._add(
-            f".{history.name}.time",
-            rows.join(lists, on="row", how="left", maintain_order="left")["time"],
-        )
-
-    def _add(self, name: str, values: pl.Series) -> None:
-        self._converted[name] = values.alias(name)
+    def add(self, name: str, values: pl.Series) -> None:
+        """Adds converted values."""
+        self.converted[name] = values.alias(name)
 
     def _ids(self, column: str, raw: pl.Series, lists: bool = False) -> pl.Series:
         inner = raw.dtype
@@ -315,7 +249,7 @@ class TypedColumns:
                 whole = whole_numbers(raw)
             except OverflowError as error:
                 raise DinError(
-                    f"{self._reader.path}: column {column!r} of [{self.section}] has {error}, a "
+                    f"{self.reader.path}: column {column!r} of [{self.section}] has {error}, a "
                     "whole number written as a float; from 2⁵³ on floats are not exact, so that "
                     "ids would be mixed up. Write the column as whole numbers or text, from the "
                     "source"
@@ -327,14 +261,14 @@ class TypedColumns:
         if inner in (pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null):
             return raw.cast(pl.List(pl.String) if raw.dtype == pl.List else pl.String)
         if isinstance(inner, pl.List | pl.Array):
-            raise self._type_error(
+            raise self.type_error(
                 column,
                 raw.dtype,
                 "one id a row",
                 "if this is the history that stands in the impression's own row, name it in a "
                 f"section [history] with item = {column!r}",
             )
-        raise self._type_error(
+        raise self.type_error(
             column,
             raw.dtype,
             "ids: whole numbers or text" + (", or lists of them" if lists else ""),
@@ -349,47 +283,26 @@ class TypedColumns:
         except OverflowError:
             whole = None
         if whole is None:
-            raise self._type_error(column, raw.dtype, "lists of whole numbers or text")
+            raise self.type_error(column, raw.dtype, "lists of whole numbers or text")
         return raw.cast(pl.List(pl.Int64))
 
     def _parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
         """Lists that are written as text, parsed once for each distinct text."""
         if isinstance(raw.dtype, pl.List | pl.Array):
             return self._ids(column.column, raw, lists=True)
-        text = _as_text(raw)
-        parse = json.loads if column.list == "json" else ast.literal_eval
-        distinct = text.drop_nulls().unique(maintain_order=True)
-        lists: list[list[str] | None] = []
-        for value in distinct:
-            try:
-                parsed = parse(value)
-                if not isinstance(parsed, list | tuple) or any(
-                    isinstance(p, list | dict | tuple) for p in parsed
-                ):
-                    raise ValueError
-            except (ValueError, SyntaxError, TypeError):
-                example = '["a", "b"] or [1, 2]' if column.list == "json" else "['a', 'b']"
-                self._refuse(
-                    column.column, (text == value).fill_null(False), f"a list like {example}"
-                )
-            lists.append([_id_text(p) for p in parsed if p is not None])
-        index = text.to_frame("text").join(
-            pl.DataFrame({"text": distinct, "list": pl.Series(lists, dtype=pl.List(pl.String))}),
-            on="text",
-            how="left",
-            maintain_order="left",
-        )
-        values = index["list"]
-        flat = values.explode().drop_nulls()
-        if len(flat) and flat.str.contains(r"^(?:0|-?[1-9][0-9]{0,17})$").all():
-            return values.cast(pl.List(pl.Int64))
-        return values
+        text = as_text(raw)
+        try:
+            return parsed_lists(text, column.list or "json")
+        except NotAList as error:
+            invalid = (text == error.value).fill_null(False)
+            self.refuse(column.column, invalid, error.expected)
+            raise
 
     def _weights_dropped(self, column: Column, parts: pl.Series) -> pl.Series:
         if column.weighted is None:
             return parts
         valid = parts.list.eval(pl.element().cast(pl.String).str.contains(r"^.+:-?[0-9.eE+-]+$"))
-        self._refuse(
+        self.refuse(
             column.column,
             ~valid.list.all().fill_null(True),
             "values like id:0.5, as weighted says",
@@ -398,9 +311,9 @@ class TypedColumns:
 
     def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
-            raise self._type_error(column, raw.dtype, "numbers")
+            raise self.type_error(column, raw.dtype, "numbers")
         numbers = raw.cast(pl.Float64, strict=False)
-        self._refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
+        self.refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
         return numbers
 
     def _note_coarse_times(self, column: str, raw: pl.Series) -> None:
@@ -417,13 +330,13 @@ class TypedColumns:
             )
 
     def _require_values(self, column: str, raw: pl.Series) -> pl.Series:
-        self._refuse(column, raw.is_null(), "a value in every row")
+        self.refuse(column, raw.is_null(), "a value in every row")
         return raw
 
     def _refuse_in(self, column: str, raw: pl.Series) -> Callable[[pl.Series, str], None]:
-        return lambda invalid, expected: self._refuse(column, invalid, expected, raw=raw)
+        return lambda invalid, expected: self.refuse(column, invalid, expected, raw=raw)
 
-    def _refuse(
+    def refuse(
         self,
         column: str,
         invalid: pl.Series,
@@ -435,7 +348,7 @@ class TypedColumns:
         row = invalid.arg_max() if invalid.any() else None
         if row is None:
             return
-        value = (self._raw[column] if raw is None else raw)[row]
+        value = (self.raw[column] if raw is None else raw)[row]
         value = value.to_list() if isinstance(value, pl.Series) else value
         few = 2 * invalid.sum() < len(invalid)
         advice = (
@@ -446,41 +359,20 @@ class TypedColumns:
         )
         place = int(row if self._row is None else self._row[row])
         raise DinError(
-            f"{self._reader.row_location(place)}: column {column!r} of [{self.section}] is "
+            f"{self.reader.row_location(place)}: column {column!r} of [{self.section}] is "
             f"{'empty' if value is None else repr(value)}; expected {expected}. {advice}"
         )
 
-    def _type_error(
+    def type_error(
         self, column: str, dtype: pl.DataType, expected: str, fix: str = "write them so"
     ) -> DinError:
+        """The error of a column that has another type than expected."""
         return DinError(
-            f"{self._reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
+            f"{self.reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
             f"expected {expected}; {fix}"
         )
-
-
-def _as_text(raw: pl.Series) -> pl.Series:
-    """Values as the spec writes them: whole floats without a point."""
-    if raw.dtype.is_float():
-        try:
-            whole = whole_numbers(raw)
-        except OverflowError:
-            whole = None
-        raw = raw if whole is None else whole
-    return raw if raw.dtype == pl.String else raw.cast(pl.String)
-
-
-def _id_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
 
 def _finite_or_null(numbers: pl.Series) -> pl.Series:
     """Null in place of infinities and NaN."""
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
-
-
-def _most_frequent(raw: pl.Series) -> str:
-    """The most frequent values of a column, as a message lists them."""
-    values = raw.alias("value").value_counts(sort=True)
-    top = [f"{rows:,} × {value!r}" for value, rows in values.head(5).iter_rows()]
-    return ", ".join(top) + (f" and {len(values) - 5:,} other values" * (len(values) > 5))
