@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import polars as pl
 
 from din_jax.errors import DinError
 from din_jax.prepare.log import dates, value_notes
-from din_jax.prepare.log.spec import Column, Label, ListedHistory, TableFiles, Time
+from din_jax.prepare.log.spec import Column, Label, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.text_values import NotAList, as_text, most_frequent, parsed_lists
 from din_jax.prepare.log.value_types import whole_numbers
