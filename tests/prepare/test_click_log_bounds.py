@@ -62,7 +62,7 @@ def test_probabilities_against_a_sum_by_hand(views, clicks, passed, ad):
     )
 
 
-@pytest.mark.parametrize("histories", ["short", "long"])
+@pytest.mark.parametrize("histories", ["short", pytest.param("long", marks=pytest.mark.long)])
 def test_a_generated_log_is_calibrated_and_who_knows_more_ranks_better(histories):
     kind = click_log.KINDS[histories]._replace(samples=20_000)
     of = click_log.generate(kind, seed=1)

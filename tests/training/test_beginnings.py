@@ -75,6 +75,7 @@ def logged(workdir, split):
     return [line for line in map(json.loads, lines) if line["split"] == split]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stand_ins")
 def test_a_run_with_pretrained_vectors_goes_on_with_the_same(
     planted_store, tmp_path, vectors, capsys
