@@ -77,8 +77,7 @@ def draw(
     if negatives.exclude == "before" and not has_time:
         raise DinError(
             f'{spec.path}: [negatives] exclude = "before" needs a time in [impressions]; name it, '
-            "or write "
-            'exclude = "ever"'
+            'or write exclude = "ever"'
         )
     time, time_of = (
         _whole_times(positives, interactions) if has_time else (np.zeros(len(user), np.int64), None)
