@@ -31,10 +31,10 @@ import polars as pl
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store import SPLITS
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
+from din_jax.data.vocabularies import Fitted
 from din_jax.errors import DinError
 from din_jax.prepare.origin import lines
 from din_jax.prepare.own_history import own_history
-from din_jax.prepare.vocabularies import Fitted
 
 COLUMNS = ("label", "user_id", "item_id", "cate_id", "item_history", "cate_history")
 _FIELDS = {"item": ("item_id", "item_history"), "category": ("cate_id", "cate_history")}

@@ -33,11 +33,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data import vocabularies
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store import SPLITS
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
-from din_jax.prepare import vocabularies
 from din_jax.prepare.movielens_files import read_movies, read_ratings
 from din_jax.prepare.origin import lines
 from din_jax.prepare.own_history import own_history

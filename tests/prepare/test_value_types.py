@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from din_jax.prepare import id_lookup
-from din_jax.prepare.log.value_types import as_ids_of, common_type, compact, unify, whole_numbers
+from din_jax.data import id_lookup
+from din_jax.data.id_lookup import as_ids_of
+from din_jax.prepare.log.value_types import common_type, compact, unify, whole_numbers
 
 INTEGERS = {
     pl.Int8: (-(2**7), 2**7 - 1),

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from din_jax.data.numbers import NumberTransform
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
@@ -33,7 +34,6 @@ from din_jax.prepare.log.report import report
 from din_jax.prepare.log.tables import Tables
 from din_jax.prepare.log.vocabulary_fitting import fit_table
 from din_jax.prepare.log.writing import as_json, log_schema, table_counts, write_store
-from din_jax.prepare.numbers import NumberTransform
 
 _THREADS = 2
 
@@ -149,6 +149,9 @@ def prepare(
     }
     if transforms := {n: t.to_json() for n, t in tables.items() if isinstance(t, NumberTransform)}:
         written["numbers"] = transforms
+        of_field = {n: f.table for n, f in log.all_fields().items() if f.table in transforms}
+        if shared := {name: table for name, table in of_field.items() if name != table}:
+            written["number transforms"] = shared
     if log.negatives is not None:
         written["negatives"] = log.negatives
     if like is not None:

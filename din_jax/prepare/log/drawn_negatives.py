@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.id_lookup import index_in
 from din_jax.errors import DinError
 from din_jax.prepare import negative_sampling
-from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.log.features import by_key, joined_features
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import Spec

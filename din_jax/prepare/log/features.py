@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from din_jax.data.id_lookup import index_in
 from din_jax.errors import DinError
-from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.log.spec import Column, SideTable
 from din_jax.prepare.log.times import in_seconds
 

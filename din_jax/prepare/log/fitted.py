@@ -9,37 +9,26 @@ from typing import Any
 
 import polars as pl
 
+from din_jax.data import vocabularies
+from din_jax.data.numbers import NumberTransform
 from din_jax.data.schema import Schema
 from din_jax.data.store import Store
+from din_jax.data.transform import Transform
 from din_jax.errors import DinError
-from din_jax.prepare import vocabularies
 from din_jax.prepare.log.spec import TableOptions
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
-from din_jax.prepare.numbers import NumberTransform
 
 
 def fitted_tables(like: str | Path) -> dict[str, FittedTable]:
-    """{embedding table: what the store has fitted}.
+    """{embedding table, or transform of numbers: what the store has fitted}.
 
     Raises:
-      DinError: there is no store, or `prepare log` did not write it.
+      DinError: there is no store, or a vocabulary is damaged.
     """
     store = Store(like)
-    if store.origin.get("preparation") != "log":
-        raise DinError(
-            f"{like}: this store was not written by prepare log, but by "
-            f"{store.origin.get('preparation', 'another preparation')}; --like needs one that was"
-        )
-    tables: dict[str, FittedTable] = {}
-    for table in store.schema.tables:
-        ids, counts = store.vocabulary(table.name)
-        if "buckets" in store.origin["tables"][table.name]:
-            tables[table.name] = vocabularies.Buckets(ids[1:], counts[1:])
-        else:
-            tables[table.name] = vocabularies.Fitted(ids[1:], counts[1:], 0)
-    for name, transform in store.origin.get("numbers", {}).items():
-        tables[name] = NumberTransform.from_json(transform)
-    return tables
+    transform = Transform.of_store(store)
+    names = store.origin.get("number transforms", {})
+    return {**transform.tables, **{names.get(n, n): t for n, t in transform.numbers.items()}}
 
 
 def like_fingerprints(like: str | Path) -> tuple[str, ...]:

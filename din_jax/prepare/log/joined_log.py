@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from din_jax.data.id_lookup import distinct, index_in
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
-from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import drawn_negatives
 from din_jax.prepare.log.features import (
     BehaviorSequence,

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from din_jax.data.numbers import TRANSFORMS
 from din_jax.errors import DinError
 from din_jax.prepare.log.spec import Column, Label, TableFiles, TableOptions, Time
 from din_jax.prepare.log.times import UNITS
 from din_jax.prepare.log.toml_section import Section
-from din_jax.prepare.numbers import TRANSFORMS
 
 FILE_KEYS = (
     *("path", "delimiter", "quote", "escape", "encoding", "header"),

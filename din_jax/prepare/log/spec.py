@@ -10,7 +10,7 @@ import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from din_jax.prepare.vocabularies import UNKNOWN_SHARE
+from din_jax.data.vocabularies import UNKNOWN_SHARE
 
 SplitStart = int | float | datetime.datetime
 
@@ -28,7 +28,7 @@ class Column:
       weighted: "drop": each of the several values is "id:weight", of which the id is used.
       take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
-      transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then
+      transform: of a number that is an input itself, see `din_jax.data.numbers`; `table` then
         names the transform, which columns may share.
     """
 

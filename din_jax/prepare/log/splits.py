@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from din_jax.data.id_lookup import index_in
 from din_jax.data.store import SPLITS
 from din_jax.errors import DinError
-from din_jax.prepare.id_lookup import index_in
 from din_jax.prepare.leave_last_out import leave_last_out
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, Split, SplitStart, is_share

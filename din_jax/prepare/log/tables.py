@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from din_jax.data.id_lookup import distinct, index_in
 from din_jax.errors import DinError
-from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import spec as specs
 from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
-_EXACT = 2**53  # floats are exact whole numbers below it
+from din_jax.data.id_lookup import EXACT, WHOLE
+
 _USUAL = r"^(?:0|-?[1-9][0-9]{0,18})$"
-_WHOLE = r"^-?(?:0|[1-9][0-9]*)(?:\.0*)?(?:[eE]\+?[0-9]+)?$"
 
 
 def compact(text: pl.Series) -> pl.Series:
@@ -38,7 +38,7 @@ def whole_numbers(values: pl.Series) -> pl.Series | None:
       OverflowError: a number is 2⁵³ or more, where floats skip whole numbers.
     """
     if values.dtype == pl.String:
-        if not values.str.contains(_WHOLE).all():
+        if not values.str.contains(WHOLE).all():
             return None
         if values.str.contains(r"^-?[0-9]+$").all():
             return None  # whole numbers beyond int64
@@ -47,25 +47,9 @@ def whole_numbers(values: pl.Series) -> pl.Series | None:
     if not len(finite) or not (finite.is_finite() & (finite == finite.floor())).all():
         return None
     largest = float(finite.abs().to_numpy().max())
-    if largest >= _EXACT:
+    if largest >= EXACT:
         raise OverflowError(f"{largest:.0f}")
     return values.fill_nan(None).cast(pl.Int64)
-
-
-def as_ids_of(values: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Text among ids that are whole numbers: those that are written as floats become numbers.
-
-    What is no number is null.
-    """
-    if values.dtype != pl.String or not dtype.is_integer():
-        return values
-    usual = values.cast(dtype, strict=False)
-    as_written = usual.cast(pl.String) == values
-    floats = values.cast(pl.Float64, strict=False)
-    floats = floats.set(~(values.str.contains(_WHOLE) & (floats.abs() < _EXACT)), None)
-    return pl.select(
-        pl.when(as_written).then(usual).otherwise(floats.cast(dtype, strict=False))
-    ).to_series()
 
 
 def unify(parts: Sequence[pl.Series]) -> pl.Series:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from din_jax.prepare import numbers, vocabularies
-from din_jax.prepare.id_lookup import distinct
+from din_jax.data import numbers, vocabularies
+from din_jax.data.id_lookup import distinct
+from din_jax.data.numbers import NumberTransform
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import TableOptions
 from din_jax.prepare.log.value_types import common_type
-from din_jax.prepare.numbers import NumberTransform
 
 FittedTable = vocabularies.Fitted | vocabularies.Buckets | NumberTransform
 

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars as pl
 
+from din_jax.data import vocabularies
+from din_jax.data.numbers import NumberTransform
 from din_jax.data.schema import (
     GROUPS,
     BehaviorField,
@@ -22,12 +24,9 @@ from din_jax.data.schema import (
 )
 from din_jax.data.store import UNLABELLED
 from din_jax.data.store_writer import StoreWriter, smallest_unsigned
-from din_jax.prepare import vocabularies
 from din_jax.prepare.log.features import Feature
 from din_jax.prepare.log.joined_log import JoinedLog
-from din_jax.prepare.log.value_types import as_ids_of
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
-from din_jax.prepare.numbers import NumberTransform
 
 _THREADS = 2
 _ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
@@ -146,7 +145,7 @@ class _FeatureRows:
             values = values.filter(pl.Series(length > 0)).explode()
         else:
             length = np.ones(len(values), np.int64)
-        self.rows = table.rows(as_ids_of(values, table.ids.dtype)).astype(dtype)
+        self.rows = table.rows(values).astype(dtype)
         self.first = np.cumsum(length) - length
         # Index −1 is the last element: an empty list, or row 0.
         self.length = np.append(length, 0)

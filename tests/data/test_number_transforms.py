@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
+from din_jax.data.numbers import MOST_DEVIATIONS, TRANSFORMS, NumberTransform, fit
 from din_jax.errors import DinError
-from din_jax.prepare.numbers import MOST_DEVIATIONS, TRANSFORMS, NumberTransform, fit
 
 RNG = np.random.default_rng(0)
 TRAIN = {

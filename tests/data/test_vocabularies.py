@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from hypothesis import given, strategies as st
 
-from din_jax.prepare import vocabularies
+from din_jax.data import vocabularies
 
 
 @given(

@@ -12,6 +12,30 @@ import polars as pl
 _SPREAD = 8  # times as many entries as there are numbers
 _FEW = 1000  # texts that are looked up as the values of an enumeration
 _ENTRIES = 1 << 22  # an array of so many entries costs nothing
+EXACT = 2**53  # floats are exact whole numbers below it
+WHOLE = r"^-?(?:0|[1-9][0-9]*)(?:\.0*)?(?:[eE]\+?[0-9]+)?$"  # text that is a whole number
+
+
+def as_ids_of(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Text and floats among ids that are whole numbers: whole ones become numbers.
+
+    What is no whole number, or is a float of 2⁵³ or more, is null.
+    """
+    if not dtype.is_integer() or not (values.dtype == pl.String or values.dtype.is_float()):
+        return values
+    if values.dtype.is_float():
+        return _whole_floats(values).cast(dtype, strict=False)
+    usual = values.cast(dtype, strict=False)
+    as_written = usual.cast(pl.String) == values
+    floats = values.cast(pl.Float64, strict=False)
+    floats = _whole_floats(floats.set(~values.str.contains(WHOLE), None))
+    return pl.select(
+        pl.when(as_written).then(usual).otherwise(floats.cast(dtype, strict=False))
+    ).to_series()
+
+
+def _whole_floats(values: pl.Series) -> pl.Series:
+    return values.set(~((values == values.floor()) & (values.abs() < EXACT)), None)
 
 
 def index_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
@@ -28,9 +52,7 @@ def rows_in(ids: pl.Series, values: pl.Series) -> np.ndarray:
 
 
 def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.ndarray:
-    if ids.dtype.is_integer() and values.dtype == pl.String:
-        ids = ids.cast(pl.String)
-    values = values.cast(ids.dtype, strict=False)
+    ids, values = _of_one_type(ids, values)
     span = _span(ids, len(ids) + len(values))
     if span is None and ids.dtype == pl.String and 0 < len(ids) <= _FEW:
         few = pl.Enum(ids)
@@ -52,6 +74,59 @@ def _index_in(ids: pl.Series, values: pl.Series, first: int, dtype: type) -> np.
     place[ids.to_numpy().astype(np.int64) - low] = np.arange(first, first + len(ids), dtype=dtype)
     result = place[_offsets(values, low, size)]
     return result
+
+
+def _of_one_type(ids: pl.Series, values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if ids.dtype.is_integer() and values.dtype == pl.String:
+        ids = ids.cast(pl.String)
+    return ids, values.cast(ids.dtype, strict=False)
+
+
+class IdIndex:
+    """Distinct ids, indexed once for many lookups of a few values.
+
+    `rows_in` takes a time that grows with the number of ids; a lookup here does not.
+
+    Args:
+      ids: distinct, whole numbers or of another type.
+    """
+
+    def __init__(self, ids: pl.Series):
+        self._ids = ids
+        self._sorted, self._seed = self._keys(ids, 0), 0
+        while not ids.dtype.is_integer() and self._sorted.size > np.unique(self._sorted).size:
+            self._seed += 1  # two ids have one hash
+            self._sorted = self._keys(ids, self._seed)
+        self._order = None
+        if (self._sorted[1:] <= self._sorted[:-1]).any():
+            self._order = np.argsort(self._sorted).astype(np.uint32)
+            self._sorted = self._sorted[self._order]
+
+    def rows(self, values: pl.Series) -> np.ndarray:
+        """uint32 [values] the place of each value among the ids, from 1; 0 for all others.
+
+        As `rows_in(ids, as_ids_of(values, ids.dtype))`.
+        """
+        values = as_ids_of(values, self._ids.dtype).cast(self._ids.dtype, strict=False)
+        known = np.ones(len(values), bool)
+        if values.null_count():
+            known = values.is_not_null().to_numpy()
+        if not len(self._ids) or not known.any():
+            return np.zeros(len(values), np.uint32)
+        keys = self._keys(values if known.all() else values.fill_null(self._ids[0]), self._seed)
+        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        known &= self._sorted[place] == keys
+        if self._order is not None:
+            place = self._order[place]
+        if not self._ids.dtype.is_integer():  # equal hashes are not yet equal values
+            known &= (self._ids.gather(place) == values).fill_null(False).to_numpy()
+        return np.where(known, place + 1, 0).astype(np.uint32)
+
+    @staticmethod
+    def _keys(values: pl.Series, seed: int) -> np.ndarray:
+        keys = values if values.dtype.is_integer() else values.hash(seed)
+        numbers: np.ndarray = keys.to_numpy()
+        return numbers
 
 
 def counts(values: pl.Series) -> tuple[pl.Series, np.ndarray]:

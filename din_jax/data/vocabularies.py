@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from din_jax.prepare import id_lookup
+from din_jax.data import id_lookup
 
 UNKNOWN_SHARE = 0.01
 
@@ -35,8 +35,11 @@ class Fitted(NamedTuple):
     rare: int = 0
 
     def rows(self, ids: pl.Series) -> np.ndarray:
-        """[len(ids)] the row of each raw id; 0 for an unknown one and for null."""
-        return id_lookup.rows_in(self.ids, ids)
+        """uint32 [len(ids)] the row of each raw id; 0 for an unknown one and for null.
+
+        12.0 and the text "12" are the id 12.
+        """
+        return id_lookup.rows_in(self.ids, id_lookup.as_ids_of(ids, self.ids.dtype))
 
 
 class Buckets(NamedTuple):
