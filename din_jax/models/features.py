@@ -113,7 +113,7 @@ def input_lookups(
         for behavior in sequence.fields:
             name = f"{sequence.name}.{behavior.name}"
             by_table.setdefault(behavior.table, {})[name] = _lookup_of(
-                behaviors.fields[behavior.name], mask, len(mask)
+                behaviors.fields[behavior.name], mask, mask.shape[0]
             )
     return by_table
 
@@ -262,7 +262,7 @@ def embed(
     for sequence in schema.sequences:
         values, segment_ids, _ = batch.sequences[sequence.name]
         fields = [
-            vectors(b.table, f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
+            vectors(b.table, f"{sequence.name}.{b.name}", values[b.name], segment_ids.shape[0])
             for b in sequence.fields
         ]
         ads = [by_name[b.ad] for b in sequence.fields]

@@ -78,7 +78,7 @@ def linear(
     for sequence in schema.sequences:
         values, segment_ids, _ = batch.sequences[sequence.name]
         for b in sequence.fields:
-            by_behavior = weights(f"{sequence.name}.{b.name}", values[b.name], len(segment_ids))
+            by_behavior = weights(f"{sequence.name}.{b.name}", values[b.name], segment_ids.shape[0])
             total += pool(by_behavior, segment_ids, samples)
     if schema.numbers:
         total += linear_in_numbers(batch, schema, mean=mean)

@@ -168,7 +168,7 @@ class WideDeep(nn.Module):
         for cross in self.crosses:
             sample = _samples_of(batch, cross)
             weights = lookup(tables[cross.table], lookups[cross.table][cross.lookup])
-            by_behavior = weights.reshape(len(sample), -1).sum(axis=1, keepdims=True)
+            by_behavior = weights.reshape(sample.shape[0], -1).sum(axis=1, keepdims=True)
             logits = logits.at[:, 1].add(pool(by_behavior, sample, len(batch.label))[:, 0])
         return logits, {"interest": interests}
 

@@ -140,7 +140,7 @@ class ActivationUnit(nn.Module):
         ) -> jax.Array:
             ads = rows_of_samples(ad, segment_ids)
             if self.outer:
-                product = (ads[:, :, None] * behaviors[:, None, :]).reshape(len(behaviors), -1)
+                product = (ads[:, :, None] * behaviors[:, None, :]).reshape(behaviors.shape[0], -1)
             else:
                 product = ads * behaviors
             kernel = w_product
@@ -158,7 +158,7 @@ class ActivationUnit(nn.Module):
             counted = jnp.where(mask, rows_of_samples(weight, segment_ids), 0)
         code_ids = {name: code.ids for name, code in zip(names, codes, strict=True)}
         x: Any
-        if 0 < self.block < len(behaviors) and not self.is_initializing():
+        if 0 < self.block < behaviors.shape[0] and not self.is_initializing():
             x = InBlocks.of(
                 first_layer,
                 self.block,
@@ -175,7 +175,7 @@ class ActivationUnit(nn.Module):
             x = self.activation(name=f"activation_{i}")(x, counted, train=train)
         x = _apply(dense(1, "output", bias_init=self.bias_init), x)
         if isinstance(x, InBlocks):
-            x = x.each(lambda weights, _: weights).reshape(-1, 1)[: len(mask)]
+            x = x.each(lambda weights, _: weights).reshape(-1, 1)[: mask.shape[0]]
         return jnp.where(mask, x[:, 0], 0)
 
 

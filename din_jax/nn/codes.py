@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from din_jax.data.packing import Array, Packed
-from din_jax.nn.pooling import rows_of_samples
+from din_jax.nn.pooling import rows_of_samples, segment_pool
 
 POSITION_BUCKETS = 16  # the last has behaviours at 2¹⁵ − 1 places from the end and beyond
 
@@ -45,7 +45,7 @@ def position_code(segment_ids: jax.Array, segments: int) -> Code:
       segments: S.
     """
     ends = jnp.cumsum(lengths(segment_ids, segments))
-    place = rows_of_samples(ends, segment_ids) - 1 - jnp.arange(len(segment_ids))
+    place = rows_of_samples(ends, segment_ids) - 1 - jnp.arange(segment_ids.shape[0])
     place = jnp.where(segment_ids < segments, place, 0).astype(jnp.int32)
     bucket = 31 - jax.lax.clz(1 + place)  # exact, unlike a logarithm
     return Code(jnp.minimum(bucket, POSITION_BUCKETS - 1), POSITION_BUCKETS)
@@ -53,8 +53,7 @@ def position_code(segment_ids: jax.Array, segments: int) -> Code:
 
 def lengths(segment_ids: jax.Array, segments: int) -> jax.Array:
     """int32[S]: how many entries each segment has. Padding (segment id S) is ignored."""
-    ones = jnp.ones(len(segment_ids), jnp.int32)
-    return jax.ops.segment_sum(ones, segment_ids, segments, indices_are_sorted=True)
+    return segment_pool(jnp.ones(segment_ids.shape[0], jnp.int32), segment_ids, segments)
 
 
 def matches(
@@ -97,11 +96,11 @@ def matches(
             ith = jnp.take(ad_ids, begins + i, mode="clip")
             return found | equal(jnp.where(i < counts, ith, 0))
 
-        found = jax.lax.fori_loop(0, jnp.max(counts), add, jnp.zeros(len(ids), jnp.int32))
+        found = jax.lax.fori_loop(0, jnp.max(counts), add, jnp.zeros(ids.shape[0], jnp.int32))
     else:
         found = equal(ad_ids)
     if isinstance(behaviors, Packed):
         found = jax.ops.segment_sum(
-            found, behaviors.segment_ids, len(segment_ids), indices_are_sorted=True
+            found, behaviors.segment_ids, segment_ids.shape[0], indices_are_sorted=True
         )
     return found

@@ -1,4 +1,8 @@
-"""Pooling over packed segments: sum, mean, the weighted sum of Eq. 3, and normalized weights."""
+"""Pooling over packed segments: sum, mean, the weighted sum of Eq. 3, and normalized weights.
+
+One segment needs no scatter and no gather: it is summed whole, and its row is broadcast. So are the
+candidates of one user scored (`din_jax.export.scoring`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ def rows_of_samples(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
     Padding gets the row of some sample; mask the result.
     """
+    if len(per_sample) == 1:
+        return jnp.broadcast_to(per_sample, (segment_ids.shape[0], *per_sample.shape[1:]))
     return jnp.take(per_sample, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
 
 
@@ -21,6 +27,9 @@ def segment_pool(values: jax.Array, segment_ids: jax.Array, segments: int) -> ja
 
     The sum of an empty segment is zero. Padding (segment id S) is ignored.
     """
+    if segments == 1:
+        mask = (segment_ids == 0).reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.sum(jnp.where(mask, values, 0), axis=0, keepdims=True)
     return jax.ops.segment_sum(values, segment_ids, segments, indices_are_sorted=True)
 
 
@@ -37,7 +46,7 @@ def weighted_pool(
     If `block` > 0, the products are computed in blocks of this many rows, so that [N, E] is never
     stored.
     """
-    if not 0 < block < len(values):
+    if not 0 < block < values.shape[0]:
         return segment_pool(weights[:, None] * values, segment_ids, segments)
     rows = InBlocks.of(
         dict,
@@ -55,7 +64,7 @@ def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> ja
 
     The mean of an empty segment is zero. Padding (segment id S) is ignored.
     """
-    counts = segment_pool(jnp.ones((len(values), 1), values.dtype), segment_ids, segments)
+    counts = segment_pool(jnp.ones((values.shape[0], 1), values.dtype), segment_ids, segments)
     return segment_pool(values, segment_ids, segments) / jnp.maximum(counts, 1)
 
 
@@ -63,9 +72,11 @@ def segment_softmax(
     x: jax.Array, segment_ids: jax.Array, segments: int, mask: jax.Array
 ) -> jax.Array:
     """Softmax of x [N] within each segment; 0 for padding."""
-    maximum = jax.ops.segment_max(
-        jnp.where(mask, x, -jnp.inf), segment_ids, segments, indices_are_sorted=True
-    )
+    masked = jnp.where(mask, x, -jnp.inf)
+    if segments == 1:
+        maximum = jnp.max(masked, keepdims=True, initial=-jnp.inf)
+    else:
+        maximum = jax.ops.segment_max(masked, segment_ids, segments, indices_are_sorted=True)
     maximum = jax.lax.stop_gradient(jnp.where(jnp.isfinite(maximum), maximum, 0))
     # Masked before exp as well: an infinite result there would make the gradient NaN.
     shifted = jnp.where(mask, x - rows_of_samples(maximum, segment_ids), 0)

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from small_logs import IMPRESSIONS, KNOWN, SPLIT, impressions, prepared, write
 
+from din_jax.data import numbers
 from din_jax.errors import DinError
-from din_jax.prepare import log, numbers
+from din_jax.prepare import log
 
 SPEC = """[impressions.context]
 wait = {numeric = "TRANSFORM"}

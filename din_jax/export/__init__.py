@@ -1,0 +1,1 @@
+"""Exports a trained run as an artifact that scores by itself."""

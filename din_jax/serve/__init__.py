@@ -1,0 +1,1 @@
+"""Scores requests: the Scorer, and the server around it."""
