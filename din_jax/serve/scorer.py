@@ -55,7 +55,7 @@ class Visitor:
 
     def score(self, candidates: Candidates) -> npt.NDArray[np.float64]:
         """Computes the click probabilities of candidates, float64 [C]; see `Scorer.score`."""
-        ads = self.scorer.encoder.ads(candidates)
+        ads = self.scorer.ads(candidates)
         return self.scorer.score_encoded([(self.encoded, ads)])[0].probability
 
     def rank(
@@ -66,7 +66,7 @@ class Visitor:
 
     def explain(self, candidates: Candidates) -> dict[str, npt.NDArray[np.float32]]:
         """Computes the activation weights; see `Scorer.explain`."""
-        ads = self.scorer.encoder.ads(candidates)
+        ads = self.scorer.ads(candidates)
         weights = self.scorer.score_encoded([(self.encoded, ads)])[0].weights
         if not weights:
             name = self.scorer.artifact.manifest["config"]["model"]["name"]
@@ -178,6 +178,22 @@ class Scorer:
                     axis, f"{length:,} values; at most {self._behaviors_at_most(axis):,} are read"
                 )
         return Visitor(self, encoded)
+
+    def ads(self, candidates: Candidates) -> Encoded:
+        """Encodes candidates.
+
+        Args:
+          candidates: see `score`.
+
+        Raises:
+          InvalidRequest: see `user`.
+        """
+        encoded = self.encoder.ads(candidates)
+        for name, most in self._ads_capacity.items():
+            if encoded.size[name] > most:
+                problem = f"{encoded.size[name]:,} values; at most {most:,} are read"
+                raise InvalidRequest(f"candidates.{name}", problem)
+        return encoded
 
     def score(
         self,
