@@ -18,6 +18,9 @@ from din_jax.errors import DinError
 
 Arrays = dict[str, Any]
 
+_GREATEST = float(np.finfo(np.float32).max)  # number that a model reads
+_LATEST = 2**53  # time, in seconds: exact as a float
+
 
 class InvalidRequest(DinError):
     """A request that can't be scored.
@@ -202,7 +205,8 @@ class Encoder:
         seconds = None
         if columns.get("time"):
             for value in columns["time"]:
-                if isinstance(value, bool) or not isinstance(value, int | float):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not (number and abs(value) <= _LATEST):
                     raise InvalidRequest(f"{where}.time", f"{value!r}; expected seconds")
             seconds = np.floor(np.array(columns["time"], np.float64)).astype(np.int64)
             chosen = np.argsort(seconds, kind="stable")
@@ -237,8 +241,9 @@ def _check_numbers(values: Sequence[Any], at: str) -> None:
     for value in values:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidRequest(at, f"{value!r}; expected a number or null")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequest(at, f"{value}; expected a finite number, or null if missing")
+        if value is not None and not abs(value) <= _GREATEST:
+            problem = f"{value}; expected a number up to {_GREATEST:.2g}, or null if missing"
+            raise InvalidRequest(at, problem)
 
 
 def _columns(
