@@ -16,6 +16,7 @@ from din_jax import cli
 from din_jax.errors import DinError
 
 TOKEN_VARIABLE = "DIN_JAX_TOKEN"
+_KEEP_ALIVE = 75  # seconds that a connection may idle: longer than proxies keep theirs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="default: 8000; 0 for a free one")
     add("--token_file", default="", help=f"file with the token (or ${TOKEN_VARIABLE})")
     add("--no_token", action="store_true", help="listen on another address without a token")
-    add("--max_batch", type=int, default=8, help="most requests in one computation (default: 8)")
+    add("--max_batch", type=int, default=4, help="most requests in one computation (default: 4)")
     add("--max_wait_ms", type=float, default=0, help="wait for others to merge with (default: 0)")
     add("--max_queue", type=int, default=64, help="requests that are admitted (default: 64)")
     add("--timeout_ms", type=float, default=1000, help="of a request (default: 1000)")
@@ -86,9 +87,12 @@ def serve(arguments: argparse.Namespace) -> None:
     name = arguments.name or Path(arguments.model).resolve().name
     monitor = Monitor(name)
 
-    def load(folder: Path) -> Scorer:
+    def load(folder: Path, current: Scorer | None) -> Scorer:
         return Scorer(
-            folder, max_candidates=arguments.candidates_per_call, max_users=arguments.max_batch
+            folder,
+            max_candidates=arguments.candidates_per_call,
+            max_users=arguments.max_batch,
+            like=current,
         )
 
     versions = Versions(arguments.model, load, monitor.event)
@@ -125,6 +129,7 @@ def serve(arguments: argparse.Namespace) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=arguments.drain_seconds,
     )
 

@@ -60,7 +60,7 @@ class Batcher:
     def __init__(
         self,
         *,
-        max_batch: int = 8,
+        max_batch: int = 4,
         max_wait_ms: float = 0,
         max_queue: int = 64,
         encoders: int = 2,

@@ -99,6 +99,7 @@ class Scorer:
       max_users: how many requests `score_encoded` merges into one call.
       warm: whether to compile now. Without, a shape is compiled when it is first used.
       verify: whether to compare the files with their checksums, and the scores of the probe.
+      like: another scorer, whose compiled programs are used if the models differ in values alone.
 
     Attributes:
       artifact: the model.
@@ -118,6 +119,7 @@ class Scorer:
         max_users: int = 8,
         warm: bool = True,
         verify: bool = True,
+        like: Scorer | None = None,
     ):
         if max_candidates < 1 or max_users < 1:
             raise DinError("Scorer: max_candidates and max_users must be 1 or more")
@@ -134,6 +136,8 @@ class Scorer:
         self._weights = jax.device_put(self.artifact.weights, may_alias=True)
         self._lock = threading.Lock()
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+        if like is not None and _computes_alike(like, self):
+            self._compiled, self._lock = like._compiled, like._lock
         longest = self._longest(manifest["longest"])
         ad_fields = {name for name in longest if name in self.encoder.ad_fields}
         self._ads_capacity = {name: longest.pop(name) for name in ad_fields}
@@ -367,6 +371,16 @@ class Scorer:
                 f"{self.artifact.path}: the probe's logits differ by {difference:.2g} from "
                 "those of the export: the model is damaged, or this platform computes otherwise"
             )
+
+
+def _computes_alike(one: Scorer, other: Scorer) -> bool:
+    """Whether the programs of one scorer are those of another: a function of equal shapes."""
+
+    def of(scorer: Scorer) -> tuple[object, ...]:
+        manifest = scorer.artifact.manifest
+        return manifest["files"]["scoring.bin"], manifest["arrays"], manifest["config"]["model"]
+
+    return of(one) == of(other)
 
 
 def ranking(

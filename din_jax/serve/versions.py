@@ -41,7 +41,8 @@ class Versions:
 
     Args:
       path: of the artifact or the folder.
-      load: makes a scorer of an artifact's folder, ready to score.
+      load: makes a scorer of an artifact's folder, ready to score; it is given the scorer that
+        serves, or None.
       on_event: is told "loaded", "refused" or "rolled_back", and the version's name.
 
     Raises:
@@ -51,7 +52,7 @@ class Versions:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        load: Callable[[Path], Scorer],
+        load: Callable[[Path, Scorer | None], Scorer],
         on_event: Callable[[Event, str], object] = lambda event, name: None,
     ):
         self._path, self._load, self._on_event = Path(path), load, on_event
@@ -150,7 +151,7 @@ class Versions:
     def _try(self, folder: Path) -> DinError | None:
         """Loads a version and lets it serve, or says what is wrong with it."""
         try:
-            scorer = self._load(folder)
+            scorer = self._load(folder, self._current and self._current.scorer)
         except Exception as error:  # whatever damaged files lead to
             expected = isinstance(error, DinError)
             _log.error("refused version %s: %s", folder.name, error, exc_info=not expected)

@@ -129,7 +129,7 @@ def stub_server(tmp_path, scorer=None, *, token=None, rollback=True, batcher=(),
     (folder / "v1").mkdir(parents=True, exist_ok=True)
     scorer = scorer or StubScorer()
     monitor = Monitor("stub")
-    versions = Versions(folder, lambda path: scorer, monitor.event)
+    versions = Versions(folder, lambda path, current: scorer, monitor.event)
     limits = Limits(**({"timeout_ms": 20_000} | limits))
     merged = Batcher(on_batch=monitor.batch.observe, **dict(batcher))
     return Server("stub", versions, merged, monitor, limits, token=token, rollback=rollback)

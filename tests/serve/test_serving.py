@@ -64,7 +64,7 @@ def more_answers(answers, loops):
 
 def test_reloads_lose_no_request(tmp_path):
     server = stub_server(tmp_path)
-    server.versions._load = lambda folder: StubScorer(folder.name)
+    server.versions._load = lambda folder, current: StubScorer(folder.name)
     server.versions.watch(0.01)
     answers, stop = queue.Queue(), threading.Event()
 

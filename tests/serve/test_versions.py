@@ -12,7 +12,8 @@ import pytest
 from stubs import StubScorer
 
 from din_jax.errors import DinError
-from din_jax.serve.scorer import Scorer
+from din_jax.export import artifact as artifacts
+from din_jax.serve.scorer import Scorer, _computes_alike
 from din_jax.serve.versions import Versions
 
 
@@ -33,7 +34,7 @@ class Folder:
             (folder / "bad").unlink(missing_ok=True)
         return folder
 
-    def load(self, folder):
+    def load(self, folder, current):
         self.loads.append(folder.name)
         if (folder / "bad").exists():
             raise DinError("damaged")
@@ -180,8 +181,8 @@ def test_other_inputs_are_noted(folder, caplog):
     versions = folder.versions()
     load = folder.load
 
-    def renamed(path):
-        scorer = load(path)
+    def renamed(path, current):
+        scorer = load(path, current)
         scorer.encoder.user_fields = {"years": scorer.encoder.user_fields["age"]}
         return scorer
 
@@ -195,8 +196,8 @@ def test_other_inputs_are_noted(folder, caplog):
 # With a model ------------------------------------------------------------------------------------
 
 
-def quick(folder):
-    return Scorer(folder, max_candidates=4, max_users=1, warm=False)
+def quick(folder, current):
+    return Scorer(folder, max_candidates=4, max_users=1, warm=False, like=current)
 
 
 def truncate(file):
@@ -207,6 +208,41 @@ def flip_a_bit(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def with_doubled_tables(model, path, probe):
+    """A model with tables of twice the values."""
+    tables = {name: 2 * np.asarray(table) for name, table in model.weights["tables"].items()}
+    artifacts.write(
+        path,
+        model.manifest,
+        weights={**model.weights, "tables": tables},
+        transform=model.transform,
+        function=(model.path / "scoring.bin").read_bytes(),
+        probe=probe,
+        card="",
+    )
+
+
+def test_a_version_that_differs_in_values_alone_compiles_nothing(artifact, tmp_path):
+    shutil.copytree(artifact, tmp_path / "v1")
+    versions = Versions(tmp_path, quick)
+    old = versions.current.scorer
+    assert old.programs == 1
+    model, request = old.artifact, old.artifact.probe["request"]
+    with_doubled_tables(model, tmp_path / ".v2", model.probe)
+    alone = Scorer(tmp_path / ".v2", max_candidates=4, max_users=1, warm=False, verify=False)
+    expected = alone.score(**request)
+    logits = (np.log(expected) - np.log1p(-expected)).tolist()
+    with_doubled_tables(model, tmp_path / "v2", {**model.probe, "logits": logits})
+    assert polled(versions)
+    new = versions.current.scorer
+    np.testing.assert_array_equal(new.score(**request), expected)
+    assert np.abs(old.score(**request) - expected).max() > 1e-6
+    assert new.programs == 1
+    assert new._compiled is old._compiled
+    new.artifact.manifest["arrays"]["tables/item"][0] += 1
+    assert not _computes_alike(old, new)
 
 
 @pytest.mark.parametrize(
