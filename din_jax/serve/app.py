@@ -90,7 +90,6 @@ class Server:
         self.name, self.versions, self.batcher = name, versions, batcher
         self.monitor, self.limits = monitor, limits
         self._rollback_allowed = rollback
-        self._draining = False
         monitor.queue(lambda: batcher.admitted)
         routes = [
             Route("/v1/score", self.score, methods=["POST"]),
@@ -179,7 +178,7 @@ class Server:
 
     async def ready(self, request: Request) -> Response:
         """GET /v2/health/ready: whether to send requests."""
-        return answer({"ready": not self._draining}, 503 if self._draining else 200)
+        return answer({"ready": True})  # the model is loaded before the server listens
 
     async def model(self, request: Request) -> Response:
         """GET /v2/models/NAME: versions, inputs and outputs."""
@@ -198,8 +197,7 @@ class Server:
     async def model_ready(self, request: Request) -> Response:
         """GET /v2/models/NAME/ready."""
         self._check_name(request)
-        status = 503 if self._draining else 200
-        return answer({"name": self.name, "ready": not self._draining}, status)
+        return answer({"name": self.name, "ready": True})
 
     async def _scored(self, request: Request, kind: type[_Asked]) -> _Answered:
         deadline = self._deadline(request)
@@ -270,7 +268,6 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
-        self._draining = True
         self.versions.close()
         await asyncio.to_thread(self.batcher.close)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import din_jax
@@ -123,21 +124,22 @@ def document(name: str, version: str, scorer: Scorer) -> dict[str, Any]:
 
 def tensors(encoder: Encoder) -> list[dict[str, Any]]:
     """The inputs as the Open Inference Protocol describes them."""
-    named: list[tuple[str, Any, list[int]]] = [
-        *(("user", f, [1]) for f in encoder.user_fields.values()),
-        *(("context", f, [1]) for f in encoder.context_fields.values()),
-        *(("candidates", f, [-1]) for f in encoder.ad_fields.values()),
+    groups: list[tuple[str, Mapping[str, Any], list[int]]] = [
+        ("user", encoder.user_fields, [1]),
+        ("context", encoder.context_fields, [1]),
+        ("candidates", encoder.ad_fields, [-1]),
     ]
     for sequence in encoder.schema.sequences:
         parts: list[Any] = [*sequence.fields, *sequence.numbers]
-        named += [(f"behaviors.{sequence.name}", part, [-1]) for part in parts]
+        groups.append((f"behaviors.{sequence.name}", {p.name: p for p in parts}, [-1]))
     return [
         {
-            "name": f"{where}.{part.name}",
-            "datatype": "BYTES" if hasattr(part, "table") else "FP64",
-            "shape": [*shape, -1] if getattr(part, "multi_hot", False) else shape,
+            "name": f"{where}.{name}",
+            "datatype": "BYTES" if hasattr(field, "table") else "FP64",
+            "shape": [*shape, -1] if getattr(field, "multi_hot", False) else shape,
         }
-        for where, part, shape in named
+        for where, fields, shape in groups
+        for name, field in fields.items()
     ]
 
 
