@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import polars as pl
 import pytest
-from runs import tiny_config
 
 from din_jax.config import default_config
 from din_jax.data.schema import (
@@ -21,7 +20,6 @@ from din_jax.data.store import Store
 from din_jax.data.store_writer import StoreWriter
 from din_jax.metrics import auc
 from din_jax.training.loop import train
-from din_jax.training.trained import load_run
 
 SCHEMA = Schema(
     (Table("item", 101),),
@@ -85,16 +83,3 @@ def test_a_model_reaches_the_best_that_a_number_allows(tmp_path, name):
     best = auc(labels, probability(wait))
     assert best > 0.8
     assert found > best - 0.01
-
-
-@pytest.mark.long
-def test_several_devices_learn_from_numbers_as_one(tmp_path):
-    planted = prepare(tmp_path / "store", train=4000, validation=500, test=500)
-    probabilities = []
-    for devices in 1, 2:
-        folder = tmp_path / str(devices)
-        train(tiny_config(planted, devices=devices, **{"model.name": "base"}), folder)
-        run, state = load_run(folder)
-        probabilities.append(run.probabilities(state, "test"))
-    np.testing.assert_allclose(probabilities[1], probabilities[0], atol=1e-3)
-    assert np.std(probabilities[0]) > 0.01
