@@ -17,7 +17,8 @@ LAYERS = [
     {"step"},
     {"checkpoint"},
     {"training"},
-    {"report"},
+    {"report", "predict", "export"},
+    {"serve"},
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

@@ -89,6 +89,26 @@ class Store:
             ) from error
         self._columns = {name: self._map(name, n) for name, n in lengths.items()}
 
+    @staticmethod
+    def of_columns(
+        schema: Schema,
+        columns: Mapping[str, npt.NDArray[Any]],
+        splits: Mapping[str, tuple[int, int]],
+    ) -> Store:
+        """A store in memory, without vocabularies: samples to score.
+
+        Args:
+          schema: of the samples.
+          columns: {name: column}, all that `column_names` names.
+          splits: {split: its first sample, and the one after its last}.
+        """
+        store = object.__new__(Store)
+        store.path, store.schema, store.fingerprint = Path("memory"), schema, ""
+        store.origin, store.like = {}, ()
+        store._splits = {name: list(splits.get(name, (0, 0))) for name in SPLITS}
+        store._columns = {name: columns[name] for name in column_names(schema)}
+        return store
+
     def __len__(self) -> int:
         """The number of samples in all splits."""
         return len(self._columns["samples/label"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from din_jax.data.numbers import NumberTransform
+from din_jax.data.store import Store
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
@@ -131,7 +132,8 @@ def prepare(
             tables = {name: fit.result() for name, fit in fits.items()}
         else:
             tables = {name: known[name] for name in parsed.tables}
-            check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
+            assert like is not None
+            check_like(log_schema(log, tables), Store(like).schema, like)
         counted = counting.result()
     written: dict[str, Any] = {
         "preparation": "log",
@@ -146,6 +148,7 @@ def prepare(
         "own history": {name: str(own) for name, own in counted.items()},
         "notes": log.notes,
         "spec": as_json(parsed.source),
+        "data": str(Path(data if data is not None else Path(spec).parent).absolute()),
     }
     if transforms := {n: t.to_json() for n, t in tables.items() if isinstance(t, NumberTransform)}:
         written["numbers"] = transforms

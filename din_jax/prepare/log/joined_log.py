@@ -44,6 +44,7 @@ class JoinedLog:
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
       negatives: how negatives were drawn, or None.
+      place: int64 [samples], ".place" of the impressions where their frame has it, or None.
     """
 
     def __init__(self, spec: Spec, seed: int, tables: Tables):
@@ -56,6 +57,8 @@ class JoinedLog:
         self.label = samples[".label"] if ".label" in samples.columns else unlabelled
         self.weight = samples[".weight"].to_numpy() if ".weight" in samples.columns else None
         self.time = None if self._unit is None else in_seconds(samples[".time"], self._unit)
+        has_place = ".place" in samples.columns
+        self.place = samples[".place"].to_numpy().astype(np.int64) if has_place else None
         self.user, self.users = np.arange(rows), pl.Series([], dtype=pl.Int64)
         if spec.impressions.user is not None:
             self.users = samples[".user"].unique(maintain_order=True)

@@ -84,8 +84,22 @@ def read(path: str | Path, data: str | Path | None = None, *, to_score: bool = F
             f'{path}: not TOML: {error}; expected lines like label = "click" below headers like '
             "[impressions]"
         ) from error
-    top = Section(path, "", source, _SECTIONS)
-    return _Reader(path, Path(data) if data is not None else path.parent, top, to_score).spec()
+    return parse(source, path, Path(data) if data is not None else path.parent, to_score=to_score)
+
+
+def parse(source: dict[str, Any], path: Path, folder: Path, *, to_score: bool = False) -> Spec:
+    """Reads a spec that has been parsed.
+
+    Args:
+      source: the TOML, or the JSON that a store's origin has of it.
+      path: what messages name.
+      folder: see `read`.
+      to_score: see `read`.
+
+    Raises:
+      DinError: see `read`.
+    """
+    return _Reader(path, folder, Section(path, "", source, _SECTIONS), to_score).spec()
 
 
 class _Reader:

@@ -85,6 +85,43 @@ class TableReader:
             for frame in self._frames(file, [column for column in columns if column in names]):
                 yield file, frame
 
+    def blocks(
+        self, columns: Mapping[str, str], rows: int
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Yields the rows in parts: all their columns as in the file, and those asked as in `read`.
+
+        Args:
+          columns: see `read`.
+          rows: of a part, about.
+
+        Raises:
+          DinError: see `read`.
+        """
+        existing = self._existing(columns)
+        for file, names in zip(self.files, existing, strict=True):
+            for whole in self._whole_frames(file, rows):
+                cleaned = []
+                for column in columns:
+                    values = pl.Series([file.partition.get(column)], dtype=pl.String)
+                    if column in names:
+                        values = whole.select(_expression(column, whole.columns)).to_series()
+                    elif len(whole):
+                        values = values.new_from_index(0, len(whole))
+                    cleaned.append(self._clean(values, compacts=file.format == "csv").alias(column))
+                yield whole, pl.DataFrame(cleaned)
+
+    def _whole_frames(self, file: File, rows: int) -> Iterator[pl.DataFrame]:
+        if file.format == "csv":
+            for block in csv_blocks.blocks(file.path, file.dialect, self._names(file)):
+                yield block.frame
+        elif file.format == "json":
+            yield from self._json_frames(file)
+        else:
+            with _reading(file, self.section):
+                scan = self._scan(file)
+                for begin in range(0, scan.select(pl.len()).collect().item(), rows):
+                    yield scan.slice(begin, rows).collect()
+
     def names(self) -> list[str]:
         """The columns of the first file."""
         file = self.files[0]
@@ -289,8 +326,10 @@ def _looks_like_data(names: Sequence[str]) -> bool:
     return numbers > 0 or "" in names or len(set(names)) < len(names)
 
 
-def _expression(column: str) -> pl.Expr:
-    """A column, or the field that a name like a.b has in a nested one."""
+def _expression(column: str, names: Sequence[str] = ()) -> pl.Expr:
+    """A column, one of `names` or not nested; or the field that a.b has in a nested one."""
+    if column in names:
+        return pl.col(column)
     first, *rest = column.split(".")
     expression = pl.col(first)
     for name in rest:

@@ -7,6 +7,8 @@ have their field's name, which can't start with a dot.
 
 from __future__ import annotations
 
+import copy
+
 import polars as pl
 
 from din_jax.data.id_lookup import distinct, index_in
@@ -24,32 +26,59 @@ class Tables:
     Args:
       spec: describes them.
       limit: how many rows of each to read, about; None reads all.
+      impressions: whether to read the table of the impressions.
 
     Attributes:
       frames: {section of the spec: frame}.
       counts: {section: {what is counted: rows}}.
       notes: of what is not an error but may be a mistake.
+      text_tables: the embedding tables whose ids stay text.
     """
 
-    def __init__(self, spec: specs.Spec, *, limit: int | None = None):
+    def __init__(self, spec: specs.Spec, *, limit: int | None = None, impressions: bool = True):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
         self._zoned: dict[str, bool] = {}
-        self._raw = _RawTables(spec, limit)
-        self.frames = {"impressions": self._read_impressions(spec)}
+        self.text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
+        self._raw = _RawTables(spec, limit, self.text_tables)
+        self.frames = {}
+        if impressions:
+            columns = self._raw.columns(spec.impressions.files)
+            self.frames["impressions"] = self._read_impressions(spec, columns)
         self.frames |= {b.files.section: self._read_behaviors(b) for b in spec.behaviors}
         self.frames |= {s.files.section: self._read_side_table(s, ".item") for s in spec.items}
         self.frames |= {s.files.section: self._read_side_table(s, ".user") for s in spec.users}
         self.notes += self._raw.notes()
         del self._raw
+        self._unify(spec)
+        if impressions:
+            self._note_meeting(spec)
+
+    @staticmethod
+    def without_impressions(spec: specs.Spec) -> Tables:
+        """All tables but that of the impressions, which `with_impressions` adds in parts."""
+        return Tables(spec, impressions=False)
+
+    def with_impressions(self, spec: specs.Spec, columns: TypedColumns) -> Tables:
+        """The tables with these impressions, and with the behaviours of their users alone."""
+        tables = copy.copy(self)
+        tables.notes, tables.counts, tables._zoned = [], dict(self.counts), dict(self._zoned)
+        impressions = tables._read_impressions(spec, columns)
+        tables.frames = {"impressions": impressions, **self.frames}
+        tables._unify(spec)
+        for section in (b.files.section for b in spec.behaviors):
+            frame, users = tables.frames[section], tables.frames["impressions"][".user"]
+            here = index_in(distinct(users), frame[".user"]) >= 0
+            tables.frames[section] = frame.filter(pl.Series(here))
+        return tables
+
+    def _unify(self, spec: specs.Spec) -> None:
         self._check_zones(spec)
         for key in (".user", ".item", ".time"):
             self._unify_type(spec, key)
-        self._note_meeting(spec)
 
-    def _read_impressions(self, spec: specs.Spec) -> pl.DataFrame:
+    def _read_impressions(self, spec: specs.Spec, columns: TypedColumns) -> pl.DataFrame:
         impressions = spec.impressions
-        columns = self._raw.columns(impressions.files)
         label, negatives = impressions.label, spec.negatives
         if label is None:
             pass
@@ -187,15 +216,15 @@ class Tables:
 class _RawTables:
     """Reads the files of a spec; sections with the same files share one reading."""
 
-    def __init__(self, spec: specs.Spec, limit: int | None):
+    def __init__(self, spec: specs.Spec, limit: int | None, text_tables: frozenset[str]):
         self._limit = limit
-        self._text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
+        self._text_tables = text_tables
         self._needed: dict[object, dict[str, str]] = {}
         self._sections: dict[str, dict[str, str]] = {}
         self._read: dict[object, tuple[TableReader, pl.DataFrame]] = {}
         self._waiting: dict[object, int] = {}
         self._notes: dict[str, None] = {}
-        for files, columns in _columns_of(spec):
+        for files, columns in columns_of(spec):
             key = files.source()
             self._sections[files.section] = columns
             self._needed[key] = {**columns, **self._needed.get(key, {})}
@@ -220,7 +249,7 @@ class _RawTables:
         return list(self._notes)
 
 
-def _columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]]:
+def columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]]:
     """The files of each section, and {column: the key of the spec that names it}."""
     impressions, split = spec.impressions, spec.split
     first: dict[str, str] = {}
