@@ -3,60 +3,21 @@
 import numpy as np
 import polars as pl
 import pytest
-from runs import command, tiny_config
+from runs import command
+from untrained import prepare_log, random_run
 
 from din_jax.errors import DinError
 from din_jax.predict import predicting
 from din_jax.predict.table_writer import TableWriter
-from din_jax.prepare import log
-from din_jax.training.loop import train
 from din_jax.training.trained import evaluate, load_run
-
-SPEC = """[impressions]
-path = "impressions.parquet"
-label = "click"
-user = "user"
-item = "item"
-time = "time"
-time_unit = "s"
-[impressions.ad]
-price = {numeric = "log1p"}
-[items]
-path = "items.csv"
-item = "item"
-[items.columns]
-tags = {separator = "|"}
-[split]
-by = "time"
-validation = 0.2
-test = 0.2
-"""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a log, its store and a run on it; the log."""
     folder = tmp_path_factory.mktemp("predict")
-    rng, rows = np.random.default_rng(0), 3000
-    frame = pl.DataFrame(
-        {
-            "time": 1_500_000_000 + np.sort(rng.choice(10**6, rows, replace=False)),
-            "user": rng.integers(60, size=rows),
-            "item": [f"i{k}" for k in rng.integers(40, size=rows)],
-            "price": rng.lognormal(size=rows),
-            "place": [{"x": int(k)} for k in rng.integers(9, size=rows)],
-            "click": rng.integers(2, size=rows),
-        }
-    )
-    frame.write_parquet(folder / "impressions.parquet")
-    tags = ["|".join(f"t{t}" for t in range(k % 4)) for k in range(40)]
-    pl.DataFrame({"item": [f"i{k}" for k in range(40)], "tags": tags}).write_csv(
-        folder / "items.csv"
-    )
-    (folder / "spec.toml").write_text(SPEC)
-    log.prepare(folder / "spec.toml", folder / "store")
-    keys = {"model.attention.age": True, "optimizer.lazy": False, "eval.batch_size": 64}
-    train(tiny_config(folder / "store", **keys), folder / "run", test=False)
+    frame = prepare_log(folder)
+    random_run(folder / "store", folder / "run", **{"eval.batch_size": 64})
     return folder, frame
 
 
@@ -81,7 +42,7 @@ def test_rows_have_the_probabilities_of_their_samples(trained, tmp_path, monkeyp
     expected = evaluate(folder / "run", "test").probabilities
     in_test = found.sort("time").tail(len(expected))
     np.testing.assert_allclose(in_test["p_click"], expected, atol=1e-6)
-    assert np.std(expected) > 1e-4
+    assert np.std(expected) > 0.05
 
 
 def test_rows_without_labels_and_with_unknown_ids_as_a_command(trained, tmp_path):
