@@ -171,7 +171,8 @@ class Scorer:
         Raises:
           InvalidRequest: a field is missing, unknown or of another type.
         """
-        encoded = self.encoder.user(user or {}, behaviors or {}, context or {}, time)
+        parts = ({} if part is None else part for part in (user, behaviors, context))
+        encoded = self.encoder.user(*parts, time)
         for axis, length in encoded.size.items():
             if length > self._behaviors_at_most(axis):
                 raise InvalidRequest(
