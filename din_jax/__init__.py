@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from din_jax.nn.numbers import number_inputs as number_inputs
     from din_jax.nn.pooling import (
         normalize_weights as normalize_weights,
+        pool_packed as pool_packed,
         segment_mean as segment_mean,
         segment_pool as segment_pool,
         segment_softmax as segment_softmax,
@@ -132,6 +133,7 @@ _MODULES = {
     "nn.numbers": ("number_inputs",),
     "nn.pooling": (
         "normalize_weights",
+        "pool_packed",
         "segment_mean",
         "segment_pool",
         "segment_softmax",

@@ -19,12 +19,23 @@ class Feature(NamedTuple):
     """A feature of samples or behaviours.
 
     Entry i has values[value_index[i]], or no value if value_index[i] is −1. `values` are ids, lists
-    of ids, or numbers.
+    of ids, or numbers. `weights` are lists as long as those of the ids, or None.
     """
 
     table: str
     values: pl.Series
     value_index: np.ndarray
+    weights: pl.Series | None = None
+
+    @classmethod
+    def of(cls, column: Column, frame: pl.DataFrame, value_index: np.ndarray) -> Feature:
+        """The feature that is a column of a frame."""
+        values, weights = frame[column.name], None
+        if column.weighted == "use":
+            weights, values = (
+                values.list.eval(pl.element().struct.field(part)) for part in ("weight", "id")
+            )
+        return cls(column.table, values, value_index, weights)
 
     @property
     def multi_hot(self) -> bool:
@@ -62,7 +73,7 @@ class BehaviorSequence(NamedTuple):
 def own_features(columns: Iterable[Column], frame: pl.DataFrame) -> dict[str, Feature]:
     """Features that are columns of the table of samples or behaviours itself."""
     every_row = np.arange(len(frame))
-    return {c.name: Feature(c.table, frame[c.name], every_row) for c in columns}
+    return {c.name: Feature.of(c, frame, every_row) for c in columns}
 
 
 def joined_features(
@@ -105,7 +116,7 @@ def joined_features(
         last = search_by_time(entries, ".id", id_of_row, frame[".time"], "right") - 1
         valid = (last >= 0) & (entries[".id"].to_numpy()[last] == id_of_row)
         index = np.where(valid, entries[".row"].to_numpy().astype(np.int64)[last], -1)
-    return {c.name: Feature(c.table, table[c.name], index) for c in side_table.columns}
+    return {c.name: Feature.of(c, table, index) for c in side_table.columns}
 
 
 def behavior_sequence(

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import polars as pl
 
+from din_jax.errors import DinError
 from din_jax.prepare.log.spec import ListedHistory
 from din_jax.prepare.log.typed_columns import TypedColumns
 
@@ -20,6 +21,11 @@ def add_history(table: TypedColumns, history: ListedHistory) -> None:
     columns = [*([history.item] if history.item else []), *history.ad]
     for column in columns:
         raw = table.raw[column.column]
+        if column.weighted == "use":
+            raise DinError(
+                f'{table.path}: {column.column!r} of [{history.name}] has weighted = "use", but '
+                'its values are behaviours, which have no weights; write weighted = "drop"'
+            )
         if not (isinstance(raw.dtype, pl.List | pl.Array) or column.list or column.separator):
             raise table.type_error(
                 column.column,

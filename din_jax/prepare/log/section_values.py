@@ -181,9 +181,11 @@ def column(
     notation = inner.optional_text("list", '"json" or "python"')
     if notation not in (None, "json", "python"):
         raise inner.invalid("list", '"json" for ["a", "b"], "python" for [\'a\', \'b\']')
-    weighted = inner.optional_text("weighted", '"drop"')
-    if weighted not in (None, "drop"):
-        raise inner.invalid("weighted", '"drop", which reads id:weight as the id alone')
+    weighted = inner.optional_text("weighted", '"drop" or "use"')
+    if weighted not in (None, "drop", "use"):
+        raise inner.invalid(
+            "weighted", '"use" for id:weight, or "drop", which reads it as the id alone'
+        )
     result = Column(
         name=name,
         column=inner.optional_text("column") or name,
@@ -209,10 +211,14 @@ def column(
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
-    if result.weighted and not several:
+    if result.weighted and result.numeric:
         raise DinError(
-            f"{inner.location} has weighted, which is for several values a row; name the separator "
-            "between them"
+            f"{inner.location} is numeric and has weighted, which is for ids. Remove one of the two"
+        )
+    if result.weighted == "use" and result.take:
+        raise DinError(
+            f'{inner.location} has weighted = "use", and take, which leaves one value: its weight '
+            'would have no meaning. Write weighted = "drop", or remove take'
         )
     return result
 

@@ -25,7 +25,8 @@ class Column:
       table: the embedding table.
       separator: text is split at it into several values.
       list: "json" or "python": text holds a list of values in this notation.
-      weighted: "drop": each of the several values is "id:weight", of which the id is used.
+      weighted: each of the several values is "id:weight". "drop": the id alone is used; "use": the
+        weight too.
       take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
       transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then
@@ -37,7 +38,7 @@ class Column:
     table: str
     separator: str | None = None
     list: Literal["json", "python"] | None = None
-    weighted: Literal["drop"] | None = None
+    weighted: Literal["drop", "use"] | None = None
     take: Literal["first", "last"] | None = None
     numeric: bool = False
     transform: str | None = None

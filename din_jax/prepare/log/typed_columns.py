@@ -204,8 +204,17 @@ class TypedColumns:
                 self.add(name, raw.cast(pl.List(pl.Float64)))
             else:
                 self.add(name, self._numbers(column.column, raw).fill_nan(None))
-        elif column.list is not None:
-            self.add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
+        elif column.list is not None or (
+            column.weighted is not None and isinstance(raw.dtype, pl.List | pl.Array)
+        ):
+            self.add(name, self._without_weights(column, self._parsed_lists(column, raw)))
+        elif column.separator is None and column.weighted is not None:
+            raise self.type_error(
+                column.column,
+                raw.dtype,
+                f'lists of id:weight, as weighted = "{column.weighted}" of {name} says',
+                "if it is text, name the separator between the values",
+            )
         elif column.separator is None:
             stays_text = column.table in self._text_tables and raw.dtype == pl.String
             ids = raw if stays_text else self._ids(column.column, raw, lists=True)
@@ -224,9 +233,9 @@ class TypedColumns:
             parts = parts.list.eval(pl.element().filter(pl.element() != ""))
             if column.weighted is None:
                 self.notes += value_notes.part_notes(self.section, name, column.column, parts)
-            self.add(name, self._weights_dropped(column, parts))
+            self.add(name, self._without_weights(column, parts))
         elif raw.dtype == pl.Null:
-            self.add(name, raw.cast(pl.List(pl.String)))
+            self.add(name, self._without_weights(column, raw.cast(pl.List(pl.String))))
         else:
             raise self.type_error(
                 column.column, raw.dtype, "text to split at the separator", "remove separator"
@@ -297,16 +306,22 @@ class TypedColumns:
             self.refuse(column.column, invalid, error.expected)
             raise
 
-    def _weights_dropped(self, column: Column, parts: pl.Series) -> pl.Series:
+    def _without_weights(self, column: Column, parts: pl.Series) -> pl.Series:
+        """Lists of id:weight as lists of ids; with weighted = "use" of {"id", "weight"}."""
         if column.weighted is None:
             return parts
-        valid = parts.list.eval(pl.element().cast(pl.String).str.contains(r"^.+:-?[0-9.eE+-]+$"))
+        parts = parts.cast(pl.List(pl.String)).list.drop_nulls()
+        row = pl.element().str.extract_groups(r"^(?<id>.+):(?<weight>[^:]*)$")
+        pairs = parts.list.eval(row)
+        weight = pl.element().struct.field("weight").cast(pl.Float32, strict=False)
         self.refuse(
             column.column,
-            ~valid.list.all().fill_null(True),
-            "values like id:0.5, as weighted says",
+            ~pairs.list.eval(weight.is_finite().fill_null(False)).list.all().fill_null(True),
+            f'values like id:0.5, as weighted = "{column.weighted}" says',
         )
-        return parts.list.eval(pl.element().str.replace(r":[^:]*$", ""))
+        if column.weighted == "drop":
+            return pairs.list.eval(pl.element().struct.field("id"))
+        return pairs.list.eval(pl.struct(pl.element().struct.field("id"), weight))
 
     def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
