@@ -46,6 +46,8 @@ class File(NamedTuple):
 def find(files: TableFiles) -> list[File]:
     """The files of a table, in the order of the spec's paths, folders and patterns sorted.
 
+    A file that two paths name is there once.
+
     Raises:
       DinError: there is no file, or a file's format can't be told.
     """
@@ -66,7 +68,7 @@ def find(files: TableFiles) -> list[File]:
                     "from its own folder, or from --data"
                 )
         found += inside
-    return found
+    return list({file.path: file for file in found}.values())  # each once
 
 
 def _in_folder(files: TableFiles, folder: Path) -> list[File]:

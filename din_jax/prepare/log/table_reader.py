@@ -6,22 +6,19 @@ whole numbers, each written in the usual way, become numbers, as they are in Par
 
 from __future__ import annotations
 
-import ast
 import functools
-import io
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare.log import csv_blocks, table_files
-from din_jax.prepare.log.file_text import open_bytes, read_errors
+from din_jax.prepare.log import csv_blocks, json_lines, table_files
 from din_jax.prepare.log.spec import TableFiles
 from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
@@ -29,7 +26,6 @@ from din_jax.prepare.log.value_types import compact, unify
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
 _THREADS = 2
-_JSON_BYTES = 1 << 26
 
 
 class TableReader:
@@ -45,6 +41,7 @@ class TableReader:
     def __init__(self, files: TableFiles):
         self.section, self._options = files.section, files
         self.files = table_files.find(files)
+        self._json: dict[Path, _Loaded] = {}
         self.path = files.paths[0] if len(files.paths) == 1 else files.paths[0].parent
         self.notes: list[str] = []
 
@@ -58,11 +55,12 @@ class TableReader:
         Raises:
           DinError: no file has a column, or a file can't be read.
         """
+        self._load_json(columns, limit)
         existing = self._existing(columns)
         parts: dict[str, list[pl.Series]] = {column: [] for column in columns}
         rows = 0
         with ThreadPoolExecutor(_THREADS) as threads:  # Polars releases the interpreter
-            for file, frame in self._parts(columns, existing):
+            for file, frame in self._parts(columns, existing, limit):
                 cleaned = threads.map(
                     functools.partial(self._clean, compacts=file.format == "csv"),
                     frame.get_columns(),
@@ -77,18 +75,34 @@ class TableReader:
         frame = pl.DataFrame([self._joined(name, values) for name, values in parts.items()])
         return frame if limit is None else frame.head(limit)
 
+    def _load_json(self, columns: Mapping[str, str], limit: int | None) -> None:
+        """Reads the columns of files of JSON, whose names only their content tells, once."""
+        rows = 0
+        for i, file in enumerate(self.files):
+            if file.format != "json":
+                continue
+            if limit is not None and rows >= limit:
+                self.files = self.files[:i]
+                return
+            loaded = self._json[file.path] = _Loaded({}, set(), [])
+            for frame in json_lines.frames(file.path):
+                loaded.names.update(dict.fromkeys(frame.columns))
+                here = [c for c in columns if c in frame.columns or _field(frame.schema, c)]
+                loaded.existing.update(here)
+                # Of a file that has none of them the rows count.
+                kept = [_expression(c, frame.columns) for c in here] or [pl.lit(None).alias("")]
+                loaded.frames.append(frame.with_columns(kept).select(here or [""]))
+                rows += len(frame)
+                if limit is not None and rows >= limit:
+                    break
+
     def _parts(
-        self, columns: Mapping[str, str], existing: Sequence[set[str]]
+        self, columns: Mapping[str, str], existing: Sequence[set[str]], limit: int | None
     ) -> Iterator[tuple[File, pl.DataFrame]]:
         """The columns of each file that it has, in parts."""
         for file, names in zip(self.files, existing, strict=True):
-            for frame in self._frames(file, [column for column in columns if column in names]):
+            for frame in self._frames(file, [c for c in columns if c in names], limit):
                 yield file, frame
-
-    def names(self) -> list[str]:
-        """The columns of the first file."""
-        file = self.files[0]
-        return [*self._names(file), *file.partition]
 
     def row_location(self, index: int) -> str:
         """The file and the line or row, counted from 1, of a row of `read`."""
@@ -108,8 +122,8 @@ class TableReader:
             for block in csv_blocks.blocks(file.path, file.dialect, name):
                 yield len(block.frame), block.lines
         elif file.format == "json":
-            for frame in self._frames(file, self._names(file)[:1]):
-                yield len(frame), None
+            for lines in json_lines.line_numbers(file.path):
+                yield len(lines), functools.partial(np.copy, lines)
         else:
             yield self._scan(file).select(pl.len()).collect().item(), None
 
@@ -201,10 +215,7 @@ class TableReader:
         if file.format == "csv":
             return csv_blocks.header(file.path, file.dialect)
         if file.format == "json":
-            names: dict[str, None] = {}
-            for frame in self._json_frames(file):
-                names |= dict.fromkeys(frame.columns)
-            return list(names)
+            return list(self._json[file.path].names)
         with _reading(file, self.section):
             return self._scan(file).collect_schema().names()
 
@@ -213,56 +224,45 @@ class TableReader:
         if file.format == "csv" or "." not in column:
             return False
         if file.format == "json":
-            return any(_field(frame.schema, column) for frame in self._json_frames(file))
+            return column in self._json[file.path].existing
         with _reading(file, self.section):
             return _field(self._scan(file).collect_schema(), column)
 
-    def _frames(self, file: File, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """The columns of a file, in parts."""
+    def _frames(
+        self, file: File, columns: Sequence[str], limit: int | None
+    ) -> Iterator[pl.DataFrame]:
+        """The columns of a file, in parts; about `limit` rows if that is given."""
         if file.format == "csv":
             for block in csv_blocks.blocks(file.path, file.dialect, columns):
                 yield block.frame
         elif file.format == "json":
-            for frame in self._json_frames(file):
-                names = frame.columns
-                if not columns:
-                    yield frame
-                    continue
-                yield frame.select(
-                    _expression(c).alias(c)
-                    if c in names or _field(frame.schema, c)
-                    else pl.lit(None).alias(c)
-                    for c in columns
-                )
+            loaded = self._json.pop(file.path).frames
+            for i, frame in enumerate(loaded):
+                loaded[i] = frame.clear()  # its memory is not needed twice
+                yield frame
         else:
             with _reading(file, self.section):
                 scan = self._scan(file)
                 names = scan.collect_schema().names()
+                scan = scan if limit is None else scan.head(limit)
                 if not columns:
                     rows = scan.select(pl.len()).collect().item()
                     yield pl.DataFrame({"": pl.Series([None]).new_from_index(0, rows)})
                     return
-                yield scan.select(
-                    (pl.col(c) if c in names else _expression(c)).alias(c) for c in columns
-                ).collect()
-
-    def _json_frames(self, file: File) -> Iterator[pl.DataFrame]:
-        """JSON lines in parts; types may differ between the parts."""
-        line = 1
-        for data in _whole_lines(file.path):
-            try:
-                yield pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-            except pl.exceptions.PolarsError as error:
-                objects = _python_literals(data)
-                if objects is None:
-                    raise _json_error(file.path, data, line, str(error)) from error
-                yield objects
-            line += data.count(b"\n")
+                yield scan.select(_expression(c, names) for c in columns).collect()
 
     def _scan(self, file: File) -> pl.LazyFrame:
         if file.format == "parquet":
             return pl.scan_parquet(file.path, hive_partitioning=False)
         return pl.scan_ipc(file.path)
+
+
+class _Loaded(NamedTuple):
+    """A file of JSON: the names of all its columns, which of those asked it has, and these."""
+
+    names: dict[str, None]
+    existing: set[str]
+    frames: list[pl.DataFrame]
 
 
 class _reading:
@@ -289,13 +289,15 @@ def _looks_like_data(names: Sequence[str]) -> bool:
     return numbers > 0 or "" in names or len(set(names)) < len(names)
 
 
-def _expression(column: str) -> pl.Expr:
+def _expression(column: str, names: Sequence[str]) -> pl.Expr:
     """A column, or the field that a name like a.b has in a nested one."""
+    if column in names:
+        return pl.col(column)
     first, *rest = column.split(".")
     expression = pl.col(first)
     for name in rest:
         expression = expression.struct.field(name)
-    return expression if rest else pl.col(column)
+    return expression.alias(column)
 
 
 def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
@@ -305,51 +307,3 @@ def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
         fields = {f.name: f.dtype for f in kind.fields} if isinstance(kind, pl.Struct) else {}
         kind = fields.get(name)
     return kind is not None and bool(rest)
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    try:
-        with open_bytes(path) as file:
-            for data in itertools.chain(iter(lambda: file.read(_JSON_BYTES), b""), [b""]):
-                head, newline, tail = (rest + data).rpartition(b"\n")
-                if not data:
-                    head, newline, tail = rest, b"", b""
-                rest = tail
-                if (head + newline).strip():
-                    yield head + newline
-    except DinError:
-        raise
-    except Exception as error:
-        raise read_errors(path, error) from error
-
-
-def _python_literals(data: bytes) -> pl.DataFrame | None:
-    """Lines that are Python literals, {'a': 1}, as in some public data; None if they aren't."""
-    rows = []
-    try:
-        for text in io.BytesIO(data):
-            if text.strip():
-                value = ast.literal_eval(text.decode().strip())
-                if not isinstance(value, dict):
-                    return None
-                rows.append(json.dumps(value))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
-    return pl.read_ndjson(io.BytesIO("\n".join(rows).encode()), infer_schema_length=None)
-
-
-def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:
-    for number, text in enumerate(io.BytesIO(data), line):
-        if not text.strip():
-            continue
-        try:
-            valid = isinstance(json.loads(text), dict)
-        except ValueError as error:
-            valid, reason = False, str(error)
-        if not valid:
-            return DinError(
-                f"{path}, line {number:,}: {text[:80].decode(errors='replace').strip()!r} is not a "
-                f"JSON object ({reason.splitlines()[0]}); expected one object a line"
-            )
-    return DinError(f"{path}: cannot be read as JSON lines ({reason.splitlines()[0]})")
