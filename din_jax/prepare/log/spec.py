@@ -162,14 +162,21 @@ class ListedHistory:
     """A history that stands in the impression's own row: columns that are lists.
 
     `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where
-    all lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
+    all lie before the impression; `time_lists` says how their lists are written. `newest_first`: in
+    this order; otherwise the oldest is first.
     """
 
     name: str
     item: Column | None
     time: Time | None
+    time_lists: Column | None
     ad: tuple[Column, ...]
     newest_first: bool
+
+    @property
+    def section(self) -> str:
+        """The section of the spec, as messages name it."""
+        return "history" if self.name == "history" else f"history.{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,9 @@ class Tables:
         for history in spec.histories:
             add_history(columns, history)
         frame = self._distinct(columns, impressions.time)
+        for history in spec.histories:
+            if f".{history.name}.time" in columns.zoned:
+                self._zoned[history.section] = columns.zoned[f".{history.name}.time"]
         if label is not None and label.impressions is not None:
             return _weighted_rows(impressions.files, frame)
         if label is None and negatives is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,16 @@ class TypedColumns:
     def path(self) -> Path:
         """The file or folder of the table, as messages name it."""
         return self.reader.path
+
+    def of_elements(self, column: str, lists: pl.Series) -> TypedColumns:
+        """The elements of lists, end to end, as a column; messages name the rows of the lists."""
+        flat = lists.filter(lists.list.len() > 0).explode().alias(column)
+        elements = copy.copy(self)
+        elements.raw, elements.notes, elements.converted = flat.to_frame(), [], {}
+        elements.zoned = {}
+        row = np.repeat(np.arange(len(lists)), lists.list.len().fill_null(0).to_numpy())
+        elements._row = row if self._row is None else self._row[row]
+        return elements
 
     def distinct(self) -> tuple[pl.DataFrame, int]:
         """All converted columns, without rows that equal an earlier one; the number of those.
@@ -207,7 +218,7 @@ class TypedColumns:
         elif column.list is not None or (
             column.weighted is not None and isinstance(raw.dtype, pl.List | pl.Array)
         ):
-            self.add(name, self._without_weights(column, self._parsed_lists(column, raw)))
+            self.add(name, self._without_weights(column, self.parsed_lists(column, raw)))
         elif column.separator is None and column.weighted is not None:
             raise self.type_error(
                 column.column,
@@ -294,7 +305,7 @@ class TypedColumns:
             raise self.type_error(column, raw.dtype, "lists of whole numbers or text")
         return raw.cast(pl.List(pl.Int64))
 
-    def _parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
+    def parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
         """Lists that are written as text, parsed once for each distinct text."""
         if isinstance(raw.dtype, pl.List | pl.Array):
             return self._ids(column.column, raw, lists=True)
