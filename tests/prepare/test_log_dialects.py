@@ -60,6 +60,7 @@ FORMATS = {
         FRAME.with_columns(pl.col("tab").fill_null("\\N")).write_csv(),
         ('null_values = ["\\\\N", "NULL"]',),
     ),
+    "empty.csv": (TEXT, ('null_values = ["", "NULL"]',)),
     "spaces.csv": (
         FRAME.with_columns(pl.col("tab") + " ", pl.format(" {}", "user")).write_csv(),
         ("strip = true",),

@@ -82,13 +82,20 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
         escape=section.optional_text("escape"),
         encoding=encoding,
         header=columns,
-        null_values=section.texts("null_values", 'text that means a missing value, ["NULL"]')
-        if "null_values" in section
-        else (),
+        null_values=_null_values(section),
         strip=section.flag("strip"),
         where=_where(section),
         keep_duplicates=duplicates == "keep",
     )
+
+
+def _null_values(section: Section) -> tuple[str, ...]:
+    """Texts that mean a missing value, beside the empty one, which always does."""
+    value = section.value.get("null_values", [])
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise section.invalid("null_values", 'texts that mean a missing value, ["NULL", "-1"]')
+    return tuple(filter(None, values))
 
 
 def time(section: Section, key: str = "time") -> Time | None:

@@ -98,6 +98,7 @@ class Tables:
 
     def _read_side_table(self, side_table: specs.SideTable, key: str) -> pl.DataFrame:
         columns = self._raw.columns(side_table.files)
+        without = columns.leave_out_without(side_table.key)
         columns.add_id(key, side_table.key)
         unique = [key]
         if side_table.valid_from is not None:
@@ -106,6 +107,8 @@ class Tables:
         for column in side_table.columns:
             columns.add_feature(column)
         frame = self._distinct(columns, side_table.valid_from)
+        if without:
+            self.counts[columns.section][f"without {key.removeprefix('.')}"] = without
         conflicts = frame.group_by(unique, maintain_order=True).len().filter(pl.col("len") > 1)
         if len(conflicts):
             valid_from = side_table.valid_from

@@ -54,19 +54,36 @@ class TypedColumns:
         self._row: np.ndarray | None = None
         if not self.row_count:
             raise DinError(f"{reader.path}: the table [{self.section}] has no rows")
+        self.raw = raw
         for column, values in files.where:
-            kept = as_text(raw[column]).is_in(values).fill_null(False)
+            kept = as_text(self.raw[column]).is_in(values).fill_null(False)
             if not kept.any():
                 raise DinError(
                     f"{reader.path}: no row of [{self.section}] has {column} = "
                     f"{' or '.join(map(repr, values))} as where demands; the column has "
-                    + most_frequent(raw[column])
+                    + most_frequent(self.raw[column])
                 )
-            index = np.flatnonzero(kept.to_numpy())
-            self._row = index if self._row is None else self._row[index]
-            raw = raw.filter(kept)
-        self.filtered = self.row_count - len(raw)
-        self.raw = raw
+            self._keep(kept)
+        self.filtered = self.row_count - len(self.raw)
+
+    def _keep(self, kept: pl.Series) -> None:
+        index = np.flatnonzero(kept.to_numpy())
+        self._row = index if self._row is None else self._row[index]
+        self.raw = self.raw.filter(kept)
+
+    def leave_out_without(self, column: str) -> int:
+        """Leaves out the rows that lack a value, unless all do; returns how many they are."""
+        values = self.raw[column]
+        kept = (values.fill_nan(None) if values.dtype.is_float() else values).is_not_null()
+        missing = len(kept) - int(kept.sum())
+        if missing and kept.any():
+            self._keep(kept)
+            self.notes.append(
+                f"[{self.section}] {missing:,} of {len(kept):,} rows have no {column!r}, by which "
+                "the table is joined, and are left out"
+            )
+            return missing
+        return 0
 
     @property
     def path(self) -> Path:
