@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _LATEST = 253_402_300_799  # the last second of the year 9999; greater times have another unit
-_WEIGHTS = (1e-20, 1e20)  # of a sample, or 0; float32 sums of others could be 0 or infinite
+WEIGHTS = (1e-20, 1e20)  # of a sample, or 0; float32 sums of others could be 0 or infinite
 _CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` reads at a time
 
 
@@ -236,7 +236,7 @@ class StoreWriter:
                 self._check_times(sequence)
 
     def _check_weights(self) -> None:
-        column, (least, greatest) = self._columns["samples/weight"], _WEIGHTS
+        column, (least, greatest) = self._columns["samples/weight"], WEIGHTS
         if column.dtype != np.float32:
             raise DinError(f"store: column samples/weight holds {column.dtype}, expected float32")
         first = 0  # the first sample of a chunk

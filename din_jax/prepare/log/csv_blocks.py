@@ -210,7 +210,9 @@ def _whole_records(
         wrong = structure.wrong_length(columns)
         if wrong is not None and wrong[0] < begin:
             offset, values = wrong
-            _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
+            record = data[offset : data.find(b"\n", offset)].rstrip(b"\r")
+            ends = record.endswith(dialect.delimiter.encode())
+            _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect, ends)
         if fault is not None:
             line += data.count(b"\n", 0, begin)
             if data[fault] == RETURN:
@@ -295,8 +297,12 @@ def _parse(
     return frame.select(pl.col(f"column_{i}").alias(places[i]) for i in map(names.index, columns))
 
 
-def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dialect) -> NoReturn:
-    if values > columns:
+def _wrong_length(
+    path: Path, line: int, values: int, columns: int, dialect: Dialect, ends: bool = False
+) -> NoReturn:
+    if values == columns + 1 and ends:
+        fix = f"the line ends with {dialect.delimiter!r}: remove it, or end the header so too"
+    elif values > columns:
         fix = f"put values that contain {dialect.delimiter!r} in quotes"
         if dialect.escape is None:
             fix += ', or if a \\ stands before it name that: escape = "\\\\"'

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
+from din_jax.prepare.log.feature_columns import add_feature, parsed_lists
 from din_jax.prepare.log.spec import ListedHistory
 from din_jax.prepare.log.text_values import as_text
 from din_jax.prepare.log.typed_columns import TypedColumns
@@ -35,7 +36,7 @@ def add_history(table: TypedColumns, history: ListedHistory) -> None:
                 f'if it is text, say how: {{column = {column.column!r}, separator = ","}}, or '
                 'list = "json"',
             )
-        table.add_feature(dataclasses.replace(column, name=f".{history.name}.{column.name}"))
+        add_feature(table, dataclasses.replace(column, name=f".{history.name}.{column.name}"))
     if history.time is not None:
         _add_list_of_times(table, history)
     names = [c.column for c in columns] + list(history.time.columns if history.time else ())
@@ -77,7 +78,7 @@ def _lists_of_times(table: TypedColumns, history: ListedHistory) -> pl.Series:
     if isinstance(raw.dtype, pl.List | pl.Array):
         return raw.cast(pl.List(raw.dtype.inner))
     if column.list is not None:
-        return table.parsed_lists(column, raw)
+        return parsed_lists(table, column, raw)
     if column.separator is None:
         raise table.type_error(
             column.column,

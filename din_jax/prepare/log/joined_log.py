@@ -88,6 +88,12 @@ class JoinedLog:
         if spec.negatives is not None:
             positives = rows.filter(pl.col(".label") == 1)
             counts["not positive"] = len(rows) - len(positives)
+            if not len(positives):
+                raise DinError(
+                    f"{spec.path}: no row of [impressions] is positive, so that [negatives] has "
+                    "nothing to draw for; check the label, or remove it if each row is something "
+                    "that a user took"
+                )
             rows = positives
         split = split_impressions(spec, rows, seed, self.notes)
         counts["in no split"] = len(rows) - len(split.rows)

@@ -38,7 +38,9 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
         ("escape", 'before a quote that belongs to a value, "\\\\" for instance'),
     ):
         if key in section and len(section.text(key, f"{one} {what}").encode()) != 1:
-            raise section.invalid(key, f"{one} {what}")
+            several = section.value[key]
+            fix = f"; write one in place of several: sed 's/{several}/\\t/g'" * (key == "delimiter")
+            raise section.invalid(key, f"{one} {what}{fix}")
     quote = section.value.get("quote", '"')
     if not isinstance(quote, str) or len(quote.encode()) > 1:
         raise section.invalid("quote", f'{one} around values, or "" if quotes are ordinary')
@@ -118,6 +120,8 @@ def time(section: Section, key: str = "time") -> Time | None:
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise section.invalid("time_zone", 'a name such as "Asia/Shanghai" or "UTC"') from error
     form = section.optional_text("time_format", 'how times are written: "%Y/%m/%d %H:%M:%S"')
+    if form is not None and "%" not in form:
+        raise section.invalid("time_format", "strptime's letters: %Y-%m-%d %H:%M:%S")
     if form is not None and stated is not None:
         raise DinError(
             f"{section.location} has time_format, which is for dates, and time_unit, which is for "

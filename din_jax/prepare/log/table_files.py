@@ -130,12 +130,16 @@ def _by_suffix(path: Path) -> Format | None:
 def _by_content(path: Path) -> Format:
     """The format of a file whose name does not tell it."""
     try:
+        with path.open("rb") as raw:
+            magic = raw.read(6)
+        if magic[:4] == b"PAR1":
+            return "parquet"
+        if magic == b"ARROW1":
+            return "feather"
         with open_bytes(path) as file:
             begin = file.read(6)
+    except DinError:
+        raise
     except Exception as error:
         raise read_errors(path, error) from error
-    if begin[:4] == b"PAR1":
-        return "parquet"
-    if begin == b"ARROW1":
-        return "feather"
-    return "json" if begin[:1] == b"{" else "csv"
+    return "json" if begin[:1] in (b"{", b"[") else "csv"

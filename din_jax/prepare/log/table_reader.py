@@ -22,7 +22,7 @@ from din_jax.prepare.log import csv_blocks, json_lines, table_files
 from din_jax.prepare.log.spec import TableFiles
 from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
-from din_jax.prepare.log.value_types import compact, unify
+from din_jax.prepare.log.value_types import compact, plain, unify
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
 _THREADS = 2
@@ -84,14 +84,14 @@ class TableReader:
             if limit is not None and rows >= limit:
                 self.files = self.files[:i]
                 return
-            loaded = self._json[file.path] = _Loaded({}, set(), [])
+            loaded = self._json[file.path] = _Loaded({}, [])
             for frame in json_lines.frames(file.path):
-                loaded.names.update(dict.fromkeys(frame.columns))
-                here = [c for c in columns if c in frame.columns or _field(frame.schema, c)]
-                loaded.existing.update(here)
+                loaded.names.update(dict.fromkeys(_all_names(frame.schema)))
+                found = {c: _expression(c, frame.schema) for c in columns}
+                here = {c: expression for c, expression in found.items() if expression is not None}
                 # Of a file that has none of them the rows count.
-                kept = [_expression(c, frame.columns) for c in here] or [pl.lit(None).alias("")]
-                loaded.frames.append(frame.with_columns(kept).select(here or [""]))
+                kept = [*here.values()] or [pl.lit(None).alias("")]
+                loaded.frames.append(frame.with_columns(kept).select([*here] or [""]))
                 rows += len(frame)
                 if limit is not None and rows >= limit:
                     break
@@ -129,6 +129,7 @@ class TableReader:
 
     def _clean(self, values: pl.Series, *, compacts: bool) -> pl.Series:
         """Applies what the spec says of missing values and spaces; `compacts`: text to numbers."""
+        values = plain(values)
         if values.dtype == pl.String:
             if self._options.strip:
                 stripped = values.str.strip_chars()
@@ -162,7 +163,7 @@ class TableReader:
             names = self._names(file)
             if file.format == "csv":
                 self._check_header(file, names, columns)
-            existing.append({c for c in columns if c in names or self._nested(file, c)})
+            existing.append(set(names) & set(columns))
         for column, key in columns.items():
             lacking = [
                 f
@@ -197,6 +198,8 @@ class TableReader:
             likely = max(_COMMON_DELIMITERS, key=text.count)
             if text.count(likely) > text.count(file.dialect.delimiter):
                 fix = f"; by its header it needs delimiter = {json.dumps(likely)}"
+            elif file.dialect.columns is None and existing[0].startswith(("#", "sep=")):
+                fix = "; if the names are in a later line, delete those before it"
             elif file.dialect.columns is None and _looks_like_data(existing):
                 name = "header" if self.section.split(".")[0] in ("items", "users") else "columns"
                 return DinError(
@@ -213,28 +216,24 @@ class TableReader:
 
     def _names(self, file: File) -> list[str]:
         if file.format == "csv":
-            return csv_blocks.header(file.path, file.dialect)
+            return [self._stripped(name) for name in csv_blocks.header(file.path, file.dialect)]
         if file.format == "json":
             return list(self._json[file.path].names)
         with _reading(file, self.section):
-            return self._scan(file).collect_schema().names()
+            return list(_all_names(self._scan(file).collect_schema()))
 
-    def _nested(self, file: File, column: str) -> bool:
-        """Whether a name like a.b is a field of a nested column."""
-        if file.format == "csv" or "." not in column:
-            return False
-        if file.format == "json":
-            return column in self._json[file.path].existing
-        with _reading(file, self.section):
-            return _field(self._scan(file).collect_schema(), column)
+    def _stripped(self, name: str) -> str:
+        return name.strip() if self._options.strip else name
 
     def _frames(
         self, file: File, columns: Sequence[str], limit: int | None
     ) -> Iterator[pl.DataFrame]:
         """The columns of a file, in parts; about `limit` rows if that is given."""
         if file.format == "csv":
-            for block in csv_blocks.blocks(file.path, file.dialect, columns):
-                yield block.frame
+            named = {self._stripped(n): n for n in csv_blocks.header(file.path, file.dialect)}
+            for block in csv_blocks.blocks(file.path, file.dialect, [named[c] for c in columns]):
+                frame = block.frame
+                yield frame.rename({named[c]: c for c in columns}) if columns else frame
         elif file.format == "json":
             loaded = self._json.pop(file.path).frames
             for i, frame in enumerate(loaded):
@@ -243,13 +242,13 @@ class TableReader:
         else:
             with _reading(file, self.section):
                 scan = self._scan(file)
-                names = scan.collect_schema().names()
+                schema = scan.collect_schema()
                 scan = scan if limit is None else scan.head(limit)
                 if not columns:
                     rows = scan.select(pl.len()).collect().item()
                     yield pl.DataFrame({"": pl.Series([None]).new_from_index(0, rows)})
                     return
-                yield scan.select(_expression(c, names) for c in columns).collect()
+                yield scan.select([_expression(c, schema) for c in columns]).collect()
 
     def _scan(self, file: File) -> pl.LazyFrame:
         if file.format == "parquet":
@@ -258,10 +257,9 @@ class TableReader:
 
 
 class _Loaded(NamedTuple):
-    """A file of JSON: the names of all its columns, which of those asked it has, and these."""
+    """A file of JSON: the names of all its columns, and those asked."""
 
     names: dict[str, None]
-    existing: set[str]
     frames: list[pl.DataFrame]
 
 
@@ -289,21 +287,35 @@ def _looks_like_data(names: Sequence[str]) -> bool:
     return numbers > 0 or "" in names or len(set(names)) < len(names)
 
 
-def _expression(column: str, names: Sequence[str]) -> pl.Expr:
-    """A column, or the field that a name like a.b has in a nested one."""
-    if column in names:
+def _expression(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr | None:
+    """A column, or what a name like a.b has in a nested one, or in each of a list of these."""
+    if column in schema:
         return pl.col(column)
     first, *rest = column.split(".")
-    expression = pl.col(first)
-    for name in rest:
-        expression = expression.struct.field(name)
-    return expression.alias(column)
+    found = _field(pl.col(first), schema[first], rest) if first in schema else None
+    return None if found is None else found.alias(column)
 
 
-def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
-    first, *rest = column.split(".")
-    kind: object = schema.get(first)
-    for name in rest:
-        fields = {f.name: f.dtype for f in kind.fields} if isinstance(kind, pl.Struct) else {}
-        kind = fields.get(name)
-    return kind is not None and bool(rest)
+def _field(value: pl.Expr, dtype: object, names: Sequence[str]) -> pl.Expr | None:
+    if not names:
+        return value
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = _field(pl.element(), dtype.inner, names)
+        if inner is None:
+            return None
+        of_list = value.list if isinstance(dtype, pl.List) else value.arr.to_list().list
+        return of_list.eval(inner)
+    fields = {f.name: f.dtype for f in dtype.fields} if isinstance(dtype, pl.Struct) else {}
+    if names[0] not in fields:
+        return None
+    return _field(value.struct.field(names[0]), fields[names[0]], names[1:])
+
+
+def _all_names(schema: Mapping[str, object]) -> Iterator[str]:
+    """The names of columns, and after each nested one those of its fields."""
+    for name, dtype in schema.items():
+        yield name
+        while isinstance(dtype, pl.List | pl.Array):
+            dtype = dtype.inner
+        if isinstance(dtype, pl.Struct):
+            yield from _all_names({f"{name}.{f.name}": f.dtype for f in dtype.fields})

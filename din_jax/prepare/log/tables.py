@@ -12,6 +12,7 @@ import polars as pl
 from din_jax.errors import DinError
 from din_jax.prepare.id_lookup import distinct, index_in
 from din_jax.prepare.log import spec as specs
+from din_jax.prepare.log.feature_columns import add_feature
 from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
@@ -59,18 +60,19 @@ class Tables:
         else:
             columns.add_label(".label", label)
         if impressions.weight is not None:
-            columns.add_number(".weight", impressions.weight, minimum=0)
+            columns.add_weight(".weight", impressions.weight)
         if impressions.user is not None:
             columns.add_id(".user", impressions.user)
         if impressions.item is not None:
             columns.add_id(".item", impressions.item)
         if impressions.time is not None:
             columns.add_time(".time", impressions.time)
+            columns.note_strange_times(".time", impressions.time.name)
         if spec.split is not None and spec.split.column is not None:
             columns.add_text(".split", spec.split.column)
         for group in impressions.fields.values():
             for column in group:
-                columns.add_feature(column)
+                add_feature(columns, column)
         for history in spec.histories:
             add_history(columns, history)
         frame = self._distinct(columns, impressions.time)
@@ -90,10 +92,11 @@ class Tables:
             columns.add_id(".item", behaviors.item)
         if behaviors.time is not None:
             columns.add_time(".time", behaviors.time)
+            columns.note_strange_times(".time", behaviors.time.name)
         if behaviors.order is not None:
             columns.add_time(".order", specs.Time((behaviors.order,)))
         for column in (*behaviors.ad, *behaviors.extra):
-            columns.add_feature(column)
+            add_feature(columns, column)
         return self._distinct(columns, behaviors.time)
 
     def _read_side_table(self, side_table: specs.SideTable, key: str) -> pl.DataFrame:
@@ -105,7 +108,7 @@ class Tables:
             columns.add_time(".time", side_table.valid_from)
             unique.append(".time")
         for column in side_table.columns:
-            columns.add_feature(column)
+            add_feature(columns, column)
         frame = self._distinct(columns, side_table.valid_from)
         if without:
             self.counts[columns.section][f"without {key.removeprefix('.')}"] = without

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -28,6 +30,25 @@ def as_text(raw: pl.Series) -> pl.Series:
             whole = None
         raw = raw if whole is None else whole
     return raw if raw.dtype == pl.String else raw.cast(pl.String)
+
+
+def is_one_of(raw: pl.Series, values: Sequence[str]) -> tuple[pl.Series, list[str]]:
+    """Which values are among those that a spec names, null where missing; and which are in no row.
+
+    2.0 is 2, and True is true.
+    """
+    text = as_text(raw)
+    distinct = text.drop_nulls().unique()
+    named: dict[str, str] = {}
+    for value in distinct.to_list():
+        written = value.lower() if value.lower() in ("true", "false") else value
+        if re.fullmatch(r"-?[0-9]+\.0+", value):
+            written = value.partition(".")[0]
+        for candidate in (value, written):
+            if candidate in values:
+                named[value] = candidate
+    absent = [value for value in values if value not in named.values()]
+    return text.is_in([*named]), absent
 
 
 def parsed_lists(text: pl.Series, notation: str) -> pl.Series:

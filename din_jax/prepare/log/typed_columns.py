@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from din_jax.data.store_writer import WEIGHTS
 from din_jax.errors import DinError
 from din_jax.prepare.log import dates, value_notes
-from din_jax.prepare.log.spec import Column, Label, TableFiles, Time
+from din_jax.prepare.log.spec import Label, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
-from din_jax.prepare.log.text_values import NotAList, as_text, most_frequent, parsed_lists
+from din_jax.prepare.log.text_values import as_text, is_one_of, most_frequent
 from din_jax.prepare.log.value_types import whole_numbers
+
+_SECONDS_OF_2001 = 10**9
 
 
 class TypedColumns:
@@ -45,7 +48,7 @@ class TypedColumns:
         raw: pl.DataFrame,
         text_tables: frozenset[str] = frozenset(),
     ):
-        self._text_tables = text_tables
+        self.text_tables = text_tables
         self.section, self.files, self.reader = files.section, files, reader
         self.row_count = len(raw)
         self.notes: list[str] = []
@@ -56,7 +59,9 @@ class TypedColumns:
             raise DinError(f"{reader.path}: the table [{self.section}] has no rows")
         self.raw = raw
         for column, values in files.where:
-            kept = as_text(self.raw[column]).is_in(values).fill_null(False)
+            kept, absent = is_one_of(self.raw[column], values)
+            kept = kept.fill_null(False)
+            self._note_absent(column, absent, "where")
             if not kept.any():
                 raise DinError(
                     f"{reader.path}: no row of [{self.section}] has {column} = "
@@ -65,6 +70,13 @@ class TypedColumns:
                 )
             self._keep(kept)
         self.filtered = self.row_count - len(self.raw)
+
+    def _note_absent(self, column: str, values: list[str], key: str) -> None:
+        if values:
+            self.notes.append(
+                f"[{self.section}] no row has {column} = {' or '.join(map(repr, values))}, which "
+                f"{key} names; the column has {most_frequent(self.raw[column])}"
+            )
 
     def _keep(self, kept: pl.Series) -> None:
         index = np.flatnonzero(kept.to_numpy())
@@ -127,7 +139,7 @@ class TypedColumns:
 
     def add_id(self, name: str, column: str, *, required: bool = True) -> None:
         """Adds an id, which every row must have: integers or text."""
-        ids = self._ids(column, self.raw[column])
+        ids = self.ids(column, self.raw[column])
         self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
         self.add(name, self._require_values(column, ids) if required else ids)
 
@@ -135,17 +147,19 @@ class TypedColumns:
         """Adds labels, 0 or 1, or null where a value is missing."""
         column, raw = label.column, self.raw[label.column]
         if label.positive is not None:
-            text = as_text(raw)
-            clicks = text.is_in(label.positive)
-            if not clicks.any():
+            clicks, absent = is_one_of(raw, label.positive)
+            if absent and not clicks.any():
                 raise DinError(
                     f"{self.reader.path}: no row of [{self.section}] has a {column!r} of label's "
                     f"positive = {list(label.positive)}; the column has {most_frequent(raw)}"
                 )
+            self._note_absent(column, absent, "label")
             self.add(name, clicks.cast(pl.UInt8))
             return
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self.type_error(column, raw.dtype, "labels, 0 or 1")
+        if raw.dtype == pl.String and raw.str.contains("^(?i:true|false)$").all():
+            raw = raw.str.to_lowercase() == "true"
         number = raw.cast(pl.Float64, strict=False).fill_nan(None)
         if label.at_least is not None:
             self.refuse(column, number.is_null() & raw.is_not_null(), "a number")
@@ -167,10 +181,20 @@ class TypedColumns:
     def add_number(self, name: str, column: str, *, minimum: float) -> None:
         """Adds finite numbers, which every row must have, of at least `minimum`."""
         raw = self._require_values(column, self.raw[column])
-        numbers = self._numbers(column, raw)
+        numbers = self.numbers(column, raw)
         invalid = (numbers.is_null() | ~numbers.is_finite() | (numbers < minimum)).fill_null(True)
         self.refuse(column, invalid, f"a number from {minimum:g} on")
         self.add(name, numbers)
+
+    def add_weight(self, name: str, column: str) -> None:
+        """Adds weights of samples, which every row must have."""
+        self.add_number(name, column, minimum=0)
+        weight, (least, greatest) = self.converted[name], WEIGHTS
+        self.refuse(
+            column,
+            (weight > 0) & ((weight < least) | (weight > greatest)),
+            f"0, or a number from {least:g} to {greatest:g}",
+        )
 
     def add_time(self, name: str, time: Time) -> None:
         """Adds a time, which every row must have: numbers, dates or date-times, those in UTC."""
@@ -200,7 +224,8 @@ class TypedColumns:
             values, zoned = _finite_or_null(raw.cast(pl.Float64)), None
         else:
             raise self.type_error(column, raw.dtype, "times: numbers, dates or dates with times")
-        self.refuse(column, values.is_null(), "a time")
+        in_zone = f" of {time.zone}, which has none in the hour that its clocks skip"
+        self.refuse(column, values.is_null(), "a time" + in_zone * bool(time.zone), raw=raw)
         if values.dtype.is_temporal():
             if zoned is not None or time.zone is not None:  # whole days have none
                 self.zoned[name] = bool(zoned) or time.zone is not None
@@ -212,68 +237,15 @@ class TypedColumns:
 
     def add_text(self, name: str, column: str) -> None:
         """Adds text, which every row must have: the names of splits."""
-        ids = self._require_values(column, self._ids(column, self.raw[column]))
+        ids = self._require_values(column, self.ids(column, self.raw[column]))
         self.add(name, ids.cast(pl.String))
-
-    def add_feature(self, column: Column) -> None:
-        """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
-        self._add_feature(column)
-        values = self.converted[column.name]
-        if column.take is not None and isinstance(values.dtype, pl.List):
-            taken = values.list.first() if column.take == "first" else values.list.last()
-            self.add(column.name, taken)
-
-    def _add_feature(self, column: Column) -> None:
-        name, raw = column.name, self.raw[column.column]
-        if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
-            raw = raw.list.eval(pl.element().explode())  # paths, end to end
-        if column.numeric:
-            if isinstance(raw.dtype, pl.List | pl.Array):
-                self.add(name, raw.cast(pl.List(pl.Float64)))
-            else:
-                self.add(name, self._numbers(column.column, raw).fill_nan(None))
-        elif column.list is not None or (
-            column.weighted is not None and isinstance(raw.dtype, pl.List | pl.Array)
-        ):
-            self.add(name, self._without_weights(column, self.parsed_lists(column, raw)))
-        elif column.separator is None and column.weighted is not None:
-            raise self.type_error(
-                column.column,
-                raw.dtype,
-                f'lists of id:weight, as weighted = "{column.weighted}" of {name} says',
-                "if it is text, name the separator between the values",
-            )
-        elif column.separator is None:
-            stays_text = column.table in self._text_tables and raw.dtype == pl.String
-            ids = raw if stays_text else self._ids(column.column, raw, lists=True)
-            self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
-            self.add(name, ids)
-        elif raw.dtype == pl.String or raw.dtype.is_integer():
-            text = as_text(raw)
-            parts = text.str.split(column.separator)
-            if not (parts.list.len() > 1).any():
-                self.notes.append(
-                    f"[{self.section}] {name}: the separator {column.separator!r} is in no "
-                    f"value of column {column.column!r}; each value counts as one"
-                )
-            if self.files.strip:
-                parts = parts.list.eval(pl.element().str.strip_chars())
-            parts = parts.list.eval(pl.element().filter(pl.element() != ""))
-            if column.weighted is None:
-                self.notes += value_notes.part_notes(self.section, name, column.column, parts)
-            self.add(name, self._without_weights(column, parts))
-        elif raw.dtype == pl.Null:
-            self.add(name, self._without_weights(column, raw.cast(pl.List(pl.String))))
-        else:
-            raise self.type_error(
-                column.column, raw.dtype, "text to split at the separator", "remove separator"
-            )
 
     def add(self, name: str, values: pl.Series) -> None:
         """Adds converted values."""
         self.converted[name] = values.alias(name)
 
-    def _ids(self, column: str, raw: pl.Series, lists: bool = False) -> pl.Series:
+    def ids(self, column: str, raw: pl.Series, lists: bool = False) -> pl.Series:
+        """Checks that values are ids, or with `lists` lists of ids: whole numbers or text."""
         inner = raw.dtype
         if lists and isinstance(inner, (pl.List, pl.Array)):
             raw = raw.cast(pl.List(inner.inner))
@@ -296,6 +268,13 @@ class TypedColumns:
             return raw
         if inner in (pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null):
             return raw.cast(pl.List(pl.String) if raw.dtype == pl.List else pl.String)
+        if lists and isinstance(inner, pl.List | pl.Array):
+            raise self.type_error(
+                column,
+                raw.dtype,
+                "ids, or lists of them",
+                'or name which one of the lists\' values is read, take = "first" or "last"',
+            )
         if isinstance(inner, pl.List | pl.Array):
             raise self.type_error(
                 column,
@@ -322,41 +301,29 @@ class TypedColumns:
             raise self.type_error(column, raw.dtype, "lists of whole numbers or text")
         return raw.cast(pl.List(pl.Int64))
 
-    def parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
-        """Lists that are written as text, parsed once for each distinct text."""
-        if isinstance(raw.dtype, pl.List | pl.Array):
-            return self._ids(column.column, raw, lists=True)
-        text = as_text(raw)
-        try:
-            return parsed_lists(text, column.list or "json")
-        except NotAList as error:
-            invalid = (text == error.value).fill_null(False)
-            self.refuse(column.column, invalid, error.expected)
-            raise
-
-    def _without_weights(self, column: Column, parts: pl.Series) -> pl.Series:
-        """Lists of id:weight as lists of ids; with weighted = "use" of {"id", "weight"}."""
-        if column.weighted is None:
-            return parts
-        parts = parts.cast(pl.List(pl.String)).list.drop_nulls()
-        row = pl.element().str.extract_groups(r"^(?<id>.+):(?<weight>[^:]*)$")
-        pairs = parts.list.eval(row)
-        weight = pl.element().struct.field("weight").cast(pl.Float32, strict=False)
-        self.refuse(
-            column.column,
-            ~pairs.list.eval(weight.is_finite().fill_null(False)).list.all().fill_null(True),
-            f'values like id:0.5, as weighted = "{column.weighted}" says',
-        )
-        if column.weighted == "drop":
-            return pairs.list.eval(pl.element().struct.field("id"))
-        return pairs.list.eval(pl.struct(pl.element().struct.field("id"), weight))
-
-    def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
+    def numbers(self, column: str, raw: pl.Series) -> pl.Series:
+        """Values as numbers; null where missing."""
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self.type_error(column, raw.dtype, "numbers")
         numbers = raw.cast(pl.Float64, strict=False)
         self.refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
         return numbers
+
+    def note_strange_times(self, name: str, column: str) -> None:
+        """Notes times that programs write where there is none, among others."""
+        values = self.converted[name]
+        if values.dtype.is_temporal():
+            strange = (values.dt.year() <= 1970) | (values.dt.year() >= 9999)
+        else:
+            late = bool(values.max() > _SECONDS_OF_2001)  # type: ignore[operator]
+            strange = ((values == 0) | (values == -1)) & late
+        share = float(strange.mean() or 0)  # type: ignore[arg-type]
+        if 0 < share < 0.5:
+            self.notes.append(
+                f"[{self.section}] column {column!r} is {values.filter(strange)[0]} in "
+                f"{int(strange.sum()):,} of {len(values):,} rows, as where there is no time; if it "
+                "is none, leave these rows out"
+            )
 
     def _note_coarse_times(self, column: str, raw: pl.Series) -> None:
         largest = float(np.float32(raw.abs().max() or 0))  # type: ignore[arg-type]
@@ -410,9 +377,23 @@ class TypedColumns:
     ) -> DinError:
         """The error of a column that has another type than expected."""
         return DinError(
-            f"{self.reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
-            f"expected {expected}; {fix}"
+            f"{self.reader.path}: column {column!r} of [{self.section}] has type "
+            f"{_short(dtype)}; expected {expected}; {_of_nested(column, dtype) or fix}"
         )
+
+
+def _short(dtype: pl.DataType) -> str:
+    text = str(dtype)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _of_nested(column: str, dtype: pl.DataType) -> str:
+    """How to name a field of a nested column; "" of others."""
+    while isinstance(dtype, pl.List | pl.Array):
+        dtype = dtype.inner  # type: ignore[assignment]
+    if not isinstance(dtype, pl.Struct) or not dtype.fields:
+        return ""
+    return f'name one of its fields, as {{ column = "{column}.{dtype.fields[0].name}" }}'
 
 
 def _finite_or_null(numbers: pl.Series) -> pl.Series:

@@ -11,6 +11,20 @@ _USUAL = r"^(?:0|-?[1-9][0-9]{0,18})$"
 _WHOLE = r"^-?(?:0|[1-9][0-9]*)(?:\.0*)?(?:[eE]\+?[0-9]+)?$"
 
 
+def plain(values: pl.Series) -> pl.Series:
+    """Decimals, as warehouses write them, as numbers, and bytes that are text as text."""
+    if values.dtype == pl.Decimal:
+        whole = values.cast(pl.Int64, strict=False)
+        if whole.null_count() == values.null_count() and bool((whole == values).all()):
+            return whole
+        scale = values.dtype.scale  # type: ignore[attr-defined]
+        return values.cast(pl.Float64) if scale else values.cast(pl.String)
+    if values.dtype == pl.Binary:
+        text = values.cast(pl.String, strict=False)
+        return text if text.null_count() == values.null_count() else values
+    return values
+
+
 def compact(text: pl.Series) -> pl.Series:
     """Text as int64 if every value is a whole number written in the usual way, and else unchanged.
 
