@@ -172,7 +172,7 @@ def test_times_as_text_that_cannot_be_read(tmp_path, times, keys, message):
     frame = impressions(
         40,
         time=lambda k: 1_650_000_000 + k,
-        hist=lambda k: ("", "1", "1|2|3")[min(k, 2)],
+        hist=lambda k: ("", "11", "11|12|13")[min(k, 2)],
         at=lambda k: ("", first, times)[min(k, 2)],
     )
     with pytest.raises(DinError, match=message):
@@ -184,7 +184,7 @@ def test_times_of_a_zone_and_without_one_are_not_compared(tmp_path):
     frame = impressions(
         40,
         time=lambda k: as_moment(k),
-        hist=lambda k: "1|2",
+        hist=lambda k: "11|12",
         at=lambda k: "2023-01-01T00:00:00Z|2023-01-02T00:00:00+02:00",
     )
     with pytest.raises(DinError, match=r"times of \[history\] have a zone, and those of \[impr"):

@@ -4,6 +4,7 @@ import bz2
 import decimal
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 from small_logs import IMPRESSIONS, KNOWN, SPLIT, histories, ids, impressions, prepared
@@ -175,3 +176,72 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path, spec, name, content, mess
         return
     with pytest.raises(DinError, match=message):
         prepared(tmp_path, spec, **{f"impressions_{name}": content})
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_what_only_fills_the_lists_of_a_history_is_left_out(tmp_path, as_text):
+    lists = [[10 + (k + j) % 7 for j in range(k % 4)] for k in range(50)]
+    times = [[1000 + k - 9 + j for j in range(k % 4)] for k in range(50)]
+    padded = [[v + [0] * (4 - len(v)) for v in column] for column in (lists, times)]
+    if as_text:
+        padded = [[" ".join(map(str, v)) for v in column] for column in padded]
+    frame = impressions().with_columns(pl.Series("h", padded[0]), pl.Series("at", padded[1]))
+    keys = 'column = "h"' + ', separator = " "' * as_text
+    end = "csv" if as_text else "parquet"
+    tables = {f"impressions_{end}": frame}
+    spec = IMPRESSIONS.replace("csv", end) + SPLIT + KNOWN + "[history]\nitem = {{ {} }}\n"
+    store = prepared(tmp_path / "a", spec.format(keys), **tables)
+    assert notes(
+        store, 'if it only fills the lists up: item = {column = "h", …, null_values = ["0"]}'
+    )
+    keys += ', null_values = ["0"]'
+    for name, more in (("b", ""), ("c", 'time = "at"\n')):
+        store = prepared(tmp_path / name, spec.format(keys) + more, **tables)
+        assert [[int(i) for i in items] for items in histories(store)] == lists
+        without_item = store.origin["rows"]["impressions"]["behaviours in history without item"]
+        assert without_item == sum(4 - len(v) for v in lists)
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+@pytest.mark.parametrize("of_column", [True, False])
+def test_missing_values_of_a_column_or_a_table(tmp_path, end, of_column):
+    frame = impressions(
+        tags=lambda k: k % 4 - 1,
+        price=lambda k: k % 5 - 1.5 if k % 5 else -1.0,
+        more=lambda k: [k, -1],
+    )
+    frame = frame.drop("more") if end == "csv" else frame
+    columns = ["tags = {KEY}", 'price = {numeric = "none", KEY}']
+    columns += ["more = {KEY}"] * (end == "parquet")
+    spec = IMPRESSIONS.replace("csv", end) + "[impressions.ad]\n" + "\n".join(columns) + "\n" + ALL
+    nulls = 'null_values = ["-1"]' if of_column else ""
+    spec = spec.replace("KEY", nulls).replace(", }", "}")
+    if not of_column:
+        spec = spec.replace("time_unit", 'null_values = ["-1", "-1.0"]\ntime_unit')
+    elif end == "csv":  # where -1.0 is text
+        spec = spec.replace('"-1"', '"-1", "-1.0"')
+    store = prepared(tmp_path, spec, **{f"impressions_{end}": frame})
+    assert ids(store, "tags") == [None if k % 4 == 0 else k % 4 - 1 for k in range(50)]
+    assert np.isnan(store.column("fields/price")).tolist() == [k % 5 == 0 for k in range(50)]
+    if end == "parquet":
+        assert all(len(v) <= 1 for v in ids(store, "more"))
+
+
+def test_a_history_without_any_item_of_the_log(tmp_path):
+    spec = IMPRESSIONS + SPLIT + '[history]\nitem = { column = "h", list = "json" }\n'
+    frame = impressions(h=lambda k: '["a"]')
+    with pytest.raises(DinError, match=r"no item of \[history\], h has 'a' for instance"):
+        prepared(tmp_path / "a", spec, impressions_csv=frame)
+    store = prepared(tmp_path / "b", spec, impressions_csv=impressions(h=lambda k: "null"))
+    assert notes(store, "every list is empty")
+
+
+def test_lists_of_what_is_no_value(tmp_path):
+    text = ["null", "[NaN, 1]", "[1e999, 2.0]", "[]"]
+    spec = IMPRESSIONS + AD.format('list = "json"') + ALL
+    frame = impressions(tags=lambda k: f"{text[k % 4]}")
+    store = prepared(tmp_path / "a", spec, impressions_csv=frame)
+    assert ids(store, "tags")[:4] == [[], ["1"], ["inf", "2"], []]
+    deep = impressions(tags=lambda k: "[" * 5000 + "]" * 5000)
+    with pytest.raises(DinError, match=r"'\[{70,80}…; expected a list like"):
+        prepared(tmp_path / "b", spec, impressions_csv=deep)

@@ -8,6 +8,7 @@ from din_jax.prepare.log import text_values, value_notes
 from din_jax.prepare.log.spec import Column
 from din_jax.prepare.log.text_values import NotAList, as_text
 from din_jax.prepare.log.typed_columns import TypedColumns
+from din_jax.prepare.log.value_types import without_nulls
 
 
 def add_feature(table: TypedColumns, column: Column) -> None:
@@ -23,6 +24,12 @@ def _add_feature(table: TypedColumns, column: Column) -> None:
     name, raw = column.name, table.raw[column.column]
     if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
         raw = raw.list.eval(pl.element().explode())  # paths, end to end
+    nulls = (
+        *(table.files.null_values if isinstance(raw.dtype, pl.List) else ()),
+        *column.null_values,
+    )
+    if column.separator is None and column.list is None:
+        raw = without_nulls(raw, nulls)
     if column.numeric:
         if isinstance(raw.dtype, pl.List | pl.Array):
             inner: object = raw.dtype.inner
@@ -57,14 +64,16 @@ def _add_feature(table: TypedColumns, column: Column) -> None:
     elif raw.dtype == pl.String or raw.dtype.is_integer():
         text = as_text(raw)
         parts = text.str.split(column.separator)
-        if not (parts.list.len() > 1).any():
+        if not (parts.list.len() > 1).any() and text.null_count() < len(text):
             table.notes.append(
-                f"[{table.section}] {name}: the separator {column.separator!r} is in no "
-                f"value of column {column.column!r}; each value counts as one"
+                f"[{table.section}] {name.removeprefix('.')}: the separator "
+                f"{column.separator!r} is in no value of column {column.column!r}; each value "
+                "counts as one"
             )
         if table.files.strip:
             parts = parts.list.eval(pl.element().str.strip_chars())
         parts = parts.list.eval(pl.element().filter(pl.element() != ""))
+        parts = without_nulls(parts, nulls)
         if column.weighted is None:
             table.notes += value_notes.part_notes(table.section, name, column.column, parts)
         table.add(name, _without_weights(table, column, parts))
@@ -82,7 +91,8 @@ def parsed_lists(table: TypedColumns, column: Column, raw: pl.Series) -> pl.Seri
         return table.ids(column.column, raw, lists=True)
     text = as_text(raw)
     try:
-        return text_values.parsed_lists(text, column.list or "json")
+        lists = text_values.parsed_lists(text, column.list or "json")
+        return without_nulls(lists, (*table.files.null_values, *column.null_values))
     except NotAList as error:
         invalid = (text == error.value).fill_null(False)
         table.refuse(column.column, invalid, error.expected)

@@ -150,7 +150,7 @@ def behavior_sequence(
 
 def listed_sequence(
     lists: pl.DataFrame, time: pl.Series | None, newest_first: bool
-) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, int]:
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, int, int]:
     """The behaviours of lists that stand in the samples' rows, end to end.
 
     Args:
@@ -159,8 +159,9 @@ def listed_sequence(
       newest_first: whether the lists begin with the latest behaviour.
 
     Returns:
-      The behaviours, those strictly before the sample where they have times, in order of time; each
-      sample's [start, end); and how many were left out.
+      The behaviours that have an item, if any has, those strictly before the sample where they have
+      times, in order of time; each sample's [start, end); how many had no item, and how many were
+      not before the sample.
     """
     if newest_first:
         lists = lists.with_columns(pl.all().list.reverse())
@@ -169,7 +170,11 @@ def listed_sequence(
     nonempty = lists.filter(pl.Series(length > 0))
     events = (nonempty if len(nonempty) else lists.clear()).explode(lists.columns)
     events = events.with_columns(pl.Series(".sample", sample))
-    left_out = 0
+    without_item = left_out = 0
+    if ".item" in events.columns and (without_item := events[".item"].null_count()):
+        events = events.filter(pl.col(".item").is_not_null())
+        sample = events[".sample"].to_numpy()
+        length = np.bincount(sample, minlength=len(lists))
     if ".time" in events.columns and time is not None:
         before = events[".time"] < time[sample]
         left_out = int((~before).sum())
@@ -179,7 +184,7 @@ def listed_sequence(
         # `valid_from` joins by time: the values that are valid at the sample.
         events = events.with_columns(time[sample].alias(".time"))
     end = np.cumsum(length)
-    return events, end - length, end, left_out
+    return events, end - length, end, without_item, left_out
 
 
 def search_by_time(

@@ -222,7 +222,10 @@ class JoinedLog:
             names[".time"] = f".{history.name}.time"
         lists = samples.select(pl.col(column).alias(name) for name, column in names.items())
         time = samples[".time"] if ".time" in samples.columns else None
-        events, start, end, later = listed_sequence(lists, time, history.newest_first)
+        listed = listed_sequence(lists, time, history.newest_first)
+        events, start, end, without_item, later = listed
+        if without_item:
+            self.counts["impressions"][f"behaviours in {history.name} without item"] = without_item
         if history.time is not None:
             self.counts["impressions"][f"behaviours in {history.name} not before the row"] = later
         features = self._ad_features(events, own_features(history.ad, events))

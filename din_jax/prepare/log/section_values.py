@@ -19,7 +19,16 @@ FILE_KEYS = (
     *("null_values", "strip", "where", "duplicates"),
 )
 TIME_KEYS = ("time_unit", "time_format", "time_zone")
-_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted", "take", "numeric")
+_COLUMN_KEYS = (
+    "column",
+    "table",
+    "separator",
+    "list",
+    "weighted",
+    "take",
+    "numeric",
+    "null_values",
+)
 _LABEL_KEYS = ("column", "positive", "at_least", "clicks", "impressions")
 
 
@@ -207,6 +216,7 @@ def column(
         numeric=options.get(table, TableOptions()).buckets is not None or "numeric" in inner,
         transform=_transform(inner),
         take=_take(inner),
+        null_values=_null_values(inner),
     )
     several = "a separator" if result.separator else "list" if result.list else ""
     if result.transform and table in options:

@@ -29,6 +29,7 @@ class Column:
         weight too.
       take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
+      null_values: text that means a missing value in this column, beside that of the table.
       transform: of a number that is an input itself, see `din_jax.prepare.numbers`; `table` then
         names the transform, which columns may share.
     """
@@ -41,6 +42,7 @@ class Column:
     weighted: Literal["drop", "use"] | None = None
     take: Literal["first", "last"] | None = None
     numeric: bool = False
+    null_values: tuple[str, ...] = ()
     transform: str | None = None
 
 

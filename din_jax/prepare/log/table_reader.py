@@ -22,7 +22,7 @@ from din_jax.prepare.log import csv_blocks, json_lines, table_files
 from din_jax.prepare.log.spec import TableFiles
 from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
-from din_jax.prepare.log.value_types import compact, plain, unify
+from din_jax.prepare.log.value_types import compact, plain, unify, without_nulls
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
 _THREADS = 2
@@ -134,14 +134,11 @@ class TableReader:
             if self._options.strip:
                 stripped = values.str.strip_chars()
                 values = stripped.set(stripped == "", None) if (stripped == "").any() else stripped
-            if self._options.null_values:
-                missing = values.is_in(self._options.null_values).fill_null(False)
-                values = values.set(missing, None) if missing.any() else values
+            values = without_nulls(values, self._options.null_values)
             return compact(values) if compacts else values
-        if values.dtype.is_integer() and self._options.null_values:
-            missing = values.cast(pl.String).is_in(self._options.null_values).fill_null(False)
-            values = values.set(missing, None) if missing.any() else values
-        return values
+        if isinstance(values.dtype, pl.List):  # see `feature_columns`: those of times have none
+            return values
+        return without_nulls(values, self._options.null_values)
 
     def _joined(self, name: str, parts: Sequence[pl.Series]) -> pl.Series:
         if not parts:

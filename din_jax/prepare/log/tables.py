@@ -16,7 +16,9 @@ from din_jax.prepare.log.feature_columns import add_feature
 from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
-from din_jax.prepare.log.value_types import common_type
+from din_jax.prepare.log.value_types import as_ids_of, common_type
+
+_PADDING = ("0", "-1", "", "pad", "PAD", "<pad>", "<PAD>", "[PAD]")
 
 
 class Tables:
@@ -169,6 +171,8 @@ class Tables:
     def _note_meeting(self, spec: specs.Spec) -> None:
         """Raises where behaviours share no user or item with impressions; notes where few do."""
         impressions = self.frames["impressions"]
+        for history in spec.histories:
+            self._note_lists(spec, history)
         for behaviors in spec.behaviors:
             section = behaviors.files.section
             frame = self.frames[section]
@@ -191,6 +195,33 @@ class Tables:
                         f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
                         "[impressions]: are both written in one way?"
                     )
+
+    def _note_lists(self, spec: specs.Spec, history: specs.ListedHistory) -> None:
+        """As `_note_meeting`, of the items of a history in the row."""
+        impressions = self.frames["impressions"]
+        if history.item is None:
+            return
+        listed = impressions[f".{history.name}.item"].explode().drop_nulls()
+        if not len(listed):
+            self.notes.append(f"[{history.section}] every list is empty: samples have no history")
+            return
+        known = distinct(impressions[".item"])
+        index = index_in(known, as_ids_of(listed, known.dtype).cast(known.dtype, strict=False))
+        if not (index >= 0).any() and not spec.to_score:
+            raise DinError(
+                f"{spec.path}: no item of [{history.section}], {history.item.column} has "
+                f"{listed[0]!r} for instance, occurs in [impressions], which have {known[0]!r} for "
+                "instance: histories would be strange. Write both in one way, or name the right "
+                "column"
+            )
+        padding = listed.filter(pl.Series(index < 0) & listed.cast(pl.String).is_in(_PADDING))
+        if len(padding) > 0.05 * len(listed):
+            share = len(padding) / len(listed)
+            self.notes.append(
+                f"[{history.section}] item is {padding[0]!r} in {share:.1%} of the behaviours, and "
+                "in no row of [impressions]; if it only fills the lists up: "
+                f'item = {{column = "{history.item.column}", …, null_values = ["{padding[0]}"]}}'
+            )
 
 
 class _RawTables:

@@ -57,17 +57,20 @@ def parsed_lists(text: pl.Series, notation: str) -> pl.Series:
     Raises:
       NotAList: a text is none.
     """
-    parse = json.loads if notation == "json" else ast.literal_eval
+    parse = _from_json if notation == "json" else ast.literal_eval
     distinct = text.drop_nulls().unique(maintain_order=True)
     lists: list[list[str] | None] = []
     for value in distinct:
         try:
             parsed = parse(value)
+            if parsed is None:  # null
+                lists.append(None)
+                continue
             if not isinstance(parsed, list | tuple) or any(
                 isinstance(p, list | dict | tuple) for p in parsed
             ):
                 raise ValueError
-        except (ValueError, SyntaxError, TypeError) as error:
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             example = '["a", "b"] or [1, 2]' if notation == "json" else "['a', 'b']"
             raise NotAList(value, f"a list like {example}") from error
         lists.append([_id_text(p) for p in parsed if p is not None])
@@ -92,4 +95,8 @@ def most_frequent(raw: pl.Series) -> str:
 
 
 def _id_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _from_json(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: None)  # of NaN and Infinity

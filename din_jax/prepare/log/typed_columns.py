@@ -15,6 +15,7 @@ from din_jax.prepare.log import dates, value_notes
 from din_jax.prepare.log.spec import Label, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.text_values import as_text, is_one_of, most_frequent
+from din_jax.prepare.log.toml_section import shorten
 from din_jax.prepare.log.value_types import whole_numbers
 
 _SECONDS_OF_2001 = 10**9
@@ -369,7 +370,7 @@ class TypedColumns:
         place = int(row if self._row is None else self._row[row])
         raise DinError(
             f"{self.reader.row_location(place)}: column {column!r} of [{self.section}] is "
-            f"{'empty' if value is None else repr(value)}; expected {expected}. {advice}"
+            f"{'empty' if value is None else shorten(value)}; expected {expected}. {advice}"
         )
 
     def type_error(
