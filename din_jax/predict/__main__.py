@@ -12,7 +12,7 @@ import sys
 
 from din_jax import cli
 from din_jax.errors import DinError
-from din_jax.predict.predicting import COLUMN, embeddings, predict
+from din_jax.predict.predicting import COLUMN, predict_file, write_embeddings
 
 
 def main() -> None:
@@ -45,12 +45,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if (arguments.data is None) == (arguments.embeddings is None):
         raise DinError("expected --data, the rows to score, or --embeddings, a table to write")
     if arguments.embeddings is not None:
-        count = embeddings(arguments.workdir, arguments.embeddings, arguments.out, **which)
+        count = write_embeddings(arguments.workdir, arguments.embeddings, arguments.out, **which)
         print(
             f"{count:,} ids of {arguments.embeddings} and their vectors written to {arguments.out}"
         )
         return
-    predicted = predict(
+    predicted = predict_file(
         arguments.workdir,
         arguments.data,
         arguments.out,

@@ -24,7 +24,7 @@ COLUMN = "p_click"
 
 
 class Predicted(NamedTuple):
-    """What `predict` has written.
+    """What `predict_file` has written.
 
     Attributes:
       rows: how many.
@@ -37,7 +37,7 @@ class Predicted(NamedTuple):
     notes: list[str]
 
 
-def predict(
+def predict_file(
     workdir: str | Path,
     data: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -107,7 +107,7 @@ def _scored(
         yield frame.with_columns(pl.Series(COLUMN, probabilities)), unknown
 
 
-def embeddings(
+def write_embeddings(
     workdir: str | Path,
     table: str,
     out: str | Path,

@@ -12,7 +12,7 @@ from untrained import prepare_log, random_run
 
 from din_jax.errors import DinError
 from din_jax.export import artifact
-from din_jax.export.exporting import export
+from din_jax.export.exporting import export_run
 from din_jax.serve.scorer import Scorer
 
 
@@ -119,9 +119,9 @@ def test_the_card_has_what_a_reader_asks(exported):
 def test_nothing_is_left_of_an_export_that_fails(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "_checksum", lambda file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export(exported / "run", tmp_path / "model", platforms=("cpu",))
+        export_run(exported / "run", tmp_path / "model", platforms=("cpu",))
     assert [*tmp_path.iterdir()] == []
     with pytest.raises(DinError, match="model exists already"):
-        export(exported / "run", exported / "model")
+        export_run(exported / "run", exported / "model")
     bad = command("-m", "din_jax.export", "--workdir", tmp_path, "--out", tmp_path / "m")
     assert bad.returncode == 1 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1

@@ -32,7 +32,7 @@ def test_rows_have_the_probabilities_of_their_samples(trained, tmp_path, monkeyp
         "score_steps",
         lambda *a, **k: compiled.append(1) or score_steps(*a, **k),
     )
-    done = predicting.predict(
+    done = predicting.predict_file(
         folder / "run", tmp_path / "new.parquet", tmp_path / "out.parquet", block_rows=1100
     )
     assert compiled == [1], "three blocks are scored by one step"
@@ -72,14 +72,14 @@ def test_rows_without_labels_and_with_unknown_ids_as_a_command(trained, tmp_path
 def test_embeddings_have_the_ids_of_the_data(trained, tmp_path):
     folder, _ = trained
     run, state = load_run(folder / "run")
-    count = predicting.embeddings(folder / "run", "item", tmp_path / "items.parquet")
+    count = predicting.write_embeddings(folder / "run", "item", tmp_path / "items.parquet")
     frame = pl.read_parquet(tmp_path / "items.parquet")
     assert count == len(frame) and set(frame["id"]) <= {f"i{k}" for k in range(40)}
     ids = run.store.vocabulary("item").ids.to_list()
     for name, vector in frame.iter_rows():
         np.testing.assert_array_equal(vector, state.tables["item"][ids.index(name)])
     with pytest.raises(DinError, match=r"no embedding table 'brand'; it has: .*item.*tags"):
-        predicting.embeddings(folder / "run", "brand", tmp_path / "brands.parquet")
+        predicting.write_embeddings(folder / "run", "brand", tmp_path / "brands.parquet")
 
 
 def test_a_table_appears_whole_or_not_at_all(tmp_path):

@@ -9,7 +9,7 @@ from untrained import prepare_log, random_run
 
 from din_jax.errors import DinError
 from din_jax.export.encoding import InvalidRequest
-from din_jax.export.exporting import export
+from din_jax.export.exporting import export_run
 from din_jax.serve.scorer import Scorer, ranking
 from din_jax.training.trained import evaluate
 
@@ -21,7 +21,7 @@ class Log:
         self.frame = prepare_log(folder)
         random_run(folder / "store", folder / "run")
         self.scores = evaluate(folder / "run", "test")
-        export(folder / "run", folder / "model", platforms=("cpu",))
+        export_run(folder / "run", folder / "model", platforms=("cpu",))
         self.model = folder / "model"
         self.tags = [[f"t{t}" for t in range(k % 4)] for k in range(60)]
         self.ages = dict(

@@ -106,7 +106,7 @@ def prepare(
       seed: of a random split, of negatives, and of which ids are made unknown.
       like: a store whose vocabularies and buckets are used in place of fitting. Then the spec needs
         no label, and without a [split] all samples are in test.
-      origin: further entries of the store's origin.
+      origin: further entries of the store's origin, in place of "data", the folder of the tables.
 
     Returns:
       Counts of the input and the output, which are also written to the store as its origin.
@@ -148,7 +148,6 @@ def prepare(
         "own history": {name: str(own) for name, own in counted.items()},
         "notes": log.notes,
         "spec": as_json(parsed.source),
-        "data": str(Path(data if data is not None else Path(spec).parent).absolute()),
     }
     if transforms := {n: t.to_json() for n, t in tables.items() if isinstance(t, NumberTransform)}:
         written["numbers"] = transforms
@@ -159,7 +158,8 @@ def prepare(
         written["negatives"] = log.negatives
     if like is not None:
         written["like"] = str(like)
-    written |= origin or {}
+    folder = Path(data if data is not None else Path(spec).parent)
+    written |= {"data": str(folder.absolute())} if origin is None else origin
     write_store(
         log,
         tables,

@@ -99,8 +99,8 @@ def check_like(schema: Schema, other: Schema, like: str | Path) -> None:
                     ("missing here:", missing),
                     ("not there:", extra),
                     (
-                        "of another kind (one value or several, another table, with times or "
-                        "without):",
+                        "of another kind (one value or several, another table, with weights or "
+                        "times or without):",
                         differing,
                     ),
                 )

@@ -91,6 +91,12 @@ class JoinedLog:
         if spec.negatives is not None:
             positives = rows.filter(pl.col(".label") == 1)
             counts["not positive"] = len(rows) - len(positives)
+            if not len(positives):
+                raise DinError(
+                    f"{spec.path}: no row of [impressions] is positive, so that [negatives] has "
+                    "nothing to draw for; check the label, or remove it if each row is something "
+                    "that a user took"
+                )
             rows = positives
         split = split_impressions(spec, rows, seed, self.notes)
         counts["in no split"] = len(rows) - len(split.rows)
@@ -219,7 +225,10 @@ class JoinedLog:
             names[".time"] = f".{history.name}.time"
         lists = samples.select(pl.col(column).alias(name) for name, column in names.items())
         time = samples[".time"] if ".time" in samples.columns else None
-        events, start, end, later = listed_sequence(lists, time, history.newest_first)
+        listed = listed_sequence(lists, time, history.newest_first)
+        events, start, end, without_item, later = listed
+        if without_item:
+            self.counts["impressions"][f"behaviours in {history.name} without item"] = without_item
         if history.time is not None:
             self.counts["impressions"][f"behaviours in {history.name} not before the row"] = later
         features = self._ad_features(events, own_features(history.ad, events))

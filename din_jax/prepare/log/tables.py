@@ -11,13 +11,16 @@ import copy
 
 import polars as pl
 
-from din_jax.data.id_lookup import distinct, index_in
+from din_jax.data.id_lookup import as_ids_of, distinct, index_in
 from din_jax.errors import DinError
 from din_jax.prepare.log import spec as specs
+from din_jax.prepare.log.feature_columns import add_feature
 from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
 from din_jax.prepare.log.value_types import common_type
+
+_PADDING = ("0", "-1", "", "pad", "PAD", "<pad>", "<PAD>", "[PAD]")
 
 
 class Tables:
@@ -88,21 +91,25 @@ class Tables:
         else:
             columns.add_label(".label", label)
         if impressions.weight is not None:
-            columns.add_number(".weight", impressions.weight, minimum=0)
+            columns.add_weight(".weight", impressions.weight)
         if impressions.user is not None:
             columns.add_id(".user", impressions.user)
         if impressions.item is not None:
             columns.add_id(".item", impressions.item)
         if impressions.time is not None:
             columns.add_time(".time", impressions.time)
+            columns.note_strange_times(".time", impressions.time.name)
         if spec.split is not None and spec.split.column is not None:
             columns.add_text(".split", spec.split.column)
         for group in impressions.fields.values():
             for column in group:
-                columns.add_feature(column)
+                add_feature(columns, column)
         for history in spec.histories:
             add_history(columns, history)
         frame = self._distinct(columns, impressions.time)
+        for history in spec.histories:
+            if f".{history.name}.time" in columns.zoned:
+                self._zoned[history.section] = columns.zoned[f".{history.name}.time"]
         if label is not None and label.impressions is not None:
             return _weighted_rows(impressions.files, frame)
         if label is None and negatives is not None:
@@ -116,22 +123,26 @@ class Tables:
             columns.add_id(".item", behaviors.item)
         if behaviors.time is not None:
             columns.add_time(".time", behaviors.time)
+            columns.note_strange_times(".time", behaviors.time.name)
         if behaviors.order is not None:
             columns.add_time(".order", specs.Time((behaviors.order,)))
         for column in (*behaviors.ad, *behaviors.extra):
-            columns.add_feature(column)
+            add_feature(columns, column)
         return self._distinct(columns, behaviors.time)
 
     def _read_side_table(self, side_table: specs.SideTable, key: str) -> pl.DataFrame:
         columns = self._raw.columns(side_table.files)
+        without = columns.leave_out_without(side_table.key)
         columns.add_id(key, side_table.key)
         unique = [key]
         if side_table.valid_from is not None:
             columns.add_time(".time", side_table.valid_from)
             unique.append(".time")
         for column in side_table.columns:
-            columns.add_feature(column)
+            add_feature(columns, column)
         frame = self._distinct(columns, side_table.valid_from)
+        if without:
+            self.counts[columns.section][f"without {key.removeprefix('.')}"] = without
         conflicts = frame.group_by(unique, maintain_order=True).len().filter(pl.col("len") > 1)
         if len(conflicts):
             valid_from = side_table.valid_from
@@ -189,6 +200,8 @@ class Tables:
     def _note_meeting(self, spec: specs.Spec) -> None:
         """Raises where behaviours share no user or item with impressions; notes where few do."""
         impressions = self.frames["impressions"]
+        for history in spec.histories:
+            self._note_lists(spec, history)
         for behaviors in spec.behaviors:
             section = behaviors.files.section
             frame = self.frames[section]
@@ -211,6 +224,33 @@ class Tables:
                         f"[{section}] only {share:.2%} of the rows have a {name} that occurs in "
                         "[impressions]: are both written in one way?"
                     )
+
+    def _note_lists(self, spec: specs.Spec, history: specs.ListedHistory) -> None:
+        """As `_note_meeting`, of the items of a history in the row."""
+        impressions = self.frames["impressions"]
+        if history.item is None:
+            return
+        listed = impressions[f".{history.name}.item"].explode().drop_nulls()
+        if not len(listed):
+            self.notes.append(f"[{history.section}] every list is empty: samples have no history")
+            return
+        known = distinct(impressions[".item"])
+        index = index_in(known, as_ids_of(listed, known.dtype).cast(known.dtype, strict=False))
+        if not (index >= 0).any() and not spec.to_score:
+            raise DinError(
+                f"{spec.path}: no item of [{history.section}], {history.item.column} has "
+                f"{listed[0]!r} for instance, occurs in [impressions], which have {known[0]!r} for "
+                "instance: histories would be strange. Write both in one way, or name the right "
+                "column"
+            )
+        padding = listed.filter(pl.Series(index < 0) & listed.cast(pl.String).is_in(_PADDING))
+        if len(padding) > 0.05 * len(listed):
+            share = len(padding) / len(listed)
+            self.notes.append(
+                f"[{history.section}] item is {padding[0]!r} in {share:.1%} of the behaviours, and "
+                "in no row of [impressions]; if it only fills the lists up: "
+                f'item = {{column = "{history.item.column}", …, null_values = ["{padding[0]}"]}}'
+            )
 
 
 class _RawTables:

@@ -153,7 +153,10 @@ class _FeatureRows:
         self, feature: Feature, table: vocabularies.Fitted | vocabularies.Buckets, dtype: np.dtype
     ):
         self.index, self.multi_hot = feature.value_index, feature.multi_hot
-        values = feature.values
+        values, self.weights = feature.values, np.empty(0, np.float32)
+        self.weighted = feature.weights is not None
+        if feature.weights is not None:
+            self.weights = feature.weights.explode().drop_nulls().to_numpy().astype(np.float32)
         if self.multi_hot:
             values = values.list.drop_nulls()
             length = values.list.len().fill_null(0).to_numpy().astype(np.int64)
@@ -187,6 +190,8 @@ class _FeatureRows:
         offset_type = smallest_unsigned(length.sum())
         writer.append(name, self.rows[:0])
         writer.append(f"{name}.offsets", np.zeros(1, offset_type))
+        if self.weighted:
+            writer.append(f"{name}.weights", self.weights[:0])
         written = 0
         for begin in range(0, len(length), _ENTRIES_PER_WRITE):
             part = slice(begin, begin + _ENTRIES_PER_WRITE)
@@ -194,6 +199,8 @@ class _FeatureRows:
             shift = self.first[self.index[part]] - (end - length[part])
             positions = np.arange(end[-1]) + np.repeat(shift, length[part])
             writer.append(name, self.rows[positions])
+            if self.weighted:
+                writer.append(f"{name}.weights", self.weights[positions])
             writer.append(f"{name}.offsets", (end + written).astype(offset_type))
             written += int(end[-1])
 
@@ -212,7 +219,14 @@ def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
             if not isinstance(table, NumberTransform)
         ),
         fields=tuple(
-            Field(name, f.table, group, f.multi_hot, optional=name == "user_id")
+            Field(
+                name,
+                f.table,
+                group,
+                f.multi_hot,
+                optional=name == "user_id",
+                weighted=f.weights is not None,
+            )
             for group, name, f in features
             if not is_number(f)
         ),
@@ -220,7 +234,9 @@ def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
             Sequence(
                 name,
                 tuple(
-                    BehaviorField(field, f.table, ad=field, multi_hot=f.multi_hot)
+                    BehaviorField(
+                        field, f.table, field, f.multi_hot, weighted=f.weights is not None
+                    )
                     for field, f in sequence.features.items()
                     if not is_number(f)
                 ),
