@@ -40,7 +40,7 @@ def make_model(folder: Path) -> None:
 
     import din_jax
     from din_jax.data.store_writer import StoreWriter
-    from din_jax.export.exporting import export
+    from din_jax.export.exporting import export_run
 
     tables = {"goods": GOODS, "category": CATEGORIES}
     schema = din_jax.Schema(
@@ -73,7 +73,7 @@ def make_model(folder: Path) -> None:
     config.train.batch_size = 64
     config.train.epochs = 1
     din_jax.train(config, folder / "run", test=False)
-    export(folder / "run", folder / "model")
+    export_run(folder / "run", folder / "model")
 
 
 def make_request(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         Diverged as Diverged,
         Interrupted as Interrupted,
     )
+    from din_jax.export.encoding import InvalidRequest as InvalidRequest
+    from din_jax.export.exporting import export_run as export_run
     from din_jax.metrics import (
         all_metrics as all_metrics,
         auc as auc,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from din_jax.nn.numbers import number_inputs as number_inputs
     from din_jax.nn.pooling import (
         normalize_weights as normalize_weights,
+        pool_packed as pool_packed,
         segment_mean as segment_mean,
         segment_pool as segment_pool,
         segment_softmax as segment_softmax,
@@ -87,6 +90,11 @@ if TYPE_CHECKING:
     )
     from din_jax.optim.row_sparse import row_sparse as row_sparse
     from din_jax.optim.rowwise_adagrad import rowwise_adagrad as rowwise_adagrad
+    from din_jax.predict.predicting import (
+        predict_file as predict_file,
+        write_embeddings as write_embeddings,
+    )
+    from din_jax.serve.scorer import Ranking as Ranking, Scorer as Scorer, Visitor as Visitor
     from din_jax.step.score import score_step as score_step
     from din_jax.step.state import TrainState as TrainState, init_state as init_state
     from din_jax.step.train import train_step as train_step
@@ -115,6 +123,8 @@ _MODULES = {
     "data.store": ("Store",),
     "data.store_writer": ("StoreWriter",),
     "errors": ("DinError", "Diverged", "Interrupted"),
+    "export.encoding": ("InvalidRequest",),
+    "export.exporting": ("export_run",),
     "metrics": ("all_metrics", "auc", "log_loss", "rela_impr", "user_auc", "user_weighted_auc"),
     "models.base": ("BaseModel",),
     "models.deepfm": ("DeepFM",),
@@ -132,6 +142,7 @@ _MODULES = {
     "nn.numbers": ("number_inputs",),
     "nn.pooling": (
         "normalize_weights",
+        "pool_packed",
         "segment_mean",
         "segment_pool",
         "segment_softmax",
@@ -143,6 +154,8 @@ _MODULES = {
     "optim.mba": ("difacto_decay", "mba_decay", "on_tables"),
     "optim.row_sparse": ("row_sparse",),
     "optim.rowwise_adagrad": ("rowwise_adagrad",),
+    "predict.predicting": ("predict_file", "write_embeddings"),
+    "serve.scorer": ("Ranking", "Scorer", "Visitor"),
     "step.score": ("score_step",),
     "step.state": ("TrainState", "init_state"),
     "step.train": ("train_step",),

@@ -25,14 +25,31 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Folders whose long tests take many short steps of many programs.
+COMPILING = ("checkpoint", "distributed", "step")
+
+
 def pytest_configure(config):
     """The default suite compiles without most of XLA's optimizations, in half the time.
 
-    The long tests, and the commands of `.ci/run`, compile as users do.
+    The long tests that train, and the commands of `.ci/run`, compile as users do.
     """
     if config.option.markexpr == "not long":
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation(request):
+    """As in the default suite, also for the long tests that mostly compile."""
+    if request.path.parent.name not in COMPILING or jax.config.jax_disable_most_optimizations:
+        yield
+        return
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 def pytest_collection_modifyitems(items):

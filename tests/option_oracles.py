@@ -87,10 +87,11 @@ def intensity(weights: Sequence[float]) -> np.ndarray:
 
 
 def bias(sample: dict[str, Any], fields: Sequence[str], tables: dict[str, np.ndarray]) -> float:
-    """The sum of the scalars of the ids in `config.model.bias_fields`."""
+    """The sum of the scalars, by weight, of the ids in `config.model.bias_fields`."""
     total = 0.0
     for name in fields:
         ids = sample["fields"][name]
-        for i in [ids] if isinstance(ids, int) else ids:
-            total += float(tables[f"{name}-field-bias"][i][0])
+        several = [ids] if isinstance(ids, int) else ids
+        for i, w in zip(several, getattr(ids, "weights", [1.0] * len(several)), strict=True):
+            total += w * float(tables[f"{name}-field-bias"][i][0])
     return total

@@ -165,10 +165,21 @@ def pool(vectors: Sequence[np.ndarray], width: int, mean: bool) -> np.ndarray:
     return total / len(vectors) if mean and len(vectors) else total
 
 
+class WeightedIds(list[int]):
+    """The ids of a weighted multi-hot field."""
+
+    def __init__(self, ids: Sequence[int], weights: Sequence[float]):
+        super().__init__(ids)
+        self.weights = [float(np.float32(w)) for w in weights]
+
+
 def embed(table: np.ndarray, ids: int | Sequence[int], mean: bool) -> np.ndarray:
-    """One id's row, or the pooled rows of several."""
+    """One id's row, or the pooled rows of several; of weights w the mean is Σ w e / Σ |w|."""
     if isinstance(ids, int):
         return table[ids]
+    if isinstance(ids, WeightedIds):
+        total = weighted_sum([table[i] for i in ids], ids.weights, table.shape[1])
+        return total / math.fsum(map(abs, ids.weights)) if mean and ids else total
     return pool([table[i] for i in ids], table.shape[1], mean)
 
 

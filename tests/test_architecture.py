@@ -17,7 +17,7 @@ LAYERS = [
     {"step"},
     {"checkpoint"},
     {"training"},
-    {"export", "report"},
+    {"report", "predict", "export"},
     {"serve"},
 ]
 FILES = {

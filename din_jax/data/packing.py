@@ -22,10 +22,12 @@ class Packed(NamedTuple):
     Attributes:
       values: int32[N].
       segment_ids: int32[N], ascending; S for padding.
+      weights: float32[N], of the ids of a weighted field; None of other fields.
     """
 
     values: Array
     segment_ids: Array
+    weights: Array | None = None
 
 
 class Behaviors(NamedTuple):
@@ -164,19 +166,22 @@ class Packer:
         def capacity(axis: str) -> npt.NDArray[Any]:
             return np.array([batch_capacities[axis] for batch_capacities in capacities])
 
-        def multi_hot(name: str, outer: _Axis, axis: str) -> list[Packed]:
+        def multi_hot(name: str, outer: _Axis, axis: str, weighted: bool) -> list[Packed]:
             offsets = store.column(f"{name}.offsets")
             start, end = (
                 offsets[i].astype(np.int64) for i in (outer.positions, outer.positions + 1)
             )
             inner = _Axis(start, end, outer.lengths, capacity(axis), outer.capacity)
-            return list(map(Packed, inner.take(store.column(name)), inner.segment_ids))
+            weights: Sequence[Array | None] = [None] * len(groups)
+            if weighted:
+                weights = inner.take(store.column(f"{name}.weights"), np.float32)
+            return list(map(Packed, inner.take(store.column(name)), inner.segment_ids, weights))
 
         fields: dict[str, Sequence[Array | Packed]] = {}
         for field in schema.fields:
             name = f"fields/{field.name}"
             fields[field.name] = (
-                multi_hot(name, sample_axis, field.name)
+                multi_hot(name, sample_axis, field.name, field.weighted)
                 if field.multi_hot
                 else sample_axis.take(store.column(name))
             )
@@ -192,7 +197,7 @@ class Packer:
             for behavior in sequence.fields:
                 name = f"events/{sequence.name}/{behavior.name}"
                 values[behavior.name] = (
-                    multi_hot(name, history, f"{sequence.name}.{behavior.name}")
+                    multi_hot(name, history, f"{sequence.name}.{behavior.name}", behavior.weighted)
                     if behavior.multi_hot
                     else history.take(store.column(name))
                 )

@@ -30,8 +30,9 @@ class Table:
 class Field:
     """A feature of a sample that is not a behaviour.
 
-    It has one id per sample, or any number of ids if `multi_hot`. An `optional` field, such as the
-    user's id, is an input of a model only if the config names it (`model.extra_fields`).
+    It has one id per sample, or any number of ids if `multi_hot`, each with a weight if `weighted`.
+    An `optional` field, such as the user's id, is an input of a model only if the config names it
+    (`model.extra_fields`).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Field:
     group: Group
     multi_hot: bool = False
     optional: bool = False
+    weighted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,15 @@ class NumericField:
 class BehaviorField:
     """A field of a behaviour sequence, and the `ad` field that it is compared with.
 
-    It has one id per behaviour, or any number of ids if `multi_hot` (a film's genres).
+    It has one id per behaviour, or any number of ids if `multi_hot` (a film's genres), each with a
+    weight if `weighted`.
     """
 
     name: str
     table: str
     ad: str
     multi_hot: bool = False
+    weighted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +94,9 @@ class Schema:
     `weighted`: whether the store has the samples' weights, `samples/weight`.
 
     Raises:
-      DinError: a name is used twice or is no identifier, a table is missing or empty, or a
-        behaviour field is compared with something other than an ad field of the same table, or a
-        numeric one with something other than a numeric ad field.
+      DinError: a name is used twice or is no identifier, a table is missing or empty, a field of
+        one id has weights, or a behaviour field is compared with something other than an ad field
+        of the same table, or a numeric one with something other than a numeric ad field.
     """
 
     tables: tuple[Table, ...]
@@ -115,6 +119,12 @@ class Schema:
         for field in self.fields:
             if field.table not in names:
                 raise DinError(_no_table(f"field {field.name!r}", field.table, names))
+        for part_of_ids in self.fields_of_ids():
+            if part_of_ids.weighted and not part_of_ids.multi_hot:
+                raise DinError(
+                    f"schema: field {part_of_ids.name!r} is weighted, but has one id; weights are "
+                    "those of the ids of a multi-hot field"
+                )
         inputs_of_samples: tuple[Field | NumericField, ...] = (*self.fields, *self.numbers)
         for part in inputs_of_samples:
             if part.group not in GROUPS:
@@ -150,6 +160,10 @@ class Schema:
                     f"compared with {number.ad!r}, which is not a numeric ad field; numeric ad "
                     f"fields: {', '.join(ads) or 'none'}"
                 )
+
+    def fields_of_ids(self) -> tuple[Field | BehaviorField, ...]:
+        """All fields of samples and of behaviours that are not numeric."""
+        return (*self.fields, *(f for s in self.sequences for f in s.fields))
 
     def rows(self, table: str) -> int:
         """K, the number of rows of a table, including row 0."""
@@ -219,6 +233,9 @@ class Schema:
                 del sequence["times"]
         if not self.weighted:  # as in stores of versions that knew no weights
             del value["weighted"]
+        for field in (*value["fields"], *(f for s in value["sequences"] for f in s["fields"])):
+            if not field["weighted"]:
+                del field["weighted"]
         for part in (value, *value["sequences"]):
             if not part["numbers"]:  # as in stores of versions that knew no numbers
                 del part["numbers"]

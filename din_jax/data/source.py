@@ -61,6 +61,8 @@ class BatchSource:
       epochs: the number of epochs.
       shards: the split among devices. With several devices a batch has a leading axis of the
         devices in `shards.local`.
+      buckets: those to use if they hold all batches, which is known before of batches that are not
+        shuffled. Other ones are compiled anew.
       steps_per_call: the size of the groups of neighbouring batches that are length-balanced and,
         on one device, padded to equal lengths. Groups do not cross epochs.
 
@@ -91,6 +93,7 @@ class BatchSource:
         epochs: int = 1,
         shards: Shards = Shards(),
         steps_per_call: int = 1,
+        buckets: Buckets | None = None,
     ):
         self.samples = store.split(split)
         if not self.samples:
@@ -134,7 +137,7 @@ class BatchSource:
         self._last_chunk = functools.lru_cache(maxsize=1)(self.chunk)
         # Large enough for the prefetched chunks, so that `samples_of` does not balance them again.
         self._chunk_samples = functools.lru_cache(maxsize=8)(self._samples_of_chunk)
-        self.buckets = self._fit_buckets()
+        self.buckets = self._fit_buckets(buckets)
 
     def _of_weight(self) -> npt.NDArray[Any] | None:
         """The positions in the split of the samples of a weight over 0; None if that is all."""
@@ -238,7 +241,7 @@ class BatchSource:
         np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order
 
-    def _fit_buckets(self) -> Buckets:
+    def _fit_buckets(self, given: Buckets | None) -> Buckets:
         """Fits the buckets to the batches' lengths; on several devices, to their longest shards.
 
         If the batches are shuffled, random batches have their distribution of lengths, and the
@@ -256,6 +259,8 @@ class BatchSource:
                     for i in range(0, len(lengths), group)
                 ]
             all_lengths = np.stack(call_lengths)
+            if given is not None and (all_lengths <= np.array(given.sizes[-1])).all():
+                return given
             return Buckets.fit(self.packer.axes, all_lengths, all_lengths.max(axis=0).tolist())
         longest = np.empty((0, len(self.packer.axes)), np.int64)
         for start in range(0, self.count, _SCANNED_SAMPLES):

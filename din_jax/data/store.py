@@ -7,10 +7,12 @@
       samples/weight.npy                   (if the schema is weighted) float32
       fields/NAME.npy                      one id per sample; or a multi-hot field's values,
       fields/NAME.offsets.npy              concatenated, and the offset of each sample's values;
+      fields/NAME.weights.npy              (weighted multi-hot only) float32, of each value
                                            of a numeric field one float32 per sample, NaN: missing
       sequences/NAME.start.npy, .end.npy   each sample's history is events[start:end]
       events/NAME/FIELD.npy                each behaviour once, user after user, in time order
       events/NAME/FIELD.offsets.npy        (multi-hot only) the offset of each behaviour's values
+      events/NAME/FIELD.weights.npy        (weighted multi-hot only) float32, of each value
                                            (of a numeric field float32, NaN: missing)
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
@@ -33,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.data.schema import Schema, Sequence
+from din_jax.data.schema import BehaviorField, Field, Schema, Sequence
 from din_jax.errors import DinError
 
 # Polars is imported only where vocabularies are read: training does not need it, and its import
@@ -88,6 +90,26 @@ class Store:
                 f"{self.path}/schema.json lacks {error}: it is damaged; prepare the store again"
             ) from error
         self._columns = {name: self._map(name, n) for name, n in lengths.items()}
+
+    @staticmethod
+    def of_columns(
+        schema: Schema,
+        columns: Mapping[str, npt.NDArray[Any]],
+        splits: Mapping[str, tuple[int, int]],
+    ) -> Store:
+        """A store in memory, without vocabularies: samples to score.
+
+        Args:
+          schema: of the samples.
+          columns: {name: column}, all that `column_names` names.
+          splits: {split: its first sample, and the one after its last}.
+        """
+        store = object.__new__(Store)
+        store.path, store.schema, store.fingerprint = Path("memory"), schema, ""
+        store.origin, store.like = {}, ()
+        store._splits = {name: list(splits.get(name, (0, 0))) for name in SPLITS}
+        store._columns = {name: columns[name] for name in column_names(schema)}
+        return store
 
     def __len__(self) -> int:
         """The number of samples in all splits."""
@@ -160,17 +182,23 @@ def column_names(schema: Schema) -> Iterator[str]:
     if schema.weighted:
         yield "samples/weight"
     for field in schema.fields:
-        name = f"fields/{field.name}"
-        yield from (name, f"{name}.offsets") if field.multi_hot else (name,)
+        yield from _columns_of(f"fields/{field.name}", field)
     yield from (f"fields/{number.name}" for number in schema.numbers)
     for sequence in schema.sequences:
         yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
         for behavior in sequence.fields:
-            name = f"events/{sequence.name}/{behavior.name}"
-            yield from (name, f"{name}.offsets") if behavior.multi_hot else (name,)
+            yield from _columns_of(f"events/{sequence.name}/{behavior.name}", behavior)
         yield from (f"events/{sequence.name}/{number.name}" for number in sequence.numbers)
         if sequence.times:
             yield f"events/{sequence.name}.time"
+
+
+def _columns_of(name: str, field: Field | BehaviorField) -> Iterator[str]:
+    yield name
+    if field.multi_hot:
+        yield f"{name}.offsets"
+    if field.weighted:
+        yield f"{name}.weights"
 
 
 def sequence_named(schema: Schema, name: str) -> Sequence:

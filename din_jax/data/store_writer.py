@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _LATEST = 253_402_300_799  # the last second of the year 9999; greater times have another unit
-_WEIGHTS = (1e-20, 1e20)  # of a sample, or 0; float32 sums of others could be 0 or infinite
+WEIGHTS = (1e-20, 1e20)  # of a sample, or 0; float32 sums of others could be 0 or infinite
 _CHECKED_AT_ONCE = 1 << 20  # entries of a column that `finish` reads at a time
 
 
@@ -185,6 +185,8 @@ class StoreWriter:
                 length = samples
             if name.endswith(".offsets"):
                 length += 1
+            if name.endswith(".weights"):
+                length = lengths[name.removesuffix(".weights")]
             if offsets not in lengths and lengths[name] != length:
                 raise DinError(
                     f"store: column {name} has {lengths[name]} entries, expected {length}"
@@ -203,6 +205,8 @@ class StoreWriter:
             self._check_range(f"fields/{field.name}", 0, self.schema.rows(field.table) - 1)
             if field.multi_hot:
                 self._check_offsets(f"fields/{field.name}")
+            if field.weighted:
+                self._check_numbers(f"fields/{field.name}.weights", missing=False)
         for number in self.schema.numbers:
             self._check_numbers(f"fields/{number.name}")
         for sequence in self.schema.sequences:
@@ -211,6 +215,8 @@ class StoreWriter:
                 self._check_range(name, 0, self.schema.rows(behavior.table) - 1)
                 if behavior.multi_hot:
                     self._check_offsets(name)
+                if behavior.weighted:
+                    self._check_numbers(f"{name}.weights", missing=False)
             for behavior_number in sequence.numbers:
                 self._check_numbers(f"events/{sequence.name}/{behavior_number.name}")
             events = self._events(sequence)
@@ -230,7 +236,7 @@ class StoreWriter:
                 self._check_times(sequence)
 
     def _check_weights(self) -> None:
-        column, (least, greatest) = self._columns["samples/weight"], _WEIGHTS
+        column, (least, greatest) = self._columns["samples/weight"], WEIGHTS
         if column.dtype != np.float32:
             raise DinError(f"store: column samples/weight holds {column.dtype}, expected float32")
         first = 0  # the first sample of a chunk
@@ -294,7 +300,8 @@ class StoreWriter:
         """Whether the store has what readers of version 1 do not know."""
         schema = self.schema
         numbers = any((schema.numbers, *(s.numbers for s in schema.sequences)))
-        return schema.weighted or numbers or self._has_unlabelled()
+        weights = schema.weighted or any(f.weighted for f in schema.fields_of_ids())
+        return weights or numbers or self._has_unlabelled()
 
     def _check_range(self, name: str, low: int, high: int, unit: str = "") -> None:
         column = self._columns[name]
@@ -306,21 +313,21 @@ class StoreWriter:
                 f"expected {unit}{low} to {high}"
             )
 
-    def _check_numbers(self, name: str) -> None:
-        """Checks a numeric field: float32, of which NaN is a missing number, and none infinite."""
+    def _check_numbers(self, name: str, *, missing: bool = True) -> None:
+        """Checks float32 numbers: none is infinite, and none NaN unless numbers may be missing."""
         if self._columns[name].dtype != np.float32:
             raise DinError(
-                f"store: column {name} holds {self._columns[name].dtype}, expected float32, NaN "
-                "where the number is missing"
+                f"store: column {name} holds {self._columns[name].dtype}, expected float32"
+                + ", NaN where the number is missing" * missing
             )
         first = 0  # the first entry of a chunk
         for chunk in self._chunks(name):
-            infinite = np.isinf(chunk)
-            if infinite.any():
-                i = int(np.argmax(infinite))
+            invalid = np.isinf(chunk) if missing else ~np.isfinite(chunk)
+            if invalid.any():
+                i = int(np.argmax(invalid))
                 raise DinError(
-                    f"store: {name}[{first + i}] is {chunk[i]}, expected a finite number, or NaN "
-                    "where it is missing"
+                    f"store: {name}[{first + i}] is {chunk[i]}, expected a finite number"
+                    + ", or NaN where it is missing" * missing
                 )
             first += len(chunk)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from din_jax import cli
 from din_jax.errors import DinError
-from din_jax.export.exporting import PLATFORMS, export
+from din_jax.export.exporting import PLATFORMS, export_run
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def _export(arguments: argparse.Namespace) -> None:
     platforms = [p.strip() for p in arguments.platforms.split(",")]
     if unknown := [p for p in platforms if p not in PLATFORMS]:
         raise DinError(f"--platforms {unknown[0]!r}: expected some of {', '.join(PLATFORMS)}")
-    manifest = export(
+    manifest = export_run(
         arguments.workdir,
         arguments.out,
         store=arguments.store,

@@ -37,7 +37,7 @@ class InvalidRequest(DinError):
 class Encoded(NamedTuple):
     """The arrays of one user, or of one user's C ads, without padding.
 
-    A multi-hot field of ads is a list of C arrays.
+    A multi-hot field of ads has lists of C arrays.
 
     Attributes:
       arrays: as in `din_jax.export.scoring`, without the axes U, and of ragged C.
@@ -127,10 +127,11 @@ class Encoder:
                 elif not part.multi_hot:
                     encoded["fields"][part.name] = self._ids(part.table, raw, at, count)
                 else:
-                    flat, lengths = _flatten(raw, at)
+                    flat, lengths, weights = _flatten(raw, at, weighted=part.weighted)
                     encoded["fields"][part.name] = {
                         "values": self._ids(part.table, flat, at, count),
                         "segment_ids": np.repeat(np.arange(length, dtype=np.int32), lengths),
+                        **weights,
                     }
                     size[f"{name}.{part.name}"] = len(flat)
             if self.ages:
@@ -165,9 +166,10 @@ class Encoder:
             elif not field.multi_hot:
                 arrays[name] = self._ids(field.table, columns[name], at, count)
             else:
-                flat, lengths = _flatten(columns[name], at)
-                rows = self._ids(field.table, flat, at, count)
-                arrays[name] = np.split(rows, np.cumsum(lengths)[:-1]) if number else []
+                flat, lengths, weights = _flatten(columns[name], at, weighted=field.weighted)
+                values = {"values": self._ids(field.table, flat, at, count), **weights}
+                ends = np.cumsum(lengths)[:-1]
+                arrays[name] = {k: np.split(v, ends) if number else [] for k, v in values.items()}
                 size[name] = max(lengths, default=0)
         return Encoded(arrays, size, count.ids)
 
@@ -176,10 +178,11 @@ class Encoder:
             return self._numbers(field.name, [value], at)[0]
         if not field.multi_hot:
             return self._ids(field.table, [value], at, count)[0]
-        flat, lengths = _flatten([value], at)
+        flat, lengths, weights = _flatten([value], at, weighted=field.weighted)
         return {
             "values": self._ids(field.table, flat, at, count),
             "length": np.int32(lengths[0]),
+            **weights,
         }
 
     def _ids(
@@ -290,18 +293,41 @@ def _columns_of_rows(
     return columns
 
 
-def _flatten(values: Sequence[Any], at: str) -> tuple[list[Any], list[int]]:
-    """The concatenated lists, and their lengths; None is an empty one."""
+def _flatten(
+    values: Sequence[Any], at: str, *, weighted: bool
+) -> tuple[list[Any], list[int], dict[str, npt.NDArray[np.float32]]]:
+    """The concatenated ids of lists, the lists' lengths, and {"weights": of the ids} if weighted.
+
+    None is an empty list. A list of a weighted field is {id: weight}, or has pairs of these.
+    """
     flat: list[Any] = []
+    weights: list[Any] = []
     lengths = []
     for value in values:
         several = [] if value is None else value
+        if weighted and isinstance(several, Mapping):
+            several = list(several.items())
         if not isinstance(several, Sequence | np.ndarray) or isinstance(several, str | bytes):
-            raise InvalidRequest(at, f"{value!r}; expected a list of ids")
+            raise InvalidRequest(at, f"{value!r}; expected a list of {_expected(weighted)}")
         known = [v for v in several if v is not None]
+        if weighted:
+            for pair in known:
+                if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                    raise InvalidRequest(at, f"{pair!r}; expected a pair of {_expected(True)}")
+            weights += [weight for _, weight in known]
+            known = [one for one, _ in known]
         flat += known
         lengths.append(len(known))
-    return flat, lengths
+    if not weighted:
+        return flat, lengths, {}
+    _check_numbers(weights, at)
+    if None in weights:
+        raise InvalidRequest(at, "null; expected a number as weight")
+    return flat, lengths, {"weights": np.array(weights, np.float32)}
+
+
+def _expected(weighted: bool) -> str:
+    return "id and weight" if weighted else "ids"
 
 
 def _series(values: Sequence[Any], at: str) -> pl.Series:

@@ -32,7 +32,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _SCANNED = 1 << 20  # samples whose lengths are in memory at a time
 
 
-def export(
+def export_run(
     workdir: str | Path,
     out: str | Path,
     *,

@@ -38,8 +38,10 @@ def pad(
         column = [a["fields"][name] for a in arrays]
         if isinstance(first, dict):
             fields[name] = {
-                "values": _stack([c["values"] for c in column], capacity[name]),
-                "length": np.stack([c["length"] for c in column]),
+                kind: np.stack([c[kind] for c in column])
+                if kind == "length"
+                else _stack([c[kind] for c in column], capacity[name])
+                for kind in first
             }
         else:
             fields[name] = np.stack(column)
@@ -53,8 +55,10 @@ def pad(
             if isinstance(first, dict):
                 nested = capacity[f"{sequence.name}.{name}"]
                 values[name] = {
-                    "values": _stack([c["values"] for c in column], nested),
-                    "segment_ids": _stack([c["segment_ids"] for c in column], nested, length),
+                    kind: _stack(
+                        [c[kind] for c in column], nested, length if kind == "segment_ids" else 0
+                    )
+                    for kind in first
                 }
             else:
                 values[name] = _stack(column, length)
@@ -68,7 +72,7 @@ def pad(
     padded_ads: Arrays = {}
     for name, first in candidates[0].items():
         column = [a[name] for a in candidates]
-        if isinstance(first, list):
+        if isinstance(first, dict):
             padded_ads[name] = _pad_lists(column, ads_capacity[""], ads_capacity[name])
         else:
             padded_ads[name] = _stack(column, ads_capacity[""])
@@ -83,12 +87,18 @@ def _stack(arrays: Sequence[npt.NDArray[Any]], length: int, fill: int = 0) -> np
     return stacked
 
 
-def _pad_lists(ads: Sequence[Sequence[npt.NDArray[Any]]], candidates: int, length: int) -> Arrays:
-    """{"values": [U, C, length], "length": [U, C]} of the lists of each user's ads."""
-    values = np.zeros((len(ads), candidates, length), np.int32)
+def _pad_lists(ads: Sequence[Arrays], candidates: int, length: int) -> Arrays:
+    """{"values", "weights": [U, C, length], "length": int32[U, C]} of the lists of users' ads."""
+    padded: Arrays = {
+        kind: np.zeros(
+            (len(ads), candidates, length), np.float32 if kind == "weights" else np.int32
+        )
+        for kind in ads[0]
+    }
     lengths = np.zeros((len(ads), candidates), np.int32)
     for u, lists in enumerate(ads):
-        for c, ids in enumerate(lists):
-            values[u, c, : len(ids)] = ids
-            lengths[u, c] = len(ids)
-    return {"values": values, "length": lengths}
+        for kind, of_ads in lists.items():
+            for c, values in enumerate(of_ads):
+                padded[kind][u, c, : len(values)] = values
+                lengths[u, c] = len(values)
+    return {**padded, "length": lengths}

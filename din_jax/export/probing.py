@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from din_jax.data.packing import Packer
-from din_jax.data.schema import Field, NumericField, Schema
+from din_jax.data.schema import BehaviorField, Field, NumericField, Schema
 from din_jax.data.store import SPLITS, Store
 from din_jax.data.transform import Transform
 from din_jax.data.vocabularies import Buckets
@@ -44,10 +44,7 @@ def probe_request(store: Store, schema: Schema, *, max_history: int = 20) -> dic
         columns: dict[str, list[Any]] = {}
         for behavior in sequence.fields:
             name = f"events/{sequence.name}/{behavior.name}"
-            columns[behavior.name] = [
-                raw.ids(behavior.table, name, event, multi_hot=behavior.multi_hot)
-                for event in events
-            ]
+            columns[behavior.name] = [raw.ids(behavior, name, event) for event in events]
         for number in sequence.numbers:
             columns[number.name] = [1.0 for _ in events]
         if sequence.times:
@@ -67,14 +64,19 @@ class _Raw:
     def field(self, field: Field | NumericField, sample: int) -> Any:
         if isinstance(field, NumericField):
             return 1.0
-        return self.ids(field.table, f"fields/{field.name}", sample, multi_hot=field.multi_hot)
+        return self.ids(field, f"fields/{field.name}", sample)
 
-    def ids(self, table: str, name: str, entry: int, *, multi_hot: bool) -> Any:
+    def ids(self, field: Field | BehaviorField, name: str, entry: int) -> Any:
         rows = self.store.column(name)
-        if not multi_hot:
-            return self._of_row(table, int(rows[entry]))
+        if not field.multi_hot:
+            return self._of_row(field.table, int(rows[entry]))
         offsets = self.store.column(f"{name}.offsets")
-        return [self._of_row(table, int(r)) for r in rows[offsets[entry] : offsets[entry + 1]]]
+        part = slice(int(offsets[entry]), int(offsets[entry + 1]))
+        ids = [self._of_row(field.table, int(row)) for row in rows[part]]
+        if not field.weighted:
+            return ids
+        weights = self.store.column(f"{name}.weights")[part].tolist()
+        return [list(pair) for pair in zip(ids, weights, strict=True)]
 
     def _of_row(self, table: str, row: int) -> Any:
         if not row:

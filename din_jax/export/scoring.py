@@ -15,8 +15,8 @@ The arguments are dicts of arrays, so that the function can be exported. For U u
 
 A numeric field is float32, NaN where it is missing. A multi-hot field is {"values": int32[…, V],
 "length": int32[…]}, its values padded with anything; in a sequence it is {"values": int32[U, V],
-"segment_ids": int32[U, V]}: the behaviour of each value, ascending, H for padding. Behaviours with
-ages have {"age": int32[U, H]}.
+"segment_ids": int32[U, V]}: the behaviour of each value, ascending, H for padding. A weighted one
+has {"weights": float32} beside its values. Behaviours with ages have {"age": int32[U, H]}.
 """
 
 from __future__ import annotations
@@ -77,12 +77,15 @@ def _batch(user: Arrays, ad: Arrays) -> Batch:
 def _field(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value[None]
-    return Packed(value["values"], _segment_ids(value["length"], value["values"].shape[0]))
+    segment_ids = _segment_ids(value["length"], value["values"].shape[0])
+    return Packed(value["values"], segment_ids, value.get("weights"))
 
 
 def _behaviors(value: Arrays) -> Behaviors:
     fields = {
-        name: Packed(ids["values"], ids["segment_ids"]) if isinstance(ids, Mapping) else ids
+        name: Packed(ids["values"], ids["segment_ids"], ids.get("weights"))
+        if isinstance(ids, Mapping)
+        else ids
         for name, ids in value["fields"].items()
     }
     return Behaviors(fields, jnp.where(value["mask"], 0, 1), value.get("age"))

@@ -26,7 +26,7 @@ from din_jax.models.features import (
 )
 from din_jax.nn.embedding import Lookups, Tables, lookup
 from din_jax.nn.mlp import MLP
-from din_jax.nn.pooling import segment_pool
+from din_jax.nn.pooling import pool_packed
 
 __all__ = ["BaseModel", "Head", "lookups", "module", "tables"]
 
@@ -77,7 +77,7 @@ def _bias(field: str, tables: Tables, lookups: Lookups, batch: Batch) -> jax.Arr
     scalars = lookup(tables[table], lookups[table][field])
     ids = batch.fields[field]
     if isinstance(ids, Packed):
-        scalars = segment_pool(scalars, ids.segment_ids, len(batch.label))
+        scalars = pool_packed(scalars, ids, len(batch.label), mean=False)
     return scalars[:, 0]
 
 

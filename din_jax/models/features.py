@@ -19,7 +19,7 @@ from din_jax.errors import DinError
 from din_jax.nn.activations import ActivationFactory, activation_factory
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
 from din_jax.nn.numbers import NumberVectors, number_inputs
-from din_jax.nn.pooling import segment_mean, segment_pool
+from din_jax.nn.pooling import pool_packed, segment_mean, segment_pool
 
 # The table with one scalar per id of the ad field `config.item_bias`. It is no identifier, and
 # therefore not the name of a table of the schema.
@@ -245,11 +245,10 @@ def embed(
 ) -> Features:
     """Looks up the vectors of a batch's features, and pools multi-hot fields by mean or sum."""
     samples = len(batch.label)
-    pool = segment_mean if mean else segment_pool
 
     def vectors(table: str, name: str, ids: Any, segments: int) -> jax.Array:
         by_id = lookup(tables[table], lookups[table][name])
-        return pool(by_id, ids.segment_ids, segments) if isinstance(ids, Packed) else by_id
+        return pool_packed(by_id, ids, segments, mean=mean) if isinstance(ids, Packed) else by_id
 
     by_name: dict[str, jax.Array] = {}
     groups: dict[str, list[jax.Array]] = {"user": [], "ad": [], "context": []}

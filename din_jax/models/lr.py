@@ -19,7 +19,7 @@ from din_jax.data.schema import Schema
 from din_jax.errors import DinError
 from din_jax.models.features import input_lookups, numeric_inputs
 from din_jax.nn.embedding import Lookup, Lookups, Tables, TableSpec, lookup
-from din_jax.nn.pooling import segment_mean, segment_pool
+from din_jax.nn.pooling import pool_packed, segment_mean, segment_pool
 
 
 def weight_table(name: str) -> str:
@@ -70,7 +70,7 @@ def linear(
 
     def weights(name: str, ids: Any, segments: int) -> jax.Array:
         by_id = lookup(tables[weight_table(name)], lookups[weight_table(name)][name])
-        return pool(by_id, ids.segment_ids, segments) if isinstance(ids, Packed) else by_id
+        return pool_packed(by_id, ids, segments, mean=mean) if isinstance(ids, Packed) else by_id
 
     total = jnp.zeros((samples, 1))
     for field in schema.inputs(extra_fields):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from din_jax.data.packing import Packed
 from din_jax.nn.blocks import InBlocks
 
 
@@ -17,7 +18,7 @@ def rows_of_samples(per_sample: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
     Padding gets the row of some sample; mask the result.
     """
-    if len(per_sample) == 1:
+    if per_sample.shape[0] == 1:  # `len` is no symbol, which `jax.export` has here
         return jnp.broadcast_to(per_sample, (segment_ids.shape[0], *per_sample.shape[1:]))
     return jnp.take(per_sample, segment_ids, axis=0, mode="clip", indices_are_sorted=True)
 
@@ -66,6 +67,27 @@ def segment_mean(values: jax.Array, segment_ids: jax.Array, segments: int) -> ja
     """
     counts = segment_pool(jnp.ones((values.shape[0], 1), values.dtype), segment_ids, segments)
     return segment_pool(values, segment_ids, segments) / jnp.maximum(counts, 1)
+
+
+def pool_packed(values: jax.Array, ids: Packed, segments: int, *, mean: bool) -> jax.Array:
+    """Pools the vectors of a multi-hot field's ids: the sums or means [S, E] of each segment's.
+
+    With weights w the sum is Σ w e, and the mean Σ w e / Σ |w|; zero where Σ |w| is.
+
+    Args:
+      values: e, [N, E], the vectors of `ids.values`.
+      ids: the field.
+      segments: S.
+      mean: whether to divide.
+    """
+    if ids.weights is None:
+        return (segment_mean if mean else segment_pool)(values, ids.segment_ids, segments)
+    weights = jnp.where(ids.segment_ids < segments, ids.weights, 0)
+    total = weighted_pool(weights, values, ids.segment_ids, segments)
+    if not mean:
+        return total
+    divisor = segment_pool(jnp.abs(weights)[:, None], ids.segment_ids, segments)
+    return total / jnp.where(divisor > 0, divisor, 1)
 
 
 def segment_softmax(

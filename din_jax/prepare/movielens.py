@@ -20,7 +20,7 @@ trained. The genres of an unknown film stay known.
 
 The input is `ratings.csv` and `movies.csv` (ml-20m, ml-25m, ml-32m, ml-latest), `ratings.dat` and
 `movies.dat` (ml-1m, ml-10m) or `u.data` and `u.item` (ml-100k), plain or gzipped; the layout is
-detected from the content.
+detected from the content. So are `rating.csv` and `movie.csv`, Kaggle's edition of ml-20m.
 """
 
 from __future__ import annotations

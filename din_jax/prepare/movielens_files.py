@@ -1,6 +1,7 @@
 """Reads the ratings and movies of MovieLens, plain or gzipped.
 
-- ml-20m, ml-25m, ml-32m, ml-latest: CSV with a header, genres split by a bar.
+- ml-20m, ml-25m, ml-32m, ml-latest: CSV with a header, genres split by a bar. Kaggle's edition of
+  ml-20m has names and times in quotes, and the times as dates in UTC.
 - ml-1m, ml-10m: fields separated by `::`, genres split by a bar.
 - ml-100k: ratings separated by tabs; movies separated by bars, with a flag for each of 19 genres.
 """
@@ -35,6 +36,8 @@ _FLAGS = (
     "Thriller", "War", "Western",
 )  # fmt: skip
 _ITEM_FIELDS = 5 + len(_FLAGS)
+_DATE_AT_END = re.compile(rb'(?<=,)"?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"?\s*$')
+_DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -71,10 +74,18 @@ def _parse_ratings(block: bytes, separator: str) -> pl.DataFrame | None:
         if b"," in block:
             return None
         block = block.replace(separator.encode(), b",")
+    dates = _DATE_AT_END.search(block.partition(b"\n")[0]) is not None
+    schema = {**_RATING_COLUMNS, "timestamp": pl.String} if dates else _RATING_COLUMNS
     try:
         frame = pl.read_csv(
-            io.BytesIO(block), has_header=False, schema=_RATING_COLUMNS, quote_char=None
+            io.BytesIO(block.replace(b'"', b"") if dates else block),
+            has_header=False,
+            schema=schema,
+            quote_char=None,
         )
+        if dates:
+            date = pl.col("timestamp").str.to_datetime(_DATE_FORMAT, time_unit="us")
+            frame = frame.with_columns(date.dt.epoch("s"))
     except pl.exceptions.PolarsError:
         return None
     complete = frame.null_count().sum_horizontal()[0] == 0
@@ -87,7 +98,10 @@ def _check_lines(path: Path, first_line: int, block: bytes, separator: str) -> b
     for number, line in enumerate(block.split(b"\n"), start=first_line):
         if not line.strip():
             continue
-        problem = _problem_of_rating(line.decode("utf-8", "replace").rstrip("\r").split(separator))
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        if _DATE_AT_END.search(line):
+            text = _DATE_AT_END.sub(b"0", line).decode("utf-8", "replace").replace('"', "")
+        problem = _problem_of_rating(text.split(separator))
         if problem:
             expected = separator.join(_HEADERS["ratings"].split(","))
             raise DinError(
@@ -222,7 +236,7 @@ def _open(path: Path, content: str) -> tuple[str, Iterator[tuple[int, bytes]]]:
 def _detect_layout(head: str) -> tuple[str | None, str]:
     """What a file with this first line contains (None: neither) and its separator."""
     for content, header in _HEADERS.items():
-        if head == header:
+        if head.replace('"', "") == header:
             return content, ","
     if head.count("|") == _ITEM_FIELDS - 1:
         return "movies", "|"

@@ -175,7 +175,12 @@ class Scorer:
         Raises:
           InvalidRequest: a field is missing, unknown or of another type.
         """
-        encoded = self.encoder.user(user or {}, behaviors or {}, context or {}, time)
+        encoded = self.encoder.user(
+            {} if user is None else user,
+            {} if behaviors is None else behaviors,
+            {} if context is None else context,
+            time,
+        )
         for axis, length in encoded.size.items():
             if length > self._behaviors_at_most(axis):
                 raise InvalidRequest(
@@ -411,7 +416,13 @@ def _part(ads: Encoded, begin: int, size: int) -> Encoded:
     number = min(size, ads.size[""] - begin)
     if number == ads.size[""]:
         return ads
-    arrays = {name: values[begin : begin + number] for name, values in ads.arrays.items()}
+    part = slice(begin, begin + number)
+    arrays = {
+        name: {kind: lists[part] for kind, lists in values.items()}
+        if isinstance(values, dict)
+        else values[part]
+        for name, values in ads.arrays.items()
+    }
     return ads._replace(arrays=arrays, size={**ads.size, "": number})
 
 

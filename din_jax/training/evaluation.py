@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from din_jax.data.buckets import Buckets
 from din_jax.data.loader import batches
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import UNLABELLED, Store
@@ -51,6 +52,7 @@ class Evaluator:
       max_history, ages: see `Packer`.
       shards: how batches are split among devices.
       steps_per_call: the maximum number of batches in a call of `score`.
+      buckets: see `BatchSource`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Evaluator:
         ages: bool = False,
         shards: Shards = Shards(),  # noqa: B008
         steps_per_call: int = 1,
+        buckets: Buckets | None = None,
     ):
         self.score = score
         self.source = BatchSource(
@@ -76,6 +79,7 @@ class Evaluator:
             shuffle=False,
             shards=shards,
             steps_per_call=steps_per_call,
+            buckets=buckets,
         )
         samples = self.source.samples
         self.users = store.column("samples/user")[samples.start : samples.stop]

@@ -163,29 +163,42 @@ class Run(NamedTuple):
         """
         return settle(self.optimizer, self.placement)
 
-    def evaluator(self, split: str) -> Evaluator:
+    def evaluator(
+        self, split: str, store: Store | None = None, *, after: Evaluator | None = None
+    ) -> Evaluator:
         """Makes the evaluator of a split of the store.
+
+        Args:
+          split: "train", "validation" or "test".
+          store: another store with the run's inputs.
+          after: an evaluator whose compiled programs this one uses where it can.
 
         Raises:
           DinError: the store has no such split.
         """
+        store = store or self.store
         batch_size = self.placement.block(self.config.eval.batch_size) * self.placement.count
         steps_per_call = 1
-        if self.placement.axis is None:
-            batches = -(-len(self.store.split(split)) // batch_size)
+        if after is not None:
+            steps_per_call = after.source.steps_per_call
+        elif self.placement.axis is None:
+            batches = -(-len(store.split(split)) // batch_size)
             maximum = max(1, min(_SCORED_PER_CALL // batch_size, batches))
             steps_per_call = 1 << (maximum.bit_length() - 1)  # a power of two: see `score_steps`
+        score = after.score if after is not None else None
         return Evaluator(
-            score_steps(
+            score
+            or score_steps(
                 self.model, self.regularizer, self.placement, steps_per_call=steps_per_call
             ),
-            self.store,
+            store,
             split,
             batch_size=batch_size,
             max_history=self.config.data.max_history,
-            ages=_ages(self.store, self.config),
+            ages=_ages(store, self.config),
             shards=_shards(self.placement),
             steps_per_call=steps_per_call,
+            buckets=after.source.buckets if after is not None else None,
         )
 
     def probabilities(self, state: TrainState, split: str = "test") -> npt.NDArray[np.float64]:

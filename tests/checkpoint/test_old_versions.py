@@ -39,6 +39,7 @@ def test_a_run_of_version_0_1_0_is_evaluated(old):
     assert scores.metrics == pytest.approx(metrics_of(old[38, "test"]), rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_of_version_0_1_0_goes_on(old):
     config = completed(ConfigDict(Checkpoints("runs/old").meta("last")["config"]), "runs/old")
     config.train.epochs = 2

@@ -18,6 +18,7 @@ from din_jax.training.trained import reopen
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_a_checkpoint_goes_from_any_devices_to_any_others(planted_store, tmp_path):
     def opened(count, placement):
         config = tiny_config(planted_store, **{"optimizer.name": "adagrad", "model.name": "base"})

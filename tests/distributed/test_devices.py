@@ -149,6 +149,7 @@ def test_other_numbers_of_devices_are_refused(planted_store, wanted):
         open_run(config)
 
 
+@pytest.mark.long
 def test_tables_that_do_not_fit_are_refused_before_they_are_made(planted_store, monkeypatch):
     config = small_config(planted_store, **{"regularizer.name": "mba", "model.embedding_dim": 16})
     run = open_run(config)

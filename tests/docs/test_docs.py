@@ -278,8 +278,8 @@ def check_command(words):
             if rest and module == "din_jax.prepare":
                 flags = set(re.findall(r"--([\w-]+)", help_of_preparation(rest[0])))
             elif rest:
-                assert rest[0] in _REPORTS
-                flags = flags_of("din_jax/report/__main__.py")
+                assert module != "din_jax.report" or rest[0] in _REPORTS
+                flags = flags_of(f"{module.replace('.', '/')}/__main__.py")
             check_flags(rest, flags if rest else (), files=("config", "spec"))
         else:
             assert (ROOT / rest[0]).is_file(), f"no {rest[0]}"

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import oracles
 
 from din_jax.data.packing import Batch, Behaviors, Packed
 from din_jax.data.schema import (
@@ -28,7 +29,7 @@ SCHEMA = Schema(
         Field("hour", "hour", "context"),
         Field("goods", "goods", "ad"),
         Field("age", "age", "user"),
-        Field("tags", "tag", "ad", multi_hot=True),
+        Field("tags", "tag", "ad", multi_hot=True, weighted=True),
         Field("user_id", "user", "user", optional=True),
         Field("shop", "shop", "ad"),
         Field("likes", "tag", "user", multi_hot=True),
@@ -37,7 +38,7 @@ SCHEMA = Schema(
         Sequence(
             "clicks",
             (
-                BehaviorField("tags", "tag", "tags", multi_hot=True),
+                BehaviorField("tags", "tag", "tags", multi_hot=True, weighted=True),
                 BehaviorField("goods", "goods", "goods"),
             ),
         ),
@@ -106,12 +107,14 @@ REAL = 6  # samples; the rest of a batch is padding
 
 def draw_samples(rng, schema, empty=False):
     """Random samples, as the oracles take them; one history of each sequence, or all, are empty."""
-    (age_rng,) = rng.spawn(1)
+    age_rng, weight_rng = rng.spawn(2)
 
     def ids(field):
         rows = schema.rows(field.table)
         if field.multi_hot:
-            return rng.integers(0, rows, rng.integers(0, 4)).tolist()
+            several = rng.integers(0, rows, rng.integers(0, 4)).tolist()
+            weights = weight_rng.uniform(-1, 1, len(several))
+            return oracles.WeightedIds(several, weights) if field.weighted else several
         return int(rng.integers(0, rows))
 
     def number():
@@ -162,9 +165,14 @@ def segment_ids_of(segments, capacity, beyond):
     return np.array(owners + [beyond] * (capacity - len(owners)), np.int32)
 
 
-def packed(rng, segments, capacity, beyond):
+def packed(rng, segments, capacity, beyond, weighted):
     values = [i for segment in segments for i in segment]
-    return Packed(padded(rng, values, capacity), segment_ids_of(segments, capacity, beyond))
+    weights = None
+    if weighted:
+        known = [w for segment in segments for w in segment.weights]
+        weights = padded_numbers(rng.spawn(1)[0], known, capacity)
+    segment_ids = segment_ids_of(segments, capacity, beyond)
+    return Packed(padded(rng, values, capacity), segment_ids, weights)
 
 
 def make_batch(samples, schema, rng, sizes=SIZES):
@@ -174,7 +182,7 @@ def make_batch(samples, schema, rng, sizes=SIZES):
     for field in schema.fields:
         values = [s["fields"][field.name] for s in samples]
         if field.multi_hot:
-            fields[field.name] = packed(rng, values, sizes.multi_hot, b)
+            fields[field.name] = packed(rng, values, sizes.multi_hot, b, field.weighted)
         else:
             fields[field.name] = padded(rng, values, b)
     for number in schema.numbers:
@@ -189,7 +197,7 @@ def make_batch(samples, schema, rng, sizes=SIZES):
         for field in sequence.fields:
             column = [behavior[field.name] for behavior in behaviors]
             if field.multi_hot:
-                values[field.name] = packed(rng, column, sizes.nested, t)
+                values[field.name] = packed(rng, column, sizes.nested, t, field.weighted)
             else:
                 values[field.name] = padded(rng, column, t)
         for number in sequence.numbers:

@@ -8,6 +8,7 @@ import pytest
 from compiling import quick_jit
 from model_batches import draw_samples
 from model_cases import CASES, close, config_of, draw_variables, oracle, schema_of
+from oracles import WeightedIds
 
 from din_jax.config import default_config
 from din_jax.data.numbers import NumberTransform
@@ -41,6 +42,8 @@ def asked(name):
 
 def raw(table, value):
     """The raw ids of rows; row 0 is some id that no vocabulary has."""
+    if isinstance(value, WeightedIds):
+        return [(raw(table, i), w) for i, w in zip(value, value.weights, strict=True)]
     if isinstance(value, list):
         return [raw(table, v) for v in value]
     return f"{table} {value}" if value else "another"

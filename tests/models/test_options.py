@@ -128,7 +128,7 @@ def test_a_field_named_twice_has_one_bias():
         return logits
 
     without, with_biases = run(batch)
-    expected = [[0, 3 + 5 * len(s["fields"]["tags"])] for s in samples]
+    expected = [[0, 3 + 5 * sum(s["fields"]["tags"].weights)] for s in samples]
     np.testing.assert_allclose((with_biases - without)[:REAL], expected, atol=1e-4)
 
 

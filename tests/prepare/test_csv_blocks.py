@@ -217,6 +217,10 @@ ESCAPED = Dialect("\t", "", "\\")
         (Dialect(escape="\\"), 'a,b\n"5\\" disc","x, y"\n', [['5" disc', "x, y"]]),
         (Dialect(escape="\\"), 'a,b\n"5"" disc",\\,\n', [['5" disc', ","]]),
         (Dialect(escape="\\"), 'a,b\n5" disc,""\n', [['5" disc', ""]]),
+        # Quoted as well, as MySQL reads it; but not within a value.
+        (Dialect(escape="\\"), 'a,b\n"\\N","\\\\N"\n', [["", "\\N"]]),
+        (Dialect(escape="\\"), 'a,b\n"x,\\N,y",\\\\\\N\n', [["x,N,y", "\\N"]]),
+        (ESCAPED, "a\tb\nx\\N\t\\\\\n", [["xN", "\\"]]),
         # A record of several blocks of the escaped reader, and of more than csv's own limit.
         (Dialect(escape="\\"), "a,b\n" + f"1,{'x' * 150_000}\n" * 3, [["1", "x" * 150_000]] * 3),
         (Dialect(), "a,b\n" + f"1,{'x' * 150_000}\n" * 2, [["1", "x" * 150_000]] * 2),

@@ -1,6 +1,7 @@
 """What people bring as a table: many notations, one store, or one clear error."""
 
 import gzip
+import json
 
 import polars as pl
 import pytest
@@ -60,6 +61,7 @@ FORMATS = {
         FRAME.with_columns(pl.col("tab").fill_null("\\N")).write_csv(),
         ('null_values = ["\\\\N", "NULL"]',),
     ),
+    "empty.csv": (TEXT, ('null_values = ["", "NULL"]',)),
     "spaces.csv": (
         FRAME.with_columns(pl.col("tab") + " ", pl.format(" {}", "user")).write_csv(),
         ("strip = true",),
@@ -72,7 +74,17 @@ FORMATS = {
     ),
     "quotes.csv": (FRAME.write_csv(quote_style="always"), ()),
     "single.csv": (FRAME.write_csv(quote_char="'"), ('quote = "\'"',)),
+    "strip.csv": (TEXT.replace("click,user,item", "click, user,item ", 1), ("strip = true",)),
+    "bools.csv": (FRAME.with_columns(pl.col("click") == 1).write_csv(), ()),
+    "Bools.csv": (
+        FRAME.with_columns(pl.Series("click", [str(x == 1) for x in FRAME["click"]])).write_csv(),
+        (),
+    ),
     "a.jsonl": (FRAME.write_ndjson(), ()),
+    "array.json": (json.dumps(FRAME.rows(named=True), indent=1), ()),
+    "an-array": (json.dumps(FRAME.rows(named=True)), ()),
+    "bom.jsonl": (b"\xef\xbb\xbf" + FRAME.write_ndjson().encode(), ()),
+    "nan.jsonl": (FRAME.write_ndjson().replace("null", "NaN"), ()),
     "a.ndjson.gz": (gzip.compress(FRAME.write_ndjson().encode()), ()),
 }
 

@@ -45,6 +45,17 @@ def users_as(content, name="users.csv", delimiter=""):
     return change
 
 
+def numbers_as(content):
+    """The users' ages are numbers."""
+
+    def change(folder):
+        users_as(content)(folder)
+        spec_with("age.unknown_share = 0", "")(folder)
+        spec_with('columns = ["age"]', 'columns = {age = {numeric = "none"}}')(folder)
+
+    return change
+
+
 def value_at(column, row, value, otherwise=None):
     at_row = pl.int_range(pl.len()) == row
     return (
@@ -219,11 +230,12 @@ QUOTED = b'user,note,age\n1,"two\nlines, with a comma",2\n'  # lines 1 to 3 of a
             r"users.csv, line 2: 2 values, but the header has 3; write",
         ),
         (users_as(b"user,age\n1,2\n\n2\n"), r"users.csv, line 4: 1 values, but the header has 2"),
-        (users_as(QUOTED + b",x,3\n"), r"users.csv, line 4: column 'user' of \[users\] is empty"),
+        (numbers_as(QUOTED + b"2,y,x\n"), r"users.csv, line 4: column 'age' of \[users\] is 'x'"),
         (
-            users_as(b"\n\nuser,age\n1,2\n,3\n"),
-            r"users.csv, line 5: column 'user' of \[users\] is empty",
+            numbers_as(b"\n\nuser,age\n1,2\n,\n2,x\n"),
+            r"users.csv, line 6: column 'age' of \[users\] is 'x'; expected a number",
         ),
+        (users_as(b"user,age\n\n,2\n"), r"users.csv, line 3: column 'user' of \[users\] is empty"),
         (
             users_as(b"user,age,user\n1,2,1\n"),
             r"users.csv: the header has 'user' \(user of \[users\]\) 2 times; expected it once",

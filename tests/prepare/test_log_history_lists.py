@@ -1,5 +1,6 @@
 """Histories that stand in the impression's own row, against loops over the rows."""
 
+import datetime
 import json
 
 import numpy as np
@@ -105,6 +106,89 @@ def test_lists_as_text(tmp_path, notation):
     frame = impressions(40, hist=lambda k: text(lists[k]))
     store = prepared(tmp_path, spec, impressions_csv=frame)
     assert [[int(i) for i in items] for items in histories(store)] == lists
+
+
+def as_moment(hours):
+    return f"{datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=hours)}"
+
+
+@pytest.mark.parametrize(
+    ("how", "write_list", "unit"),
+    [
+        ("", "|".join, "h"),  # as the item is written
+        (', separator = ","', ", ".join, "h"),
+        (', list = "json"', lambda v: f"[{','.join(v)}]", "min"),
+        (', list = "python"', lambda v: repr([as_moment(int(x)) for x in v]), "date"),
+        (', separator = ";"', lambda v: ";".join(as_moment(int(x)) for x in v), "date"),
+    ],
+)
+def test_times_as_text(tmp_path, how, write_list, unit):
+    frame = a_log()
+    expected = [
+        [i for i, at in zip(row["hist"] or [], row["at"] or [], strict=True) if at < row["time"]]
+        for row in frame.rows(named=True)
+    ]
+    factor = 60 if unit == "min" else 1
+    lists = [[str(t * factor) for t in times or []] for times in frame["at"].to_list()]
+    items = ["|".join(map(str, items or [])) for items in frame["hist"].to_list()]
+    frame = frame.drop("hist", "at", "kinds")
+    if unit == "date":
+        frame = frame.with_columns(pl.col("time").map_elements(as_moment, pl.String))
+    frame = frame.with_columns(
+        pl.Series("hist", items), pl.Series("at", [write_list(v) if v else "" for v in lists])
+    )
+    time = f'time = {{ column = "at"{how} }}' if how else 'time = "at"'
+    spec = spec_of(f'item = {{ column = "hist", separator = "|" }}\n{time}', IMPRESSIONS)
+    if unit == "date":
+        spec = spec.replace('time_unit = "h"\n', "")
+    if unit == "min":
+        spec = spec.replace("[split]", 'time_unit = "min"\n[split]')
+    store = prepared(tmp_path, spec, impressions_csv=frame)
+    assert [[int(i) for i in items] for items in histories(store)] == expected
+    at, end = store.column("events/history.time"), store.column("sequences/history.end")
+    assert len(at) == end[-1] == sum(map(len, expected))
+    known = [t for row in a_log().rows(named=True) for t in row["at"] or [] if t < row["time"]]
+    begin = 1_704_067_200 if unit == "date" else 0  # 2024
+    assert at.tolist() == [begin + 3600 * t for t in known]
+
+
+@pytest.mark.parametrize(
+    ("times", "keys", "message"),
+    [
+        ("1|x", "", "line 4: column 'at' of .*'x'; expected a time"),
+        ("1||2", "", "line 4: .*expected as many values as 'hist' has"),
+        ("2024-01-01|2024-01-02|2024-01-03", "", r"\[impressions\] are Int64, and those of \[hist"),
+        ("1|2|3", 'time = ["at", "at"]', "a column of lists, or"),
+        ("1|2|3", 'time = {column = "at", take = "last"}', "unknown key 'take'"),
+        ("1650000000000|1650000000001|1650000000002", "", "beyond the year|different units"),
+    ],
+)
+def test_times_as_text_that_cannot_be_read(tmp_path, times, keys, message):
+    keys = keys or 'time = "at"'
+    spec = spec_of(f'item = {{ column = "hist", separator = "|" }}\n{keys}', IMPRESSIONS)
+    if "1650" in times:
+        spec = spec.replace('time_unit = "h"\n', "")
+    first = times.split("|")[0]
+    frame = impressions(
+        40,
+        time=lambda k: 1_650_000_000 + k,
+        hist=lambda k: ("", "11", "11|12|13")[min(k, 2)],
+        at=lambda k: ("", first, times)[min(k, 2)],
+    )
+    with pytest.raises(DinError, match=message):
+        prepared(tmp_path, spec, impressions_csv=frame)
+
+
+def test_times_of_a_zone_and_without_one_are_not_compared(tmp_path):
+    spec = spec_of('item = { column = "hist", separator = "|" }\ntime = "at"', IMPRESSIONS)
+    frame = impressions(
+        40,
+        time=lambda k: as_moment(k),
+        hist=lambda k: "11|12",
+        at=lambda k: "2023-01-01T00:00:00Z|2023-01-02T00:00:00+02:00",
+    )
+    with pytest.raises(DinError, match=r"times of \[history\] have a zone, and those of \[impr"):
+        prepared(tmp_path, spec.replace('time_unit = "h"\n', ""), impressions_csv=frame)
 
 
 def test_fields_of_the_behaviours_and_several_lists(tmp_path):

@@ -166,7 +166,7 @@ def test_a_store_of_another_preparation_and_check(tmp_path, first, planted_store
     path = write(
         tmp_path, TO_SCORE + TABLES, impressions_csv=day(), views_csv=VIEWS, items_csv=ITEMS
     )
-    with pytest.raises(DinError, match="was not written by prepare log, but by planted"):
+    with pytest.raises(DinError, match="has no table tab, price, cost, kind, which"):
         log.prepare(path, tmp_path / "store", like=planted_store)
     with pytest.raises(DinError, match="has no 'split'"):
         log.check(path)

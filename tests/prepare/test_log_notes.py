@@ -3,8 +3,9 @@
 import numpy as np
 import polars as pl
 import pytest
-from small_logs import IMPRESSIONS, SPLIT, impressions, prepared
+from small_logs import IMPRESSIONS, KNOWN, SPLIT, ids, impressions, prepared
 
+from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes
 
 RNG = np.random.default_rng(0)
@@ -208,3 +209,23 @@ def test_a_log_without_users_or_times(tmp_path):
         assert not store.schema.sequences
         assert any(f"names no {key}, so that" in n for n in store.origin["notes"])
         assert len(store.column("samples/label")) == 200  # equal rows are not one event
+
+
+def test_rows_of_a_side_table_without_a_key_are_left_out_and_counted(tmp_path):
+    items = "[items]\npath = 'items.csv'\nitem = 'item'\ncolumns = ['kind']\n"
+    spec = IMPRESSIONS + items + SPLIT + KNOWN + "kind.unknown_share = 0\n"
+    rows = [f"{10 + i},k{i % 3}" for i in range(7)]
+    table = "\n".join(["item,kind", ",none", *rows[:3], ",none", ",k1", *rows[3:], ""])
+    store = prepared(tmp_path / "a", spec, impressions_csv=impressions(), items_csv=table)
+    assert ids(store, "kind") == [f"k{(item - 10) % 3}" for item in ids(store, "item")]
+    assert store.origin["rows"]["items"] == {"read": 10, "duplicates": 0, "without item": 3}
+    notes = [note for note in store.origin["notes"] if "left out" in note]
+    assert notes == [
+        "[items] 3 of 10 rows have no 'item', by which the table is joined, and are left out"
+    ]
+    table = "item,kind\n,a\n,b\n"
+    with pytest.raises(DinError, match=r"items.csv, line 2: column 'item' .* is empty"):
+        prepared(tmp_path / "b", spec, impressions_csv=impressions(), items_csv=table)
+    table = "item,kind\n,a\n10,b\n10,c\n"
+    with pytest.raises(DinError, match=r"2 different rows of item = 10"):
+        prepared(tmp_path / "c", spec, impressions_csv=impressions(), items_csv=table)

@@ -12,6 +12,7 @@ from log_oracle import SPEC, VIEWS, decoded, prepare, tables_of_a_log, write
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
 from din_jax.prepare import log
+from din_jax.prepare.log import json_lines
 from din_jax.prepare.log.spec import TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
@@ -165,3 +166,33 @@ def test_numbers_that_are_text_stay_text_in_parquet_and_become_numbers_in_csv(tm
     for name, dtype in (("ids.parquet", pl.String), ("ids.csv", pl.Int64)):
         reader = TableReader(TableFiles("impressions", (tmp_path / name,)))
         assert reader.read({"id": "item"})["id"].dtype == dtype
+
+
+def test_json_is_parsed_once_and_its_first_rows_alone_if_that_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 150)
+    rows = [f'{{"user": {i}, "in": {{"item": "g{i}"}}}}\n' for i in range(40)]
+    rows[30] = rows[30].replace("}}", '}, "late": true}')
+    for name, part in (("a.jsonl", rows[:20]), ("b.jsonl", rows[20:])):
+        (tmp_path / name).write_text("\n".join(part))  # with empty lines
+    parsed, real = [], pl.read_ndjson
+
+    def counted(data, **options):
+        parsed.append(data.getvalue())
+        return real(data, **options)
+
+    monkeypatch.setattr(pl, "read_ndjson", counted)
+    files = TableFiles("impressions", (tmp_path / "*.jsonl", tmp_path / "a.jsonl"))
+    reader = TableReader(files)
+    frame = reader.read({"user": "user", "in.item": "item", "late": "ad"})
+    assert frame.to_dict(as_series=False) == {
+        "user": [*range(40)],
+        "in.item": [f"g{i}" for i in range(40)],
+        "late": [True if i == 30 else None for i in range(40)],
+    }
+    assert b"".join(parsed).count(b"user") == 40
+    assert reader.row_location(25) == f"{tmp_path / 'b.jsonl'}, line 11"
+    parsed.clear()
+    reader = TableReader(files)
+    assert reader.read({"user": "user"}, limit=10)["user"].to_list() == [*range(10)]
+    assert b"".join(parsed).count(b"user") < 16
+    assert not reader.notes

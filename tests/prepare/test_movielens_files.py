@@ -1,5 +1,6 @@
 """MovieLens files: every layout gives an equal store; each error names the file and the line."""
 
+import datetime
 import gzip
 
 import pytest
@@ -9,6 +10,20 @@ from din_jax.errors import DinError
 from din_jax.prepare import movielens, text_files
 
 CSV, DAT = as_csv(*raw(users=20)), as_dat(*raw(users=20))
+
+
+def as_kaggle(ratings, movies):
+    """Names and times in quotes, and times as dates."""
+
+    def quoted(header):
+        return ",".join(f'"{name}"' for name in header.split(","))
+
+    head, *rows = ratings.splitlines()
+    rows = [row.rpartition(",") for row in rows]
+    dates = [datetime.datetime.fromtimestamp(int(row[2]), datetime.UTC) for row in rows]
+    lines = [f'{row[0]},"{date:%Y-%m-%d %H:%M:%S}"' for row, date in zip(rows, dates, strict=True)]
+    first, _, rest = movies.partition("\n")
+    return "\n".join([quoted(head), *lines, ""]), f"{quoted(first)}\n{rest}"
 
 
 def layouts():
@@ -21,6 +36,7 @@ def layouts():
     yield "carriage returns", [text.replace("\n", "\r\n").encode() for text in CSV]
     yield ":: with carriage returns", [text.replace("\n", "\r\n").encode() for text in DAT]
     yield "byte order mark", [b"\xef\xbb\xbf" + text.encode() for text in CSV]
+    yield "Kaggle", [text.encode() for text in as_kaggle(*CSV)]
     yield "no last line feed", [text.rstrip("\n").encode() for text in CSV]
     yield "blank lines", [text.replace("\n", "\n\n").encode() + b" \n" for text in CSV]
     yield "blank lines, returns", [text.replace("\n", "\r\n\r\n").encode() for text in CSV]
@@ -95,6 +111,10 @@ def with_line(data, number, line):
         (
             (with_line(RATINGS, 7, b"1,2,,4"), MOVIES),
             r"line 7: '1,2,,4' is not a rating: the rating, ''",
+        ),
+        (
+            (with_line(RATINGS, 7, b'1,2,x,"2005-04-02 23:53:47"'), MOVIES),
+            r"line 7: .* the rating, 'x', is not a num",
         ),
         ((with_line(RATINGS, 7, b"1,2,3," + b"9" * 19), MOVIES), r"ratings, line 7: .*9' is not"),
         (

@@ -230,7 +230,7 @@ def test_steam(prepared):
     ]
     files = {
         "steam_reviews.json.gz": lines(reviews, literal),
-        "steam_games_with_id.json.gz": lines(games, literal),
+        "steam_games.json.gz": lines([{"app_name": "Log Challenge"}, *games], literal),
     }
     store, samples = prepared("steam", files)
     check_interactions(store, samples, lambda u: f"Chaos {u}", lambda g: f"{70 + g}")

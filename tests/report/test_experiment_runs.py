@@ -22,6 +22,7 @@ def few_tables(store, **keys):
     return tiny_config(store, **few, **{"train.batch_size": 2048, **keys})
 
 
+@pytest.mark.long
 def test_lines_are_searched_on_validation_and_compared_on_test(planted_store, tmp_path):
     config = few_tables(planted_store, **{"model.name": "lr", "eval.curves": True})
     # The searched values do not change the programs: they compile once.

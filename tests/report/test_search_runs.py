@@ -25,6 +25,7 @@ SEARCH = {"optimizer.learning_rate": ("log", 1e-3, 1e-1), "train.epochs": [1, 2]
 def get_config():
     c = quickstart.get_config()
     c.data.prepare = ""
+    c.eval.baselines = False
     c.model.name = "lr"
     c.model.without = ("category", "shop", "age", "hour")
     c.train.batch_size = 2048

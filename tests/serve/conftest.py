@@ -1,16 +1,14 @@
 import pytest
-from runs import tiny_config
+from untrained import prepare_log, random_run
 
-import din_jax
-from din_jax.export.exporting import export
-from din_jax.prepare import planted
+from din_jax.export.exporting import export_run
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
-    """The folder of a small exported model."""
+    """The folder of a small exported model with every kind of input."""
     folder = tmp_path_factory.mktemp("exported")
-    planted.prepare(folder / "store", users=60)
-    din_jax.train(tiny_config(folder / "store"), folder / "run", test=False)
-    export(folder / "run", folder / "model", platforms=["cpu"])
+    prepare_log(folder, rows=400)
+    random_run(folder / "store", folder / "run")
+    export_run(folder / "run", folder / "model", platforms=["cpu"])
     return folder / "model"

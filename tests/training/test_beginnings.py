@@ -168,14 +168,13 @@ def test_a_run_begins_with_the_scored_weights_of_another(planted_store, tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("devices", [1, 4])
 def test_fixed_rows_stay_through_a_run_and_another_begins_where_it_was_best(
-    planted_store, tmp_path, vectors, devices
+    planted_store, tmp_path, vectors
 ):
-    """MBA, rows that catch up, and averages: what must leave fixed rows alone."""
+    """MBA, rows that catch up, averages and sharding: what must leave fixed rows alone."""
     keys, values = vectors
     keys |= {"optimizer.lazy": "catch_up", "regularizer.name": "mba", "train.ema_epochs": 0.5}
-    keys |= {"devices": devices, "placement": "sharded"}
+    keys |= {"devices": 4, "placement": "sharded"}
     for epochs in (1, 2):
         train(config_of(planted_store, **keys, **{"train.epochs": epochs}), tmp_path / "run")
     best = max(logged(tmp_path / "run", "validation"), key=lambda line: line["user_weighted_auc"])
@@ -190,5 +189,3 @@ def test_fixed_rows_stay_through_a_run_and_another_begins_where_it_was_best(
     evaluator = run.evaluator("validation")
     metrics = evaluator.metrics(evaluator.probabilities(run.init()))
     assert metrics == {name: pytest.approx(best[name], rel=1e-4) for name in metrics}
-    if devices == 1:
-        assert metrics == {name: best[name] for name in metrics}

@@ -79,6 +79,7 @@ def test_compilations_are_no_more_than_buckets(planted_store):
     assert 1 < step.func._tuned._cache_size() <= len(run.source.buckets.sizes)
 
 
+@pytest.mark.long
 def test_steps_inside_another_jit_are_the_same_steps(planted_store):
     run = open_run(tiny_config(planted_store))
     batch = run.source[0]
@@ -119,6 +120,7 @@ def test_steps_of_one_call_are_the_steps_one_by_one(planted_store, count):
     np.testing.assert_allclose(scores, np.concatenate([score(state, b) for b in batches]), 1e-5)
 
 
+@pytest.mark.long
 def test_batch_size_changes_no_score(planted_store):
     config = tiny_config(planted_store, **{"data.max_history": 0})
     run = open_run(config)

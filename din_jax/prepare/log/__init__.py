@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from din_jax.data.numbers import NumberTransform
+from din_jax.data.store import Store
 from din_jax.data.store_writer import check_free
 from din_jax.errors import DinError
 from din_jax.prepare.log import sample_notes, spec_reader
@@ -105,7 +106,7 @@ def prepare(
       seed: of a random split, of negatives, and of which ids are made unknown.
       like: a store whose vocabularies and buckets are used in place of fitting. Then the spec needs
         no label, and without a [split] all samples are in test.
-      origin: further entries of the store's origin.
+      origin: further entries of the store's origin, in place of "data", the folder of the tables.
 
     Returns:
       Counts of the input and the output, which are also written to the store as its origin.
@@ -131,7 +132,8 @@ def prepare(
             tables = {name: fit.result() for name, fit in fits.items()}
         else:
             tables = {name: known[name] for name in parsed.tables}
-            check_like(log_schema(log, tables), like)  # type: ignore[arg-type]
+            assert like is not None
+            check_like(log_schema(log, tables), Store(like).schema, like)
         counted = counting.result()
     written: dict[str, Any] = {
         "preparation": "log",
@@ -156,7 +158,8 @@ def prepare(
         written["negatives"] = log.negatives
     if like is not None:
         written["like"] = str(like)
-    written |= origin or {}
+    folder = Path(data if data is not None else Path(spec).parent)
+    written |= {"data": str(folder.absolute())} if origin is None else origin
     write_store(
         log,
         tables,

@@ -28,6 +28,7 @@ from din_jax.prepare.log.value_types import compact
 
 _T = TypeVar("_T")
 _ESCAPED_ROWS = 1 << 16  # rows of a block of a file with escapes, which Python's csv module reads
+_NULL = "\ufdd0"  # stands for an escaped N; Unicode has it for such uses
 _LONGEST_RECORD = 1 << 28  # bytes; what is longer has a quote that nothing closes
 
 
@@ -147,7 +148,7 @@ def _rows(path: Path, dialect: Dialect, *, strict: bool = True) -> Iterator[tupl
     try:
         for row in reader:
             if row:
-                yield line, row
+                yield line, row if dialect.escape is None else [_with_nulls(v) for v in row]
             line = reader.line_num + 1
     except csv.Error as error:
         if "new-line" in str(error):
@@ -156,20 +157,22 @@ def _rows(path: Path, dialect: Dialect, *, strict: bool = True) -> Iterator[tupl
 
 
 def _lines(path: Path, dialect: Dialect) -> Iterator[str]:
-    """Lines of text, with their ends; a literal \\N of files with escapes is an empty value."""
-    missing = None
-    if dialect.escape is not None:
-        between = re.escape(dialect.delimiter)
-        missing = re.compile(
-            rf"(?:(?<=^)|(?<={between})){re.escape(dialect.escape)}N(?=$|[{between}\r\n])"
-        )
+    """Lines of text, with their ends; the \\N of files with escapes as `_NULL`."""
+    escaped = re.compile(rf"{re.escape(dialect.escape)}(.)", re.DOTALL) if dialect.escape else None
     rest = b""
     for data in itertools.chain(utf8_blocks(path, dialect.encoding), [b""]):
         cut = data.rfind(b"\n") + 1
         whole, rest = (rest + data[:cut], data[cut:]) if cut else (b"", rest + data)
         for line in io.BytesIO(whole if data else rest):
             text = line.decode()
-            yield missing.sub("", text) if missing else text
+            if escaped is not None and f"{dialect.escape}N" in text:
+                text = escaped.sub(lambda pair: _NULL if pair[1] == "N" else pair[0], text)
+            yield text
+
+
+def _with_nulls(value: str) -> str:
+    """A value of a file with escapes: empty if it is \\N, quoted or not, as MySQL reads it."""
+    return "" if value == _NULL else value.replace(_NULL, "N")
 
 
 def _escaped_blocks(
@@ -207,7 +210,9 @@ def _whole_records(
         wrong = structure.wrong_length(columns)
         if wrong is not None and wrong[0] < begin:
             offset, values = wrong
-            _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect)
+            record = data[offset : data.find(b"\n", offset)].rstrip(b"\r")
+            ends = record.endswith(dialect.delimiter.encode())
+            _wrong_length(path, line + data.count(b"\n", 0, offset), values, columns, dialect, ends)
         if fault is not None:
             line += data.count(b"\n", 0, begin)
             if data[fault] == RETURN:
@@ -292,8 +297,12 @@ def _parse(
     return frame.select(pl.col(f"column_{i}").alias(places[i]) for i in map(names.index, columns))
 
 
-def _wrong_length(path: Path, line: int, values: int, columns: int, dialect: Dialect) -> NoReturn:
-    if values > columns:
+def _wrong_length(
+    path: Path, line: int, values: int, columns: int, dialect: Dialect, ends: bool = False
+) -> NoReturn:
+    if values == columns + 1 and ends:
+        fix = f"the line ends with {dialect.delimiter!r}: remove it, or end the header so too"
+    elif values > columns:
         fix = f"put values that contain {dialect.delimiter!r} in quotes"
         if dialect.escape is None:
             fix += ', or if a \\ stands before it name that: escape = "\\\\"'

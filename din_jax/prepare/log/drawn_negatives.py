@@ -117,6 +117,11 @@ def draw(
             .alias(name)
             for name in own
         )
+    if negatives.per_positive >= len(items):
+        notes.append(
+            f"[negatives] per_positive = {negatives.per_positive:,}, but the catalogue has "
+            f"{len(items):,} items: a positive has the same negatives more than once"
+        )
     if drawn.outside_category:
         notes.append(
             f"[negatives] {drawn.outside_category:,} of {len(positives):,} positives are of users "

@@ -19,12 +19,23 @@ class Feature(NamedTuple):
     """A feature of samples or behaviours.
 
     Entry i has values[value_index[i]], or no value if value_index[i] is −1. `values` are ids, lists
-    of ids, or numbers.
+    of ids, or numbers. `weights` are lists as long as those of the ids, or None.
     """
 
     table: str
     values: pl.Series
     value_index: np.ndarray
+    weights: pl.Series | None = None
+
+    @classmethod
+    def of(cls, column: Column, frame: pl.DataFrame, value_index: np.ndarray) -> Feature:
+        """The feature that is a column of a frame."""
+        values, weights = frame[column.name], None
+        if column.weighted == "use":
+            weights, values = (
+                values.list.eval(pl.element().struct.field(part)) for part in ("weight", "id")
+            )
+        return cls(column.table, values, value_index, weights)
 
     @property
     def multi_hot(self) -> bool:
@@ -62,7 +73,7 @@ class BehaviorSequence(NamedTuple):
 def own_features(columns: Iterable[Column], frame: pl.DataFrame) -> dict[str, Feature]:
     """Features that are columns of the table of samples or behaviours itself."""
     every_row = np.arange(len(frame))
-    return {c.name: Feature(c.table, frame[c.name], every_row) for c in columns}
+    return {c.name: Feature.of(c, frame, every_row) for c in columns}
 
 
 def joined_features(
@@ -105,7 +116,7 @@ def joined_features(
         last = search_by_time(entries, ".id", id_of_row, frame[".time"], "right") - 1
         valid = (last >= 0) & (entries[".id"].to_numpy()[last] == id_of_row)
         index = np.where(valid, entries[".row"].to_numpy().astype(np.int64)[last], -1)
-    return {c.name: Feature(c.table, table[c.name], index) for c in side_table.columns}
+    return {c.name: Feature.of(c, table, index) for c in side_table.columns}
 
 
 def behavior_sequence(
@@ -139,7 +150,7 @@ def behavior_sequence(
 
 def listed_sequence(
     lists: pl.DataFrame, time: pl.Series | None, newest_first: bool
-) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, int]:
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, int, int]:
     """The behaviours of lists that stand in the samples' rows, end to end.
 
     Args:
@@ -148,8 +159,9 @@ def listed_sequence(
       newest_first: whether the lists begin with the latest behaviour.
 
     Returns:
-      The behaviours, those strictly before the sample where they have times, in order of time; each
-      sample's [start, end); and how many were left out.
+      The behaviours that have an item, if any has, those strictly before the sample where they have
+      times, in order of time; each sample's [start, end); how many had no item, and how many were
+      not before the sample.
     """
     if newest_first:
         lists = lists.with_columns(pl.all().list.reverse())
@@ -158,7 +170,11 @@ def listed_sequence(
     nonempty = lists.filter(pl.Series(length > 0))
     events = (nonempty if len(nonempty) else lists.clear()).explode(lists.columns)
     events = events.with_columns(pl.Series(".sample", sample))
-    left_out = 0
+    without_item = left_out = 0
+    if ".item" in events.columns and (without_item := events[".item"].null_count()):
+        events = events.filter(pl.col(".item").is_not_null())
+        sample = events[".sample"].to_numpy()
+        length = np.bincount(sample, minlength=len(lists))
     if ".time" in events.columns and time is not None:
         before = events[".time"] < time[sample]
         left_out = int((~before).sum())
@@ -168,7 +184,7 @@ def listed_sequence(
         # `valid_from` joins by time: the values that are valid at the sample.
         events = events.with_columns(time[sample].alias(".time"))
     end = np.cumsum(length)
-    return events, end - length, end, left_out
+    return events, end - length, end, without_item, left_out
 
 
 def search_by_time(

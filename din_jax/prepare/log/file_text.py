@@ -18,13 +18,35 @@ from din_jax.errors import DinError
 _BLOCK_BYTES = 1 << 25
 _FIRST_BYTES = 1 << 16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHERS = {
+    b"PK\x03\x04": ("a ZIP archive or an Excel workbook", "unpack it, or export it as CSV"),
+    b"BZh": ("compressed by bzip2", "unpack it: bunzip2"),
+    b"\xfd7zX": ("compressed by xz", "unpack it: unxz"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"PAR1": ("Parquet", "name it .parquet"),
+    b"ARRO": ("Feather", "name it .feather"),
+    b"ORC": ("ORC", "write it as Parquet"),
+    b"Obj\x01": ("Avro", "write it as Parquet"),
+    b"\x89HDF": ("HDF5", "write it as Parquet"),
+    b"SQLi": ("an SQLite database", "export its table as CSV"),
+}
 _LIKELY_ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file, decompressed by its content: gzip, Zstandard or neither."""
+    """Opens a file of text, decompressed by its content: gzip, Zstandard or neither.
+
+    Raises:
+      DinError: its content is of a format that is no text.
+    """
     with path.open("rb") as raw:
         magic = raw.read(4)
+    for begin, (what, fix) in _OTHERS.items():
+        if magic.startswith(begin):
+            raise DinError(
+                f"{path}: by its content the file is {what}; expected CSV or JSON lines, plain or "
+                f"compressed by gzip or Zstandard: {fix}"
+            )
     if magic[:2] == _GZIP:
         return gzip.open(path)  # type: ignore[return-value]
     if magic == _ZSTD:

@@ -76,13 +76,12 @@ def _kind_of(table: FittedTable) -> str:
     return _kind(TableOptions(buckets=2 if isinstance(table, vocabularies.Buckets) else None))
 
 
-def check_like(schema: Schema, like: str | Path) -> None:
-    """Raises if a log's store would not have the inputs of another.
+def check_like(schema: Schema, other: Schema, like: str | Path) -> None:
+    """Raises if a log's store would not have the inputs of another, `like`.
 
     Raises:
       DinError: fields or sequences differ.
     """
-    other = Store(like).schema
     parts: list[dict[str, Any]] = [
         {part.name: part for group in (s.fields, s.numbers, s.sequences) for part in group}
         for s in (schema, other)
@@ -100,8 +99,8 @@ def check_like(schema: Schema, like: str | Path) -> None:
                     ("missing here:", missing),
                     ("not there:", extra),
                     (
-                        "of another kind (one value or several, another table, with times or "
-                        "without):",
+                        "of another kind (one value or several, another table, with weights or "
+                        "times or without):",
                         differing,
                     ),
                 )

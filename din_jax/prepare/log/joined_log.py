@@ -44,6 +44,7 @@ class JoinedLog:
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
       negatives: how negatives were drawn, or None.
+      place: int64 [samples], ".place" of the impressions where their frame has it, or None.
     """
 
     def __init__(self, spec: Spec, seed: int, tables: Tables):
@@ -56,6 +57,8 @@ class JoinedLog:
         self.label = samples[".label"] if ".label" in samples.columns else unlabelled
         self.weight = samples[".weight"].to_numpy() if ".weight" in samples.columns else None
         self.time = None if self._unit is None else in_seconds(samples[".time"], self._unit)
+        has_place = ".place" in samples.columns
+        self.place = samples[".place"].to_numpy().astype(np.int64) if has_place else None
         self.user, self.users = np.arange(rows), pl.Series([], dtype=pl.Int64)
         if spec.impressions.user is not None:
             self.users = samples[".user"].unique(maintain_order=True)
@@ -88,6 +91,12 @@ class JoinedLog:
         if spec.negatives is not None:
             positives = rows.filter(pl.col(".label") == 1)
             counts["not positive"] = len(rows) - len(positives)
+            if not len(positives):
+                raise DinError(
+                    f"{spec.path}: no row of [impressions] is positive, so that [negatives] has "
+                    "nothing to draw for; check the label, or remove it if each row is something "
+                    "that a user took"
+                )
             rows = positives
         split = split_impressions(spec, rows, seed, self.notes)
         counts["in no split"] = len(rows) - len(split.rows)
@@ -216,7 +225,10 @@ class JoinedLog:
             names[".time"] = f".{history.name}.time"
         lists = samples.select(pl.col(column).alias(name) for name, column in names.items())
         time = samples[".time"] if ".time" in samples.columns else None
-        events, start, end, later = listed_sequence(lists, time, history.newest_first)
+        listed = listed_sequence(lists, time, history.newest_first)
+        events, start, end, without_item, later = listed
+        if without_item:
+            self.counts["impressions"][f"behaviours in {history.name} without item"] = without_item
         if history.time is not None:
             self.counts["impressions"][f"behaviours in {history.name} not before the row"] = later
         features = self._ad_features(events, own_features(history.ad, events))

@@ -32,7 +32,10 @@ def _described(values: pl.Series) -> str:
     known = values.drop_nulls()
     several = isinstance(values.dtype, pl.List)
     flat = known.explode().drop_nulls() if several else known
-    kind = _kind(flat.dtype) + (", several a row" if several else "")
+    kind = ", several a row" if several else ""
+    if isinstance(flat.dtype, pl.Struct):
+        flat, kind = flat.struct.field("id"), f"{kind}, with weights"
+    kind = _kind(flat.dtype) + kind
     examples = ", ".join(_short(v) for v in flat.unique(maintain_order=True).head(_EXAMPLES))
     text = f"{kind}, {flat.n_unique():,} distinct, {missing:.1%} missing: {examples}"
     if flat.dtype.is_temporal() or flat.dtype.is_numeric():

@@ -19,7 +19,16 @@ FILE_KEYS = (
     *("null_values", "strip", "where", "duplicates"),
 )
 TIME_KEYS = ("time_unit", "time_format", "time_zone")
-_COLUMN_KEYS = ("column", "table", "separator", "list", "weighted", "take", "numeric")
+_COLUMN_KEYS = (
+    "column",
+    "table",
+    "separator",
+    "list",
+    "weighted",
+    "take",
+    "numeric",
+    "null_values",
+)
 _LABEL_KEYS = ("column", "positive", "at_least", "clicks", "impressions")
 
 
@@ -38,7 +47,9 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
         ("escape", 'before a quote that belongs to a value, "\\\\" for instance'),
     ):
         if key in section and len(section.text(key, f"{one} {what}").encode()) != 1:
-            raise section.invalid(key, f"{one} {what}")
+            several = section.value[key]
+            fix = f"; write one in place of several: sed 's/{several}/\\t/g'" * (key == "delimiter")
+            raise section.invalid(key, f"{one} {what}{fix}")
     quote = section.value.get("quote", '"')
     if not isinstance(quote, str) or len(quote.encode()) > 1:
         raise section.invalid("quote", f'{one} around values, or "" if quotes are ordinary')
@@ -82,13 +93,20 @@ def files(section: Section, folder: Path, header: str = "columns") -> TableFiles
         escape=section.optional_text("escape"),
         encoding=encoding,
         header=columns,
-        null_values=section.texts("null_values", 'text that means a missing value, ["NULL"]')
-        if "null_values" in section
-        else (),
+        null_values=_null_values(section),
         strip=section.flag("strip"),
         where=_where(section),
         keep_duplicates=duplicates == "keep",
     )
+
+
+def _null_values(section: Section) -> tuple[str, ...]:
+    """Texts that mean a missing value, beside the empty one, which always does."""
+    value = section.value.get("null_values", [])
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise section.invalid("null_values", 'texts that mean a missing value, ["NULL", "-1"]')
+    return tuple(filter(None, values))
 
 
 def time(section: Section, key: str = "time") -> Time | None:
@@ -111,6 +129,8 @@ def time(section: Section, key: str = "time") -> Time | None:
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise section.invalid("time_zone", 'a name such as "Asia/Shanghai" or "UTC"') from error
     form = section.optional_text("time_format", 'how times are written: "%Y/%m/%d %H:%M:%S"')
+    if form is not None and "%" not in form:
+        raise section.invalid("time_format", "strptime's letters: %Y-%m-%d %H:%M:%S")
     if form is not None and stated is not None:
         raise DinError(
             f"{section.location} has time_format, which is for dates, and time_unit, which is for "
@@ -181,9 +201,11 @@ def column(
     notation = inner.optional_text("list", '"json" or "python"')
     if notation not in (None, "json", "python"):
         raise inner.invalid("list", '"json" for ["a", "b"], "python" for [\'a\', \'b\']')
-    weighted = inner.optional_text("weighted", '"drop"')
-    if weighted not in (None, "drop"):
-        raise inner.invalid("weighted", '"drop", which reads id:weight as the id alone')
+    weighted = inner.optional_text("weighted", '"drop" or "use"')
+    if weighted not in (None, "drop", "use"):
+        raise inner.invalid(
+            "weighted", '"use" for id:weight, or "drop", which reads it as the id alone'
+        )
     result = Column(
         name=name,
         column=inner.optional_text("column") or name,
@@ -194,6 +216,7 @@ def column(
         numeric=options.get(table, TableOptions()).buckets is not None or "numeric" in inner,
         transform=_transform(inner),
         take=_take(inner),
+        null_values=_null_values(inner),
     )
     several = "a separator" if result.separator else "list" if result.list else ""
     if result.transform and table in options:
@@ -209,10 +232,14 @@ def column(
         )
     if result.separator and result.list:
         raise DinError(f"{inner.location} has separator and list. Remove one of the two")
-    if result.weighted and not several:
+    if result.weighted and result.numeric:
         raise DinError(
-            f"{inner.location} has weighted, which is for several values a row; name the separator "
-            "between them"
+            f"{inner.location} is numeric and has weighted, which is for ids. Remove one of the two"
+        )
+    if result.weighted == "use" and result.take:
+        raise DinError(
+            f'{inner.location} has weighted = "use", and take, which leaves one value: its weight '
+            'would have no meaning. Write weighted = "drop", or remove take'
         )
     return result
 

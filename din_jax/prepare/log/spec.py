@@ -25,9 +25,11 @@ class Column:
       table: the embedding table.
       separator: text is split at it into several values.
       list: "json" or "python": text holds a list of values in this notation.
-      weighted: "drop": each of the several values is "id:weight", of which the id is used.
+      weighted: each of the several values is "id:weight". "drop": the id alone is used; "use": the
+        weight too.
       take: which one of several values is used: the category at the end of its path, for instance.
       numeric: a number a row, for the buckets of the embedding table or as a number itself.
+      null_values: text that means a missing value in this column, beside that of the table.
       transform: of a number that is an input itself, see `din_jax.data.numbers`; `table` then
         names the transform, which columns may share.
     """
@@ -37,9 +39,10 @@ class Column:
     table: str
     separator: str | None = None
     list: Literal["json", "python"] | None = None
-    weighted: Literal["drop"] | None = None
+    weighted: Literal["drop", "use"] | None = None
     take: Literal["first", "last"] | None = None
     numeric: bool = False
+    null_values: tuple[str, ...] = ()
     transform: str | None = None
 
 
@@ -161,14 +164,21 @@ class ListedHistory:
     """A history that stands in the impression's own row: columns that are lists.
 
     `item` and the fields in `ad` are aligned; `time` has the behaviours' times, or is None where
-    all lie before the impression. `newest_first`: in this order; otherwise the oldest is first.
+    all lie before the impression; `time_lists` says how their lists are written. `newest_first`: in
+    this order; otherwise the oldest is first.
     """
 
     name: str
     item: Column | None
     time: Time | None
+    time_lists: Column | None
     ad: tuple[Column, ...]
     newest_first: bool
+
+    @property
+    def section(self) -> str:
+        """The section of the spec, as messages name it."""
+        return "history" if self.name == "history" else f"history.{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from din_jax.errors import DinError
-from din_jax.prepare.log.spec import Column, ListedHistory, Spec, is_share
+from din_jax.prepare.log.spec import Column, Spec, is_share
 
 
 def check_across_sections(spec: Spec, *, to_score: bool) -> None:
@@ -34,9 +34,9 @@ def _check_needs(spec: Spec) -> None:
             needs.append(("time", impressions.time, f"the time of {section}"))
     for history in spec.histories:
         if history.item is not None:
-            needs.append(("item", impressions.item, f"the item of [{_section(history)}]"))
+            needs.append(("item", impressions.item, f"the item of [{history.section}]"))
         if history.time is not None:
-            needs.append(("time", impressions.time, f"the time of [{_section(history)}]"))
+            needs.append(("time", impressions.time, f"the time of [{history.section}]"))
     for side_tables, key in ((spec.items, "item"), (spec.users, "user")):
         for side_table in side_tables:
             section = f"[{side_table.files.section}]"
@@ -76,16 +76,12 @@ def _check_needs(spec: Spec) -> None:
         )
 
 
-def _section(history: ListedHistory) -> str:
-    return "history" if history.name == "history" else f"history.{history.name}"
-
-
 def _check_names(spec: Spec) -> None:
     owner = {"item": "the candidate itself", "user_id": "the user itself"}
     if not spec.behaviors and not spec.histories:
         owner["history"] = "the sequence of the clicked impressions"
     named = [(b.files.section, b.name) for b in spec.behaviors]
-    for section, name in [*named, *((_section(h), h.name) for h in spec.histories)]:
+    for section, name in [*named, *((h.section, h.name) for h in spec.histories)]:
         if name in owner or not name.isidentifier():
             raise DinError(
                 f"{spec.path}: [{section}]: {name!r} can't be a sequence's name: a field "
@@ -130,7 +126,7 @@ def _check_behavior_fields(spec: Spec) -> None:
     """A behaviour's field is compared with the ad's field of the same name and table."""
     ad_columns = {c.name: c for c in spec.impressions.fields["ad"]}
     ad_columns |= {c.name: c for s in spec.items for c in s.columns}
-    listed = [(_section(h), h.ad, h.item) for h in spec.histories]
+    listed = [(h.section, h.ad, h.item) for h in spec.histories]
     for section, columns, item in [
         *((b.files.section, b.ad, b.item) for b in spec.behaviors),
         *listed,

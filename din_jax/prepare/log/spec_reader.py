@@ -34,7 +34,7 @@ _KEYS = {
         *(*FILE_KEYS, "columns", "user", "item", "time", *TIME_KEYS),
         *("order", "prior", "ad", "fields"),
     ),
-    "history": ("item", "time", "time_format", "time_zone", "ad", "newest_first"),
+    "history": ("item", "time", *TIME_KEYS, "ad", "newest_first"),
     "items": (*FILE_KEYS, "item", "valid_from", *TIME_KEYS, "columns"),
     "users": (*FILE_KEYS, "user", "valid_from", *TIME_KEYS, "columns"),
     "negatives": ("per_positive", "by", "category", "exclude"),
@@ -84,8 +84,22 @@ def read(path: str | Path, data: str | Path | None = None, *, to_score: bool = F
             f'{path}: not TOML: {error}; expected lines like label = "click" below headers like '
             "[impressions]"
         ) from error
-    top = Section(path, "", source, _SECTIONS)
-    return _Reader(path, Path(data) if data is not None else path.parent, top, to_score).spec()
+    return parse(source, path, Path(data) if data is not None else path.parent, to_score=to_score)
+
+
+def parse(source: dict[str, Any], path: Path, folder: Path, *, to_score: bool = False) -> Spec:
+    """Reads a spec that has been parsed.
+
+    Args:
+      source: the TOML, or the JSON that a store's origin has of it.
+      path: what messages name.
+      folder: see `read`.
+      to_score: see `read`.
+
+    Raises:
+      DinError: see `read`.
+    """
+    return _Reader(path, folder, Section(path, "", source, _SECTIONS), to_score).spec()
 
 
 class _Reader:
@@ -232,27 +246,36 @@ class _Reader:
     def _history(self, name: str, value: Any) -> ListedHistory:
         single = value is self.top.value["history"]
         section = self._section("history", "" if single else name, value)
-        item = None
-        if "item" in section:
-            stated = section.value["item"]
-            inner = {"column": stated} if isinstance(stated, str) else stated
-            if not isinstance(inner, dict) or "column" not in inner:
-                raise section.invalid(
-                    "item", 'a column of lists, or {column = "a", separator = ","}'
-                )
-            item = section_values.column(
-                section, "item", "item", {**inner, "table": "item"}, self.options
-            )
+        item = self._column_of_lists(section, "item")
         ad = self._columns(section, "ad")
         if item is None and not ad:
             raise section.missing("item", "the name of a column of lists")
+        times = self._column_of_lists(section, "time", "column", "separator", "list")
+        if times is not None:
+            section.value = {**section.value, "time": times.column}
+            if times.separator is None and times.list is None:  # as the others are written
+                like = item or ad[0]
+                times = dataclasses.replace(times, separator=like.separator, list=like.list)
         return ListedHistory(
             name=name,
             item=item,
             time=section_values.time(section),
+            time_lists=times,
             ad=ad,
             newest_first=section.flag("newest_first"),
         )
+
+    def _column_of_lists(self, section: Section, key: str, *accepted: str) -> Column | None:
+        """The column of a key of [history], with some of a column's keys or all; or None."""
+        if key not in section:
+            return None
+        stated = section.value[key]
+        inner = {"column": stated} if isinstance(stated, str) and stated else stated
+        if not isinstance(inner, dict) or "column" not in inner:
+            raise section.invalid(key, 'a column of lists, or {column = "a", separator = ","}')
+        if accepted:
+            Section(section.path, f"{section.name}.{key}", inner, accepted)
+        return section_values.column(section, key, key, {**inner, "table": key}, self.options)
 
     def _side_tables(self, kind: str, key: str) -> tuple[SideTable, ...]:
         side_tables = []

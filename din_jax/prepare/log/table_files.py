@@ -46,6 +46,8 @@ class File(NamedTuple):
 def find(files: TableFiles) -> list[File]:
     """The files of a table, in the order of the spec's paths, folders and patterns sorted.
 
+    A file that two paths name is there once.
+
     Raises:
       DinError: there is no file, or a file's format can't be told.
     """
@@ -66,7 +68,7 @@ def find(files: TableFiles) -> list[File]:
                     "from its own folder, or from --data"
                 )
         found += inside
-    return found
+    return list({file.path: file for file in found}.values())  # each once
 
 
 def _in_folder(files: TableFiles, folder: Path) -> list[File]:
@@ -128,12 +130,16 @@ def _by_suffix(path: Path) -> Format | None:
 def _by_content(path: Path) -> Format:
     """The format of a file whose name does not tell it."""
     try:
+        with path.open("rb") as raw:
+            magic = raw.read(6)
+        if magic[:4] == b"PAR1":
+            return "parquet"
+        if magic == b"ARROW1":
+            return "feather"
         with open_bytes(path) as file:
             begin = file.read(6)
+    except DinError:
+        raise
     except Exception as error:
         raise read_errors(path, error) from error
-    if begin[:4] == b"PAR1":
-        return "parquet"
-    if begin == b"ARROW1":
-        return "feather"
-    return "json" if begin[:1] == b"{" else "csv"
+    return "json" if begin[:1] in (b"{", b"[") else "csv"

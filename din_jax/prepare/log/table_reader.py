@@ -6,30 +6,26 @@ whole numbers, each written in the usual way, become numbers, as they are in Par
 
 from __future__ import annotations
 
-import ast
 import functools
-import io
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from din_jax.errors import DinError
-from din_jax.prepare.log import csv_blocks, table_files
-from din_jax.prepare.log.file_text import open_bytes, read_errors
+from din_jax.prepare.log import csv_blocks, json_lines, table_files
 from din_jax.prepare.log.spec import TableFiles
 from din_jax.prepare.log.table_files import File
 from din_jax.prepare.log.toml_section import suggestion
-from din_jax.prepare.log.value_types import compact, unify
+from din_jax.prepare.log.value_types import compact, plain, unify, without_nulls
 
 _COMMON_DELIMITERS = (",", ";", "\t", "|")
 _THREADS = 2
-_JSON_BYTES = 1 << 26
 
 
 class TableReader:
@@ -45,6 +41,7 @@ class TableReader:
     def __init__(self, files: TableFiles):
         self.section, self._options = files.section, files
         self.files = table_files.find(files)
+        self._json: dict[Path, _Loaded] = {}
         self.path = files.paths[0] if len(files.paths) == 1 else files.paths[0].parent
         self.notes: list[str] = []
 
@@ -58,11 +55,12 @@ class TableReader:
         Raises:
           DinError: no file has a column, or a file can't be read.
         """
+        self._load_json(columns, limit)
         existing = self._existing(columns)
         parts: dict[str, list[pl.Series]] = {column: [] for column in columns}
         rows = 0
         with ThreadPoolExecutor(_THREADS) as threads:  # Polars releases the interpreter
-            for file, frame in self._parts(columns, existing):
+            for file, frame in self._parts(columns, existing, limit):
                 cleaned = threads.map(
                     functools.partial(self._clean, compacts=file.format == "csv"),
                     frame.get_columns(),
@@ -77,16 +75,84 @@ class TableReader:
         frame = pl.DataFrame([self._joined(name, values) for name, values in parts.items()])
         return frame if limit is None else frame.head(limit)
 
+    def _load_json(self, columns: Mapping[str, str], limit: int | None) -> None:
+        """Reads the columns of files of JSON, whose names only their content tells, once."""
+        rows = 0
+        for i, file in enumerate(self.files):
+            if file.format != "json":
+                continue
+            if limit is not None and rows >= limit:
+                self.files = self.files[:i]
+                return
+            loaded = self._json[file.path] = _Loaded({}, [])
+            for frame in json_lines.frames(file.path):
+                loaded.names.update(dict.fromkeys(_all_names(frame.schema)))
+                found = {c: _expression(c, frame.schema) for c in columns}
+                here = {c: expression for c, expression in found.items() if expression is not None}
+                # Of a file that has none of them the rows count.
+                kept = [*here.values()] or [pl.lit(None).alias("")]
+                loaded.frames.append(frame.with_columns(kept).select([*here] or [""]))
+                rows += len(frame)
+                if limit is not None and rows >= limit:
+                    break
+
     def _parts(
-        self, columns: Mapping[str, str], existing: Sequence[set[str]]
+        self, columns: Mapping[str, str], existing: Sequence[set[str]], limit: int | None
     ) -> Iterator[tuple[File, pl.DataFrame]]:
         """The columns of each file that it has, in parts."""
         for file, names in zip(self.files, existing, strict=True):
-            for frame in self._frames(file, [column for column in columns if column in names]):
+            for frame in self._frames(file, [c for c in columns if c in names], limit):
                 yield file, frame
+
+    def blocks(
+        self, columns: Mapping[str, str], rows: int
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Yields the rows in parts: all their columns as in the file, and those asked as in `read`.
+
+        Args:
+          columns: see `read`.
+          rows: of a part, about.
+
+        Raises:
+          DinError: see `read`.
+        """
+        self._load_json_names()
+        existing = self._existing(columns)
+        for file, names in zip(self.files, existing, strict=True):
+            for whole in self._whole_frames(file, rows):
+                cleaned = []
+                for column in columns:
+                    expression = _expression(column, whole.schema) if column in names else None
+                    if expression is not None:
+                        values = whole.select(expression).to_series()
+                    else:
+                        partition = pl.Series([file.partition.get(column)], dtype=pl.String)
+                        values = partition.new_from_index(0, len(whole))
+                    cleaned.append(self._clean(values, compacts=file.format == "csv").alias(column))
+                yield whole, pl.DataFrame(cleaned)
+
+    def _whole_frames(self, file: File, rows: int) -> Iterator[pl.DataFrame]:
+        if file.format == "csv":
+            for block in csv_blocks.blocks(file.path, file.dialect, self._names(file)):
+                yield block.frame
+        elif file.format == "json":
+            yield from json_lines.frames(file.path)
+        else:
+            with _reading(file, self.section):
+                scan = self._scan(file)
+                for begin in range(0, scan.select(pl.len()).collect().item(), rows):
+                    yield scan.slice(begin, rows).collect()
+
+    def _load_json_names(self) -> None:
+        for file in self.files:
+            if file.format == "json" and file.path not in self._json:
+                loaded = self._json[file.path] = _Loaded({}, [])
+                for frame in json_lines.frames(file.path):
+                    loaded.names.update(dict.fromkeys(_all_names(frame.schema)))
 
     def names(self) -> list[str]:
         """The columns of the first file."""
+        self._load_json_names()
         file = self.files[0]
         return [*self._names(file), *file.partition]
 
@@ -108,25 +174,23 @@ class TableReader:
             for block in csv_blocks.blocks(file.path, file.dialect, name):
                 yield len(block.frame), block.lines
         elif file.format == "json":
-            for frame in self._frames(file, self._names(file)[:1]):
-                yield len(frame), None
+            for lines in json_lines.line_numbers(file.path):
+                yield len(lines), functools.partial(np.copy, lines)
         else:
             yield self._scan(file).select(pl.len()).collect().item(), None
 
     def _clean(self, values: pl.Series, *, compacts: bool) -> pl.Series:
         """Applies what the spec says of missing values and spaces; `compacts`: text to numbers."""
+        values = plain(values)
         if values.dtype == pl.String:
             if self._options.strip:
                 stripped = values.str.strip_chars()
                 values = stripped.set(stripped == "", None) if (stripped == "").any() else stripped
-            if self._options.null_values:
-                missing = values.is_in(self._options.null_values).fill_null(False)
-                values = values.set(missing, None) if missing.any() else values
+            values = without_nulls(values, self._options.null_values)
             return compact(values) if compacts else values
-        if values.dtype.is_integer() and self._options.null_values:
-            missing = values.cast(pl.String).is_in(self._options.null_values).fill_null(False)
-            values = values.set(missing, None) if missing.any() else values
-        return values
+        if isinstance(values.dtype, pl.List):  # see `feature_columns`: those of times have none
+            return values
+        return without_nulls(values, self._options.null_values)
 
     def _joined(self, name: str, parts: Sequence[pl.Series]) -> pl.Series:
         if not parts:
@@ -148,7 +212,7 @@ class TableReader:
             names = self._names(file)
             if file.format == "csv":
                 self._check_header(file, names, columns)
-            existing.append({c for c in columns if c in names or self._nested(file, c)})
+            existing.append(set(names) & set(columns))
         for column, key in columns.items():
             lacking = [
                 f
@@ -183,6 +247,8 @@ class TableReader:
             likely = max(_COMMON_DELIMITERS, key=text.count)
             if text.count(likely) > text.count(file.dialect.delimiter):
                 fix = f"; by its header it needs delimiter = {json.dumps(likely)}"
+            elif file.dialect.columns is None and existing[0].startswith(("#", "sep=")):
+                fix = "; if the names are in a later line, delete those before it"
             elif file.dialect.columns is None and _looks_like_data(existing):
                 name = "header" if self.section.split(".")[0] in ("items", "users") else "columns"
                 return DinError(
@@ -199,70 +265,51 @@ class TableReader:
 
     def _names(self, file: File) -> list[str]:
         if file.format == "csv":
-            return csv_blocks.header(file.path, file.dialect)
+            return [self._stripped(name) for name in csv_blocks.header(file.path, file.dialect)]
         if file.format == "json":
-            names: dict[str, None] = {}
-            for frame in self._json_frames(file):
-                names |= dict.fromkeys(frame.columns)
-            return list(names)
+            return list(self._json[file.path].names)
         with _reading(file, self.section):
-            return self._scan(file).collect_schema().names()
+            return list(_all_names(self._scan(file).collect_schema()))
 
-    def _nested(self, file: File, column: str) -> bool:
-        """Whether a name like a.b is a field of a nested column."""
-        if file.format == "csv" or "." not in column:
-            return False
-        if file.format == "json":
-            return any(_field(frame.schema, column) for frame in self._json_frames(file))
-        with _reading(file, self.section):
-            return _field(self._scan(file).collect_schema(), column)
+    def _stripped(self, name: str) -> str:
+        return name.strip() if self._options.strip else name
 
-    def _frames(self, file: File, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """The columns of a file, in parts."""
+    def _frames(
+        self, file: File, columns: Sequence[str], limit: int | None
+    ) -> Iterator[pl.DataFrame]:
+        """The columns of a file, in parts; about `limit` rows if that is given."""
         if file.format == "csv":
-            for block in csv_blocks.blocks(file.path, file.dialect, columns):
-                yield block.frame
+            named = {self._stripped(n): n for n in csv_blocks.header(file.path, file.dialect)}
+            for block in csv_blocks.blocks(file.path, file.dialect, [named[c] for c in columns]):
+                frame = block.frame
+                yield frame.rename({named[c]: c for c in columns}) if columns else frame
         elif file.format == "json":
-            for frame in self._json_frames(file):
-                names = frame.columns
-                if not columns:
-                    yield frame
-                    continue
-                yield frame.select(
-                    _expression(c).alias(c)
-                    if c in names or _field(frame.schema, c)
-                    else pl.lit(None).alias(c)
-                    for c in columns
-                )
+            loaded = self._json.pop(file.path).frames
+            for i, frame in enumerate(loaded):
+                loaded[i] = frame.clear()  # its memory is not needed twice
+                yield frame
         else:
             with _reading(file, self.section):
                 scan = self._scan(file)
-                names = scan.collect_schema().names()
+                schema = scan.collect_schema()
+                scan = scan if limit is None else scan.head(limit)
                 if not columns:
                     rows = scan.select(pl.len()).collect().item()
                     yield pl.DataFrame({"": pl.Series([None]).new_from_index(0, rows)})
                     return
-                yield scan.select(
-                    (pl.col(c) if c in names else _expression(c)).alias(c) for c in columns
-                ).collect()
-
-    def _json_frames(self, file: File) -> Iterator[pl.DataFrame]:
-        """JSON lines in parts; types may differ between the parts."""
-        line = 1
-        for data in _whole_lines(file.path):
-            try:
-                yield pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-            except pl.exceptions.PolarsError as error:
-                objects = _python_literals(data)
-                if objects is None:
-                    raise _json_error(file.path, data, line, str(error)) from error
-                yield objects
-            line += data.count(b"\n")
+                yield scan.select([_expression(c, schema) for c in columns]).collect()
 
     def _scan(self, file: File) -> pl.LazyFrame:
         if file.format == "parquet":
             return pl.scan_parquet(file.path, hive_partitioning=False)
         return pl.scan_ipc(file.path)
+
+
+class _Loaded(NamedTuple):
+    """A file of JSON: the names of all its columns, and those asked."""
+
+    names: dict[str, None]
+    frames: list[pl.DataFrame]
 
 
 class _reading:
@@ -289,67 +336,35 @@ def _looks_like_data(names: Sequence[str]) -> bool:
     return numbers > 0 or "" in names or len(set(names)) < len(names)
 
 
-def _expression(column: str) -> pl.Expr:
-    """A column, or the field that a name like a.b has in a nested one."""
+def _expression(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr | None:
+    """A column, or what a name like a.b has in a nested one, or in each of a list of these."""
+    if column in schema:
+        return pl.col(column)
     first, *rest = column.split(".")
-    expression = pl.col(first)
-    for name in rest:
-        expression = expression.struct.field(name)
-    return expression if rest else pl.col(column)
+    found = _field(pl.col(first), schema[first], rest) if first in schema else None
+    return None if found is None else found.alias(column)
 
 
-def _field(schema: Mapping[str, pl.DataType], column: str) -> bool:
-    first, *rest = column.split(".")
-    kind: object = schema.get(first)
-    for name in rest:
-        fields = {f.name: f.dtype for f in kind.fields} if isinstance(kind, pl.Struct) else {}
-        kind = fields.get(name)
-    return kind is not None and bool(rest)
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    try:
-        with open_bytes(path) as file:
-            for data in itertools.chain(iter(lambda: file.read(_JSON_BYTES), b""), [b""]):
-                head, newline, tail = (rest + data).rpartition(b"\n")
-                if not data:
-                    head, newline, tail = rest, b"", b""
-                rest = tail
-                if (head + newline).strip():
-                    yield head + newline
-    except DinError:
-        raise
-    except Exception as error:
-        raise read_errors(path, error) from error
-
-
-def _python_literals(data: bytes) -> pl.DataFrame | None:
-    """Lines that are Python literals, {'a': 1}, as in some public data; None if they aren't."""
-    rows = []
-    try:
-        for text in io.BytesIO(data):
-            if text.strip():
-                value = ast.literal_eval(text.decode().strip())
-                if not isinstance(value, dict):
-                    return None
-                rows.append(json.dumps(value))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+def _field(value: pl.Expr, dtype: object, names: Sequence[str]) -> pl.Expr | None:
+    if not names:
+        return value
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = _field(pl.element(), dtype.inner, names)
+        if inner is None:
+            return None
+        of_list = value.list if isinstance(dtype, pl.List) else value.arr.to_list().list
+        return of_list.eval(inner)
+    fields = {f.name: f.dtype for f in dtype.fields} if isinstance(dtype, pl.Struct) else {}
+    if names[0] not in fields:
         return None
-    return pl.read_ndjson(io.BytesIO("\n".join(rows).encode()), infer_schema_length=None)
+    return _field(value.struct.field(names[0]), fields[names[0]], names[1:])
 
 
-def _json_error(path: Path, data: bytes, line: int, reason: str) -> DinError:
-    for number, text in enumerate(io.BytesIO(data), line):
-        if not text.strip():
-            continue
-        try:
-            valid = isinstance(json.loads(text), dict)
-        except ValueError as error:
-            valid, reason = False, str(error)
-        if not valid:
-            return DinError(
-                f"{path}, line {number:,}: {text[:80].decode(errors='replace').strip()!r} is not a "
-                f"JSON object ({reason.splitlines()[0]}); expected one object a line"
-            )
-    return DinError(f"{path}: cannot be read as JSON lines ({reason.splitlines()[0]})")
+def _all_names(schema: Mapping[str, object]) -> Iterator[str]:
+    """The names of columns, and after each nested one those of its fields."""
+    for name, dtype in schema.items():
+        yield name
+        while isinstance(dtype, pl.List | pl.Array):
+            dtype = dtype.inner
+        if isinstance(dtype, pl.Struct):
+            yield from _all_names({f"{name}.{f.name}": f.dtype for f in dtype.fields})

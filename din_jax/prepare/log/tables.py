@@ -7,15 +7,20 @@ have their field's name, which can't start with a dot.
 
 from __future__ import annotations
 
+import copy
+
 import polars as pl
 
-from din_jax.data.id_lookup import distinct, index_in
+from din_jax.data.id_lookup import as_ids_of, distinct, index_in
 from din_jax.errors import DinError
 from din_jax.prepare.log import spec as specs
+from din_jax.prepare.log.feature_columns import add_feature
 from din_jax.prepare.log.history_columns import add_history
 from din_jax.prepare.log.table_reader import TableReader
 from din_jax.prepare.log.typed_columns import TypedColumns
 from din_jax.prepare.log.value_types import common_type
+
+_PADDING = ("0", "-1", "", "pad", "PAD", "<pad>", "<PAD>", "[PAD]")
 
 
 class Tables:
@@ -24,32 +29,59 @@ class Tables:
     Args:
       spec: describes them.
       limit: how many rows of each to read, about; None reads all.
+      impressions: whether to read the table of the impressions.
 
     Attributes:
       frames: {section of the spec: frame}.
       counts: {section: {what is counted: rows}}.
       notes: of what is not an error but may be a mistake.
+      text_tables: the embedding tables whose ids stay text.
     """
 
-    def __init__(self, spec: specs.Spec, *, limit: int | None = None):
+    def __init__(self, spec: specs.Spec, *, limit: int | None = None, impressions: bool = True):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
         self._zoned: dict[str, bool] = {}
-        self._raw = _RawTables(spec, limit)
-        self.frames = {"impressions": self._read_impressions(spec)}
+        self.text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
+        self._raw = _RawTables(spec, limit, self.text_tables)
+        self.frames = {}
+        if impressions:
+            columns = self._raw.columns(spec.impressions.files)
+            self.frames["impressions"] = self._read_impressions(spec, columns)
         self.frames |= {b.files.section: self._read_behaviors(b) for b in spec.behaviors}
         self.frames |= {s.files.section: self._read_side_table(s, ".item") for s in spec.items}
         self.frames |= {s.files.section: self._read_side_table(s, ".user") for s in spec.users}
         self.notes += self._raw.notes()
         del self._raw
+        self._unify(spec)
+        if impressions:
+            self._note_meeting(spec)
+
+    @staticmethod
+    def without_impressions(spec: specs.Spec) -> Tables:
+        """All tables but that of the impressions, which `with_impressions` adds in parts."""
+        return Tables(spec, impressions=False)
+
+    def with_impressions(self, spec: specs.Spec, columns: TypedColumns) -> Tables:
+        """The tables with these impressions, and with the behaviours of their users alone."""
+        tables = copy.copy(self)
+        tables.notes, tables.counts, tables._zoned = [], dict(self.counts), dict(self._zoned)
+        impressions = tables._read_impressions(spec, columns)
+        tables.frames = {"impressions": impressions, **self.frames}
+        tables._unify(spec)
+        for section in (b.files.section for b in spec.behaviors):
+            frame, users = tables.frames[section], tables.frames["impressions"][".user"]
+            here = index_in(distinct(users), frame[".user"]) >= 0
+            tables.frames[section] = frame.filter(pl.Series(here))
+        return tables
+
+    def _unify(self, spec: specs.Spec) -> None:
         self._check_zones(spec)
         for key in (".user", ".item", ".time"):
             self._unify_type(spec, key)
-        self._note_meeting(spec)
 
-    def _read_impressions(self, spec: specs.Spec) -> pl.DataFrame:
+    def _read_impressions(self, spec: specs.Spec, columns: TypedColumns) -> pl.DataFrame:
         impressions = spec.impressions
-        columns = self._raw.columns(impressions.files)
         label, negatives = impressions.label, spec.negatives
         if label is None:
             pass
@@ -59,21 +91,25 @@ class Tables:
         else:
             columns.add_label(".label", label)
         if impressions.weight is not None:
-            columns.add_number(".weight", impressions.weight, minimum=0)
+            columns.add_weight(".weight", impressions.weight)
         if impressions.user is not None:
             columns.add_id(".user", impressions.user)
         if impressions.item is not None:
             columns.add_id(".item", impressions.item)
         if impressions.time is not None:
             columns.add_time(".time", impressions.time)
+            columns.note_strange_times(".time", impressions.time.name)
         if spec.split is not None and spec.split.column is not None:
             columns.add_text(".split", spec.split.column)
         for group in impressions.fields.values():
             for column in group:
-                columns.add_feature(column)
+                add_feature(columns, column)
         for history in spec.histories:
             add_history(columns, history)
         frame = self._distinct(columns, impressions.time)
+        for history in spec.histories:
+            if f".{history.name}.time" in columns.zoned:
+                self._zoned[history.section] = columns.zoned[f".{history.name}.time"]
         if label is not None and label.impressions is not None:
             return _weighted_rows(impressions.files, frame)
         if label is None and negatives is not None:
@@ -87,22 +123,26 @@ class Tables:
             columns.add_id(".item", behaviors.item)
         if behaviors.time is not None:
             columns.add_time(".time", behaviors.time)
+            columns.note_strange_times(".time", behaviors.time.name)
         if behaviors.order is not None:
             columns.add_time(".order", specs.Time((behaviors.order,)))
         for column in (*behaviors.ad, *behaviors.extra):
-            columns.add_feature(column)
+            add_feature(columns, column)
         return self._distinct(columns, behaviors.time)
 
     def _read_side_table(self, side_table: specs.SideTable, key: str) -> pl.DataFrame:
         columns = self._raw.columns(side_table.files)
+        without = columns.leave_out_without(side_table.key)
         columns.add_id(key, side_table.key)
         unique = [key]
         if side_table.valid_from is not None:
             columns.add_time(".time", side_table.valid_from)
             unique.append(".time")
         for column in side_table.columns:
-            columns.add_feature(column)
+            add_feature(columns, column)
         frame = self._distinct(columns, side_table.valid_from)
+        if without:
+            self.counts[columns.section][f"without {key.removeprefix('.')}"] = without
         conflicts = frame.group_by(unique, maintain_order=True).len().filter(pl.col("len") > 1)
         if len(conflicts):
             valid_from = side_table.valid_from
@@ -160,6 +200,8 @@ class Tables:
     def _note_meeting(self, spec: specs.Spec) -> None:
         """Raises where behaviours share no user or item with impressions; notes where few do."""
         impressions = self.frames["impressions"]
+        for history in spec.histories:
+            self._note_lists(spec, history)
         for behaviors in spec.behaviors:
             section = behaviors.files.section
             frame = self.frames[section]
@@ -183,19 +225,46 @@ class Tables:
                         "[impressions]: are both written in one way?"
                     )
 
+    def _note_lists(self, spec: specs.Spec, history: specs.ListedHistory) -> None:
+        """As `_note_meeting`, of the items of a history in the row."""
+        impressions = self.frames["impressions"]
+        if history.item is None:
+            return
+        listed = impressions[f".{history.name}.item"].explode().drop_nulls()
+        if not len(listed):
+            self.notes.append(f"[{history.section}] every list is empty: samples have no history")
+            return
+        known = distinct(impressions[".item"])
+        index = index_in(known, as_ids_of(listed, known.dtype).cast(known.dtype, strict=False))
+        if not (index >= 0).any() and not spec.to_score:
+            raise DinError(
+                f"{spec.path}: no item of [{history.section}], {history.item.column} has "
+                f"{listed[0]!r} for instance, occurs in [impressions], which have {known[0]!r} for "
+                "instance: histories would be strange. Write both in one way, or name the right "
+                "column"
+            )
+        padding = listed.filter(pl.Series(index < 0) & listed.cast(pl.String).is_in(_PADDING))
+        if len(padding) > 0.05 * len(listed):
+            share = len(padding) / len(listed)
+            self.notes.append(
+                f"[{history.section}] item is {padding[0]!r} in {share:.1%} of the behaviours, and "
+                "in no row of [impressions]; if it only fills the lists up: "
+                f'item = {{column = "{history.item.column}", …, null_values = ["{padding[0]}"]}}'
+            )
+
 
 class _RawTables:
     """Reads the files of a spec; sections with the same files share one reading."""
 
-    def __init__(self, spec: specs.Spec, limit: int | None):
+    def __init__(self, spec: specs.Spec, limit: int | None, text_tables: frozenset[str]):
         self._limit = limit
-        self._text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
+        self._text_tables = text_tables
         self._needed: dict[object, dict[str, str]] = {}
         self._sections: dict[str, dict[str, str]] = {}
         self._read: dict[object, tuple[TableReader, pl.DataFrame]] = {}
         self._waiting: dict[object, int] = {}
         self._notes: dict[str, None] = {}
-        for files, columns in _columns_of(spec):
+        for files, columns in columns_of(spec):
             key = files.source()
             self._sections[files.section] = columns
             self._needed[key] = {**columns, **self._needed.get(key, {})}
@@ -220,7 +289,7 @@ class _RawTables:
         return list(self._notes)
 
 
-def _columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]]:
+def columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]]:
     """The files of each section, and {column: the key of the spec that names it}."""
     impressions, split = spec.impressions, spec.split
     first: dict[str, str] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -30,23 +32,45 @@ def as_text(raw: pl.Series) -> pl.Series:
     return raw if raw.dtype == pl.String else raw.cast(pl.String)
 
 
+def is_one_of(raw: pl.Series, values: Sequence[str]) -> tuple[pl.Series, list[str]]:
+    """Which values are among those that a spec names, null where missing; and which are in no row.
+
+    2.0 is 2, and True is true.
+    """
+    text = as_text(raw)
+    distinct = text.drop_nulls().unique()
+    named: dict[str, str] = {}
+    for value in distinct.to_list():
+        written = value.lower() if value.lower() in ("true", "false") else value
+        if re.fullmatch(r"-?[0-9]+\.0+", value):
+            written = value.partition(".")[0]
+        for candidate in (value, written):
+            if candidate in values:
+                named[value] = candidate
+    absent = [value for value in values if value not in named.values()]
+    return text.is_in([*named]), absent
+
+
 def parsed_lists(text: pl.Series, notation: str) -> pl.Series:
     """Lists that are written as text, "json" or "python", parsed once for each distinct text.
 
     Raises:
       NotAList: a text is none.
     """
-    parse = json.loads if notation == "json" else ast.literal_eval
+    parse = _from_json if notation == "json" else ast.literal_eval
     distinct = text.drop_nulls().unique(maintain_order=True)
     lists: list[list[str] | None] = []
     for value in distinct:
         try:
             parsed = parse(value)
+            if parsed is None:  # null
+                lists.append(None)
+                continue
             if not isinstance(parsed, list | tuple) or any(
                 isinstance(p, list | dict | tuple) for p in parsed
             ):
                 raise ValueError
-        except (ValueError, SyntaxError, TypeError) as error:
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             example = '["a", "b"] or [1, 2]' if notation == "json" else "['a', 'b']"
             raise NotAList(value, f"a list like {example}") from error
         lists.append([_id_text(p) for p in parsed if p is not None])
@@ -71,4 +95,8 @@ def most_frequent(raw: pl.Series) -> str:
 
 
 def _id_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _from_json(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: None)  # of NaN and Infinity

@@ -32,8 +32,9 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
     """The unit of the times of impressions and behaviours, if it is known.
 
     Args:
-      spec, frames: the tables by section. Their times are ".time", all of one type; where the spec
-        names different units they are replaced by nanoseconds.
+      spec, frames: the tables by section. Their times are ".time", all of one type, and of a
+        history in the row ".NAME.time"; where the spec names different units they are replaced by
+        nanoseconds.
       notes: gets a line if the unit is a guess, or unknown, and where no behaviour's time lies
         between those of the impressions.
 
@@ -41,18 +42,28 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
       None if the unit is unknown, or if no behaviours have times.
 
     Raises:
-      DinError: the spec names a unit of dates, or one in which a time is beyond the year 9999; or
-        the tables have different units.
+      DinError: the spec names a unit of dates, or one in which a time is beyond the year 9999; the
+        tables have different units; or a history in the row has dates and its row numbers.
     """
     if spec.impressions.time is None:
         return None
     behaviors = [b for b in spec.behaviors if b.time is not None]
-    listed = any(h.time is not None for h in spec.histories)
+    listed = [h for h in spec.histories if h.time is not None]
     if (spec.behaviors or spec.histories) and not behaviors and not listed:
         return None
     stated = {"impressions": spec.impressions.time.unit}
     stated |= {b.files.section: b.time.unit for b in behaviors if b.time}
     compared = {section: frames[section][".time"] for section in stated}
+    for history in listed:
+        times = frames["impressions"][f".{history.name}.time"].explode().drop_nulls()
+        if len(times) and history.time:
+            compared[history.section], stated[history.section] = times, history.time.unit
+            if times.dtype.is_temporal() != compared["impressions"].dtype.is_temporal():
+                raise DinError(
+                    f"{spec.path}: the times of [impressions] are "
+                    f"{compared['impressions'].dtype}, and those of [{history.section}] "
+                    f"{times.dtype}; write all as numbers or all as dates"
+                )
     stated |= {
         s.files.section: s.valid_from.unit for s in (*spec.items, *spec.users) if s.valid_from
     }
@@ -65,7 +76,9 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
                 )
         _note_ranges(spec, compared, notes)
         return "us"  # see `TypedColumns.add_time`
-    greatest: dict[str, Any] = {s: frames[s][".time"].abs().max() for s in stated}
+    greatest: dict[str, Any] = {
+        s: (compared[s] if s in compared else frames[s][".time"]).abs().max() for s in stated
+    }
     for section, unit in stated.items():
         if unit is not None and _seconds(greatest[section], unit) > _YEAR_9999:
             raise DinError(
@@ -83,18 +96,21 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
         if len(looks) > 1 and None in [stated[s] for s in compared]:
             raise _different_units(spec, greatest, guesses)
     if None not in units.values() and len({*units.values()}) > 1:
-        if listed:
-            raise DinError(
-                f"{spec.path}: the tables have times of several units, "
-                f"{', '.join(map(str, units.values()))}, "
-                "and [history] has times too; write all in one unit"
-            )
         for section, unit in units.items():
             assert unit is not None
-            frames[section] = frames[section].with_columns(
-                _in_nanoseconds(frames[section][".time"], unit)
-            )
-        _note_ranges(spec, {s: frames[s][".time"] for s in compared}, notes)
+            history_of = next((h for h in listed if h.section == section), None)
+            if history_of is None:
+                of_table = _in_nanoseconds(pl.col(".time"), frames[section][".time"].dtype, unit)
+                frames[section] = frames[section].with_columns(of_table)
+            else:
+                converted = _in_nanoseconds(pl.element(), compared[section].dtype, unit)
+                lists = pl.col(f".{history_of.name}.time").list.eval(converted)
+                frames["impressions"] = frames["impressions"].with_columns(lists)
+            if section in compared:
+                compared[section] = pl.select(
+                    _in_nanoseconds(pl.lit(compared[section]), compared[section].dtype, unit)
+                ).to_series()
+        _note_ranges(spec, compared, notes)
         return "ns"
     _note_ranges(spec, compared, notes)
     if own is not None:
@@ -138,7 +154,8 @@ def _note_ranges(spec: Spec, times: Mapping[str, pl.Series], notes: list[str]) -
         if section == "impressions":
             continue
         begin, end = time.min(), time.max()
-        if end < first and not spec.to_score:  # type: ignore[operator]
+        in_row = section in {history.section for history in spec.histories}
+        if end < first and not spec.to_score and not in_row:  # type: ignore[operator]
             notes.append(
                 f"[{section}] all its times, up to {end!s}, lie before those of [impressions], "
                 f"from {first!s} on: every behaviour is in every history of its user. Is it one "
@@ -151,14 +168,11 @@ def _note_ranges(spec: Spec, times: Mapping[str, pl.Series], notes: list[str]) -
             )
 
 
-def _in_nanoseconds(time: pl.Series, unit: str) -> pl.Series:
+def _in_nanoseconds(time: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
     numerator, denominator = UNITS[unit]
     factor = numerator * 10**9 // denominator
-    return (
-        (time.cast(pl.Float64) * factor if time.dtype.is_float() else time * factor)
-        .cast(pl.Int64)
-        .alias(".time")
-    )
+    time = time.cast(pl.Float64) if dtype.is_float() else time
+    return (time * factor).cast(pl.Int64)
 
 
 def _seconds(time: Any, unit: str) -> Any:

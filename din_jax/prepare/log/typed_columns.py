@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from din_jax.data.store_writer import WEIGHTS
 from din_jax.errors import DinError
 from din_jax.prepare.log import dates, value_notes
-from din_jax.prepare.log.spec import Column, Label, TableFiles, Time
+from din_jax.prepare.log.spec import Label, TableFiles, Time
 from din_jax.prepare.log.table_reader import TableReader
-from din_jax.prepare.log.text_values import NotAList, as_text, most_frequent, parsed_lists
+from din_jax.prepare.log.text_values import as_text, is_one_of, most_frequent
+from din_jax.prepare.log.toml_section import shorten
 from din_jax.prepare.log.value_types import whole_numbers
+
+_SECONDS_OF_2001 = 10**9
 
 
 class TypedColumns:
@@ -44,7 +49,7 @@ class TypedColumns:
         raw: pl.DataFrame,
         text_tables: frozenset[str] = frozenset(),
     ):
-        self._text_tables = text_tables
+        self.text_tables = text_tables
         self.section, self.files, self.reader = files.section, files, reader
         self.row_count = len(raw)
         self.notes: list[str] = []
@@ -53,24 +58,60 @@ class TypedColumns:
         self._row: np.ndarray | None = None
         if not self.row_count:
             raise DinError(f"{reader.path}: the table [{self.section}] has no rows")
+        self.raw = raw
         for column, values in files.where:
-            kept = as_text(raw[column]).is_in(values).fill_null(False)
+            kept, absent = is_one_of(self.raw[column], values)
+            kept = kept.fill_null(False)
+            self._note_absent(column, absent, "where")
             if not kept.any():
                 raise DinError(
                     f"{reader.path}: no row of [{self.section}] has {column} = "
                     f"{' or '.join(map(repr, values))} as where demands; the column has "
-                    + most_frequent(raw[column])
+                    + most_frequent(self.raw[column])
                 )
-            index = np.flatnonzero(kept.to_numpy())
-            self._row = index if self._row is None else self._row[index]
-            raw = raw.filter(kept)
-        self.filtered = self.row_count - len(raw)
-        self.raw = raw
+            self._keep(kept)
+        self.filtered = self.row_count - len(self.raw)
+
+    def _note_absent(self, column: str, values: list[str], key: str) -> None:
+        if values:
+            self.notes.append(
+                f"[{self.section}] no row has {column} = {' or '.join(map(repr, values))}, which "
+                f"{key} names; the column has {most_frequent(self.raw[column])}"
+            )
+
+    def _keep(self, kept: pl.Series) -> None:
+        index = np.flatnonzero(kept.to_numpy())
+        self._row = index if self._row is None else self._row[index]
+        self.raw = self.raw.filter(kept)
+
+    def leave_out_without(self, column: str) -> int:
+        """Leaves out the rows that lack a value, unless all do; returns how many they are."""
+        values = self.raw[column]
+        kept = (values.fill_nan(None) if values.dtype.is_float() else values).is_not_null()
+        missing = len(kept) - int(kept.sum())
+        if missing and kept.any():
+            self._keep(kept)
+            self.notes.append(
+                f"[{self.section}] {missing:,} of {len(kept):,} rows have no {column!r}, by which "
+                "the table is joined, and are left out"
+            )
+            return missing
+        return 0
 
     @property
     def path(self) -> Path:
         """The file or folder of the table, as messages name it."""
         return self.reader.path
+
+    def of_elements(self, column: str, lists: pl.Series) -> TypedColumns:
+        """The elements of lists, end to end, as a column; messages name the rows of the lists."""
+        flat = lists.filter(lists.list.len() > 0).explode().alias(column)
+        elements = copy.copy(self)
+        elements.raw, elements.notes, elements.converted = flat.to_frame(), [], {}
+        elements.zoned = {}
+        row = np.repeat(np.arange(len(lists)), lists.list.len().fill_null(0).to_numpy())
+        elements._row = row if self._row is None else self._row[row]
+        return elements
 
     def distinct(self) -> tuple[pl.DataFrame, int]:
         """All converted columns, without rows that equal an earlier one; the number of those.
@@ -99,7 +140,7 @@ class TypedColumns:
 
     def add_id(self, name: str, column: str, *, required: bool = True) -> None:
         """Adds an id, which every row must have: integers or text."""
-        ids = self._ids(column, self.raw[column])
+        ids = self.ids(column, self.raw[column])
         self.notes += value_notes.notes(self.section, name.strip("."), ids, column, "key")
         self.add(name, self._require_values(column, ids) if required else ids)
 
@@ -107,17 +148,19 @@ class TypedColumns:
         """Adds labels, 0 or 1, or null where a value is missing."""
         column, raw = label.column, self.raw[label.column]
         if label.positive is not None:
-            text = as_text(raw)
-            clicks = text.is_in(label.positive)
-            if not clicks.any():
+            clicks, absent = is_one_of(raw, label.positive)
+            if absent and not clicks.any():
                 raise DinError(
                     f"{self.reader.path}: no row of [{self.section}] has a {column!r} of label's "
                     f"positive = {list(label.positive)}; the column has {most_frequent(raw)}"
                 )
+            self._note_absent(column, absent, "label")
             self.add(name, clicks.cast(pl.UInt8))
             return
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self.type_error(column, raw.dtype, "labels, 0 or 1")
+        if raw.dtype == pl.String and raw.str.contains("^(?i:true|false)$").all():
+            raw = raw.str.to_lowercase() == "true"
         number = raw.cast(pl.Float64, strict=False).fill_nan(None)
         if label.at_least is not None:
             self.refuse(column, number.is_null() & raw.is_not_null(), "a number")
@@ -139,10 +182,20 @@ class TypedColumns:
     def add_number(self, name: str, column: str, *, minimum: float) -> None:
         """Adds finite numbers, which every row must have, of at least `minimum`."""
         raw = self._require_values(column, self.raw[column])
-        numbers = self._numbers(column, raw)
+        numbers = self.numbers(column, raw)
         invalid = (numbers.is_null() | ~numbers.is_finite() | (numbers < minimum)).fill_null(True)
         self.refuse(column, invalid, f"a number from {minimum:g} on")
         self.add(name, numbers)
+
+    def add_weight(self, name: str, column: str) -> None:
+        """Adds weights of samples, which every row must have."""
+        self.add_number(name, column, minimum=0)
+        weight, (least, greatest) = self.converted[name], WEIGHTS
+        self.refuse(
+            column,
+            (weight > 0) & ((weight < least) | (weight > greatest)),
+            f"0, or a number from {least:g} to {greatest:g}",
+        )
 
     def add_time(self, name: str, time: Time) -> None:
         """Adds a time, which every row must have: numbers, dates or date-times, those in UTC."""
@@ -172,7 +225,8 @@ class TypedColumns:
             values, zoned = _finite_or_null(raw.cast(pl.Float64)), None
         else:
             raise self.type_error(column, raw.dtype, "times: numbers, dates or dates with times")
-        self.refuse(column, values.is_null(), "a time")
+        in_zone = f" of {time.zone}, which has none in the hour that its clocks skip"
+        self.refuse(column, values.is_null(), "a time" + in_zone * bool(time.zone), raw=raw)
         if values.dtype.is_temporal():
             if zoned is not None or time.zone is not None:  # whole days have none
                 self.zoned[name] = bool(zoned) or time.zone is not None
@@ -184,59 +238,15 @@ class TypedColumns:
 
     def add_text(self, name: str, column: str) -> None:
         """Adds text, which every row must have: the names of splits."""
-        ids = self._require_values(column, self._ids(column, self.raw[column]))
+        ids = self._require_values(column, self.ids(column, self.raw[column]))
         self.add(name, ids.cast(pl.String))
-
-    def add_feature(self, column: Column) -> None:
-        """Adds ids, lists of ids, or (of a table with buckets) numbers; null for missing values."""
-        self._add_feature(column)
-        values = self.converted[column.name]
-        if column.take is not None and isinstance(values.dtype, pl.List):
-            taken = values.list.first() if column.take == "first" else values.list.last()
-            self.add(column.name, taken)
-
-    def _add_feature(self, column: Column) -> None:
-        name, raw = column.name, self.raw[column.column]
-        if isinstance(raw.dtype, pl.List) and isinstance(raw.dtype.inner, pl.List) and column.take:
-            raw = raw.list.eval(pl.element().explode())  # paths, end to end
-        if column.numeric:
-            if isinstance(raw.dtype, pl.List | pl.Array):
-                self.add(name, raw.cast(pl.List(pl.Float64)))
-            else:
-                self.add(name, self._numbers(column.column, raw).fill_nan(None))
-        elif column.list is not None:
-            self.add(name, self._weights_dropped(column, self._parsed_lists(column, raw)))
-        elif column.separator is None:
-            stays_text = column.table in self._text_tables and raw.dtype == pl.String
-            ids = raw if stays_text else self._ids(column.column, raw, lists=True)
-            self.notes += value_notes.notes(self.section, name, ids, column.column, "feature")
-            self.add(name, ids)
-        elif raw.dtype == pl.String or raw.dtype.is_integer():
-            text = as_text(raw)
-            parts = text.str.split(column.separator)
-            if not (parts.list.len() > 1).any():
-                self.notes.append(
-                    f"[{self.section}] {name}: the separator {column.separator!r} is in no "
-                    f"value of column {column.column!r}; each value counts as one"
-                )
-            if self.files.strip:
-                parts = parts.list.eval(pl.element().str.strip_chars())
-            parts = parts.list.eval(pl.element().filter(pl.element() != ""))
-            if column.weighted is None:
-                self.notes += value_notes.part_notes(self.section, name, column.column, parts)
-            self.add(name, self._weights_dropped(column, parts))
-        elif raw.dtype == pl.Null:
-            self.add(name, raw.cast(pl.List(pl.String)))
-        else:
-            raise self.type_error(
-                column.column, raw.dtype, "text to split at the separator", "remove separator"
-            )
 
     def add(self, name: str, values: pl.Series) -> None:
         """Adds converted values."""
         self.converted[name] = values.alias(name)
 
-    def _ids(self, column: str, raw: pl.Series, lists: bool = False) -> pl.Series:
+    def ids(self, column: str, raw: pl.Series, lists: bool = False) -> pl.Series:
+        """Checks that values are ids, or with `lists` lists of ids: whole numbers or text."""
         inner = raw.dtype
         if lists and isinstance(inner, (pl.List, pl.Array)):
             raw = raw.cast(pl.List(inner.inner))
@@ -259,6 +269,13 @@ class TypedColumns:
             return raw
         if inner in (pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null):
             return raw.cast(pl.List(pl.String) if raw.dtype == pl.List else pl.String)
+        if lists and isinstance(inner, pl.List | pl.Array):
+            raise self.type_error(
+                column,
+                raw.dtype,
+                "ids, or lists of them",
+                'or name which one of the lists\' values is read, take = "first" or "last"',
+            )
         if isinstance(inner, pl.List | pl.Array):
             raise self.type_error(
                 column,
@@ -285,35 +302,29 @@ class TypedColumns:
             raise self.type_error(column, raw.dtype, "lists of whole numbers or text")
         return raw.cast(pl.List(pl.Int64))
 
-    def _parsed_lists(self, column: Column, raw: pl.Series) -> pl.Series:
-        """Lists that are written as text, parsed once for each distinct text."""
-        if isinstance(raw.dtype, pl.List | pl.Array):
-            return self._ids(column.column, raw, lists=True)
-        text = as_text(raw)
-        try:
-            return parsed_lists(text, column.list or "json")
-        except NotAList as error:
-            invalid = (text == error.value).fill_null(False)
-            self.refuse(column.column, invalid, error.expected)
-            raise
-
-    def _weights_dropped(self, column: Column, parts: pl.Series) -> pl.Series:
-        if column.weighted is None:
-            return parts
-        valid = parts.list.eval(pl.element().cast(pl.String).str.contains(r"^.+:-?[0-9.eE+-]+$"))
-        self.refuse(
-            column.column,
-            ~valid.list.all().fill_null(True),
-            "values like id:0.5, as weighted says",
-        )
-        return parts.list.eval(pl.element().str.replace(r":[^:]*$", ""))
-
-    def _numbers(self, column: str, raw: pl.Series) -> pl.Series:
+    def numbers(self, column: str, raw: pl.Series) -> pl.Series:
+        """Values as numbers; null where missing."""
         if not (raw.dtype.is_numeric() or raw.dtype in (pl.String, pl.Boolean, pl.Null)):
             raise self.type_error(column, raw.dtype, "numbers")
         numbers = raw.cast(pl.Float64, strict=False)
         self.refuse(column, numbers.is_null() & raw.is_not_null(), "a number")
         return numbers
+
+    def note_strange_times(self, name: str, column: str) -> None:
+        """Notes times that programs write where there is none, among others."""
+        values = self.converted[name]
+        if values.dtype.is_temporal():
+            strange = (values.dt.year() <= 1970) | (values.dt.year() >= 9999)
+        else:
+            late = bool(values.max() > _SECONDS_OF_2001)  # type: ignore[operator]
+            strange = ((values == 0) | (values == -1)) & late
+        share = float(strange.mean() or 0)  # type: ignore[arg-type]
+        if 0 < share < 0.5:
+            self.notes.append(
+                f"[{self.section}] column {column!r} is {values.filter(strange)[0]} in "
+                f"{int(strange.sum()):,} of {len(values):,} rows, as where there is no time; if it "
+                "is none, leave these rows out"
+            )
 
     def _note_coarse_times(self, column: str, raw: pl.Series) -> None:
         largest = float(np.float32(raw.abs().max() or 0))  # type: ignore[arg-type]
@@ -359,7 +370,7 @@ class TypedColumns:
         place = int(row if self._row is None else self._row[row])
         raise DinError(
             f"{self.reader.row_location(place)}: column {column!r} of [{self.section}] is "
-            f"{'empty' if value is None else repr(value)}; expected {expected}. {advice}"
+            f"{'empty' if value is None else shorten(value)}; expected {expected}. {advice}"
         )
 
     def type_error(
@@ -367,9 +378,23 @@ class TypedColumns:
     ) -> DinError:
         """The error of a column that has another type than expected."""
         return DinError(
-            f"{self.reader.path}: column {column!r} of [{self.section}] has type {dtype}; "
-            f"expected {expected}; {fix}"
+            f"{self.reader.path}: column {column!r} of [{self.section}] has type "
+            f"{_short(dtype)}; expected {expected}; {_of_nested(column, dtype) or fix}"
         )
+
+
+def _short(dtype: pl.DataType) -> str:
+    text = str(dtype)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _of_nested(column: str, dtype: pl.DataType) -> str:
+    """How to name a field of a nested column; "" of others."""
+    while isinstance(dtype, pl.List | pl.Array):
+        dtype = dtype.inner  # type: ignore[assignment]
+    if not isinstance(dtype, pl.Struct) or not dtype.fields:
+        return ""
+    return f'name one of its fields, as {{ column = "{column}.{dtype.fields[0].name}" }}'
 
 
 def _finite_or_null(numbers: pl.Series) -> pl.Series:

@@ -98,8 +98,8 @@ def part_notes(section: str, field: str, column: str, parts: pl.Series) -> Itera
     if weighted.mean() > 0.9:  # type: ignore[operator]
         yield (
             f"{where}: {_share(weighted.sum(), len(flat))} of its values are like "
-            f'{flat.filter(weighted)[0]!r}; if that is an id and its weight, weighted = "drop" '
-            "reads the id alone; now each such text is an id of its own"
+            f'{flat.filter(weighted)[0]!r}; if that is an id and its weight: weighted = "use", or '
+            '"drop" for the id alone; now each such text is an id of its own'
         )
 
 
@@ -116,8 +116,8 @@ def _list_notes(where: str, values: pl.Series, rows: int) -> Iterator[str]:
     if len(known) and weighted.mean() > 0.9 and not known.str.contains(r"^\d\d?:\d\d").any():  # type: ignore[operator]
         yield (
             f"{where}: its values are like {known[0]!r}, each an id of its own; if these are ids "
-            "with "
-            'weights, name the separator between them, and weighted = "drop" to read the ids alone'
+            'with weights, name the separator between them, and weighted = "use", or "drop" for '
+            "the ids alone"
         )
 
 

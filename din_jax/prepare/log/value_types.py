@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import polars as pl
@@ -9,6 +10,41 @@ import polars as pl
 from din_jax.data.id_lookup import EXACT, WHOLE
 
 _USUAL = r"^(?:0|-?[1-9][0-9]{0,18})$"
+
+
+def plain(values: pl.Series) -> pl.Series:
+    """Decimals, as warehouses write them, as numbers, and bytes that are text as text."""
+    if values.dtype == pl.Decimal:
+        whole = values.cast(pl.Int64, strict=False)
+        if whole.null_count() == values.null_count() and bool((whole == values).all()):
+            return whole
+        scale = values.dtype.scale  # type: ignore[attr-defined]
+        return values.cast(pl.Float64) if scale else values.cast(pl.String)
+    if values.dtype == pl.Binary:
+        text = values.cast(pl.String, strict=False)
+        return text if text.null_count() == values.null_count() else values
+    return values
+
+
+def without_nulls(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
+    """Values, or lists of them, in which those that mean a missing value are null."""
+    if not null_values:
+        return values
+    if isinstance(values.dtype, pl.List):
+        missing = _is_missing(pl.element(), values.dtype.inner, null_values)
+        return values.list.eval(pl.when(~missing).then(pl.element()))
+    missing = _is_missing(pl.col(values.name), values.dtype, null_values)
+    found = values.to_frame().select(missing.fill_null(False)).to_series()
+    return values.set(found, None) if found.any() else values
+
+
+def _is_missing(value: pl.Expr, dtype: object, null_values: Sequence[str]) -> pl.Expr:
+    if isinstance(dtype, pl.DataType) and dtype.is_float():
+        numbers = [float(text) for text in null_values if re.fullmatch(r"-?\d+(\.\d*)?", text)]
+        return value.is_in(numbers)
+    if dtype == pl.String or (isinstance(dtype, pl.DataType) and dtype.is_integer()):
+        return value.cast(pl.String).is_in(null_values)
+    return value.is_null()
 
 
 def compact(text: pl.Series) -> pl.Series:

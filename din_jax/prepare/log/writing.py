@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from din_jax.data import vocabularies
@@ -32,6 +33,13 @@ _THREADS = 2
 _ENTRIES_PER_WRITE = 1 << 20  # samples or behaviours of a multi-hot feature
 
 
+class ColumnWriter(Protocol):
+    """What columns are written to."""
+
+    def append(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Appends to a column."""
+
+
 # Which samples or behaviours are of each split.
 _Entries: TypeAlias = Mapping[str, slice] | Mapping[str, np.ndarray]
 
@@ -46,7 +54,6 @@ def write_store(
 ) -> None:
     """Writes the store with its origin, to which counts of the samples, then `notes`, are added."""
     schema = log_schema(log, tables)
-    id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
     labels = log.label.cast(pl.Float64)
     for name, samples in log.splits.items():
         origin["samples"][name] = samples.stop - samples.start
@@ -54,34 +61,8 @@ def write_store(
         origin["label rate"][name] = None if rate is None else round(float(rate), 6)  # type: ignore[arg-type]
 
     with StoreWriter(out, schema) as writer:
-        writer.append("samples/label", log.label.fill_null(UNLABELLED).to_numpy())
-        users = len(log.users) or len(log.user)
-        writer.append("samples/user", log.user.astype(smallest_unsigned(users)))
-        if log.weight is not None:
-            writer.append("samples/weight", log.weight.astype(np.float32))
-        if log.time is not None:
-            writer.append("samples/time", log.time)
-
-        def write_feature(name: str, feature: Feature, entries: _Entries) -> dict[str, Any]:
-            rows = _values_of(feature, tables, id_type)
-            rows.write(writer, name)
-            return {split: rows.unknown_rate(of_split) for split, of_split in entries.items()}
-
-        features: list[tuple[str, str, Feature, _Entries]] = [
-            (name, f"fields/{name}", feature, log.splits)
-            for name, feature in log.all_fields().items()
-        ]
+        origin["unknown"] |= write_columns(writer, log, tables, schema)
         for name, sequence in log.sequences.items():
-            offset_type = smallest_unsigned(sequence.events)
-            writer.append(f"sequences/{name}.start", sequence.start.astype(offset_type))
-            writer.append(f"sequences/{name}.end", sequence.end.astype(offset_type))
-            if sequence.time is not None:
-                writer.append(f"events/{name}.time", sequence.time)
-            in_histories = {s: sequence.in_histories_of(part) for s, part in log.splits.items()}
-            features += [
-                (f"{name}.{field}", f"events/{name}/{field}", feature, in_histories)
-                for field, feature in sequence.features.items()
-            ]
             length = sequence.end - sequence.start
             origin["histories"][name] = {
                 split: {
@@ -92,9 +73,6 @@ def write_store(
                 for split, samples in log.splits.items()
                 if samples.stop > samples.start
             }
-        with ThreadPoolExecutor(_THREADS) as threads:  # NumPy and Polars release the interpreter
-            unknown = threads.map(lambda f: write_feature(*f[1:]), features)
-            origin["unknown"] |= {f[0]: rates for f, rates in zip(features, unknown, strict=True)}
         for name, table in tables.items():
             if not isinstance(table, NumberTransform):
                 writer.vocabulary(name, table.ids, table.counts)
@@ -102,6 +80,43 @@ def write_store(
         writer.finish(
             {s: (part.start, part.stop) for s, part in log.splits.items()}, origin, like=like
         )
+
+
+def write_columns(
+    writer: ColumnWriter, log: JoinedLog, tables: Mapping[str, FittedTable], schema: Schema
+) -> dict[str, dict[str, float | None]]:
+    """Writes all columns of a store; returns {feature: {split: fraction of unknown ids}}."""
+    id_type = {t.name: smallest_unsigned(t.rows - 1) for t in schema.tables}
+    writer.append("samples/label", log.label.fill_null(UNLABELLED).to_numpy())
+    users = len(log.users) or len(log.user)
+    writer.append("samples/user", log.user.astype(smallest_unsigned(users)))
+    if log.weight is not None:
+        writer.append("samples/weight", log.weight.astype(np.float32))
+    if log.time is not None:
+        writer.append("samples/time", log.time)
+
+    def write_feature(name: str, feature: Feature, entries: _Entries) -> dict[str, float | None]:
+        rows = _values_of(feature, tables, id_type)
+        rows.write(writer, name)
+        return {split: rows.unknown_rate(of_split) for split, of_split in entries.items()}
+
+    features: list[tuple[str, str, Feature, _Entries]] = [
+        (name, f"fields/{name}", feature, log.splits) for name, feature in log.all_fields().items()
+    ]
+    for name, sequence in log.sequences.items():
+        offset_type = smallest_unsigned(sequence.events)
+        writer.append(f"sequences/{name}.start", sequence.start.astype(offset_type))
+        writer.append(f"sequences/{name}.end", sequence.end.astype(offset_type))
+        if sequence.time is not None:
+            writer.append(f"events/{name}.time", sequence.time)
+        in_histories = {s: sequence.in_histories_of(part) for s, part in log.splits.items()}
+        features += [
+            (f"{name}.{field}", f"events/{name}/{field}", feature, in_histories)
+            for field, feature in sequence.features.items()
+        ]
+    with ThreadPoolExecutor(_THREADS) as threads:  # NumPy and Polars release the interpreter
+        unknown = threads.map(lambda f: write_feature(*f[1:]), features)
+        return {f[0]: rates for f, rates in zip(features, unknown, strict=True)}
 
 
 def _values_of(
@@ -126,7 +141,7 @@ class _Numbers:
         index = self.index[entries]
         return float(np.isnan(self.numbers[index]).mean()) if len(index) else None
 
-    def write(self, writer: StoreWriter, name: str) -> None:
+    def write(self, writer: ColumnWriter, name: str) -> None:
         """Writes the numbers as a column of a store."""
         writer.append(name, self.numbers[self.index])
 
@@ -138,7 +153,10 @@ class _FeatureRows:
         self, feature: Feature, table: vocabularies.Fitted | vocabularies.Buckets, dtype: np.dtype
     ):
         self.index, self.multi_hot = feature.value_index, feature.multi_hot
-        values = feature.values
+        values, self.weights = feature.values, np.empty(0, np.float32)
+        self.weighted = feature.weights is not None
+        if feature.weights is not None:
+            self.weights = feature.weights.explode().drop_nulls().to_numpy().astype(np.float32)
         if self.multi_hot:
             values = values.list.drop_nulls()
             length = values.list.len().fill_null(0).to_numpy().astype(np.int64)
@@ -163,7 +181,7 @@ class _FeatureRows:
         ids = int(self.length[index].sum())
         return float(unknown[index].sum() / ids) if ids else None
 
-    def write(self, writer: StoreWriter, name: str) -> None:
+    def write(self, writer: ColumnWriter, name: str) -> None:
         """Writes the feature as a column of a store, and the offsets of a multi-hot one."""
         if not self.multi_hot:
             writer.append(name, self.rows[self.index])
@@ -172,6 +190,8 @@ class _FeatureRows:
         offset_type = smallest_unsigned(length.sum())
         writer.append(name, self.rows[:0])
         writer.append(f"{name}.offsets", np.zeros(1, offset_type))
+        if self.weighted:
+            writer.append(f"{name}.weights", self.weights[:0])
         written = 0
         for begin in range(0, len(length), _ENTRIES_PER_WRITE):
             part = slice(begin, begin + _ENTRIES_PER_WRITE)
@@ -179,6 +199,8 @@ class _FeatureRows:
             shift = self.first[self.index[part]] - (end - length[part])
             positions = np.arange(end[-1]) + np.repeat(shift, length[part])
             writer.append(name, self.rows[positions])
+            if self.weighted:
+                writer.append(f"{name}.weights", self.weights[positions])
             writer.append(f"{name}.offsets", (end + written).astype(offset_type))
             written += int(end[-1])
 
@@ -197,7 +219,14 @@ def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
             if not isinstance(table, NumberTransform)
         ),
         fields=tuple(
-            Field(name, f.table, group, f.multi_hot, optional=name == "user_id")
+            Field(
+                name,
+                f.table,
+                group,
+                f.multi_hot,
+                optional=name == "user_id",
+                weighted=f.weights is not None,
+            )
             for group, name, f in features
             if not is_number(f)
         ),
@@ -205,7 +234,9 @@ def log_schema(log: JoinedLog, tables: Mapping[str, FittedTable]) -> Schema:
             Sequence(
                 name,
                 tuple(
-                    BehaviorField(field, f.table, ad=field, multi_hot=f.multi_hot)
+                    BehaviorField(
+                        field, f.table, field, f.multi_hot, weighted=f.weights is not None
+                    )
                     for field, f in sequence.features.items()
                     if not is_number(f)
                 ),

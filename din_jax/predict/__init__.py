@@ -1,0 +1,1 @@
+"""Scores rows of raw values: `python -m din_jax.predict`."""
