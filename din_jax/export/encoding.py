@@ -245,7 +245,7 @@ def _check_numbers(values: Sequence[Any], at: str) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidRequest(at, f"{value!r}; expected a number or null")
         if value is not None and not abs(value) <= _GREATEST:
-            problem = f"{value}; expected a number up to {_GREATEST:.2g}, or null if missing"
+            problem = f"{value}; expected a finite number up to {_GREATEST:.2g}, or null if missing"
             raise InvalidRequest(at, problem)
 
 

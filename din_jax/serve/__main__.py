@@ -26,24 +26,51 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = result.add_argument
-    add("--model", required=True, help="folder of an exported model, or of several")
-    add("--name", default="", help="of the model in answers (default: the folder's)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=int, default=8000, help="default: 8000; 0 for a free one")
-    add("--token_file", default="", help=f"file with the token (or ${TOKEN_VARIABLE})")
-    add("--no_token", action="store_true", help="listen on another address without a token")
-    add("--max_batch", type=int, default=4, help="most requests in one computation (default: 4)")
-    add("--max_wait_ms", type=float, default=0, help="wait for others to merge with (default: 0)")
-    add("--max_queue", type=int, default=64, help="requests that are admitted (default: 64)")
-    add("--timeout_ms", type=float, default=1000, help="of a request (default: 1000)")
-    add("--candidates_per_call", type=int, default=256, help="computed at a time (default: 256)")
-    add("--max_candidates_per_request", type=int, default=2000, help="default: 2000")
-    add("--max_history_per_request", type=int, default=10_000, help="default: 10000")
-    add("--max_body_bytes", type=int, default=1 << 20, help="of a request (default: 1048576)")
-    add("--reload_seconds", type=float, default=10, help="look for versions; 0: never (default 10)")
-    add("--drain_seconds", type=int, default=30, help="to end requests after SIGTERM (default: 30)")
-    add("--traceback", action="store_true", help="show where an error came from")
+    result.add_argument("--model", required=True, help="folder of an exported model, or of several")
+    result.add_argument(
+        "--name", default="", help="of the model in answers (default: the folder's)"
+    )
+    result.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    result.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for a free one")
+    result.add_argument(
+        "--token_file", default="", help=f"file with the token (or ${TOKEN_VARIABLE})"
+    )
+    result.add_argument(
+        "--no_token", action="store_true", help="listen on another address without a token"
+    )
+    result.add_argument(
+        "--max_batch", type=int, default=4, help="most requests in one computation (default: 4)"
+    )
+    result.add_argument(
+        "--max_wait_ms", type=float, default=0, help="wait for others to merge with (default: 0)"
+    )
+    result.add_argument(
+        "--max_queue", type=int, default=64, help="requests that are admitted (default: 64)"
+    )
+    result.add_argument(
+        "--timeout_ms", type=float, default=1000, help="of a request (default: 1000)"
+    )
+    result.add_argument(
+        "--candidates_per_call", type=int, default=256, help="computed at a time (default: 256)"
+    )
+    result.add_argument(
+        "--max_candidates_per_request", type=int, default=2000, help="default: 2000"
+    )
+    result.add_argument(
+        "--max_history_per_request", type=int, default=10_000, help="default: 10000"
+    )
+    result.add_argument(
+        "--max_body_bytes", type=int, default=1 << 20, help="of a request (default: 1048576)"
+    )
+    result.add_argument(
+        "--reload_seconds", type=float, default=10, help="look for versions; 0: never (default 10)"
+    )
+    result.add_argument(
+        "--drain_seconds", type=int, default=30, help="to end requests after SIGTERM (default: 30)"
+    )
+    result.add_argument("--traceback", action="store_true", help="show where an error came from")
     return result
 
 

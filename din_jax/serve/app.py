@@ -23,6 +23,7 @@ from din_jax.serve import openapi
 from din_jax.serve.batching import Batcher, DeadlinePassed, Overloaded
 from din_jax.serve.guard import HEALTH, Guard, answer, problem
 from din_jax.serve.monitoring import CONTENT_TYPE, Monitor
+from din_jax.serve.ranking import ranking
 from din_jax.serve.requests import (
     RankRequest,
     RollbackRequest,
@@ -30,7 +31,7 @@ from din_jax.serve.requests import (
     check_sizes,
     parse,
 )
-from din_jax.serve.scorer import Scored, ranking
+from din_jax.serve.scorer import Scored
 from din_jax.serve.versions import Version, Versions
 
 TIMEOUT_HEADER = "X-Timeout-Ms"

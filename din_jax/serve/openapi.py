@@ -161,10 +161,10 @@ def _inputs(encoder: Encoder) -> dict[str, Any]:
     times = encoder.ages
     histories = {}
     for sequence in encoder.schema.sequences:
-        parts = {p.name: value(p) for p in (*sequence.fields, *sequence.numbers)}
+        parts: list[Any] = [*sequence.fields, *sequence.numbers]
         more = {"time": {"type": "number"}} if sequence.times else {}
         times = times or sequence.times
-        histories[sequence.name] = _table(parts, more)
+        histories[sequence.name] = _table({p.name: value(p) for p in parts}, more)
     if histories:
         properties["behaviors"] = _object(histories, required=False)
     if times:

@@ -17,26 +17,13 @@ from din_jax.errors import DinError
 from din_jax.export import artifact as artifacts
 from din_jax.export.encoding import Encoded, Encoder, InvalidRequest
 from din_jax.export.padding import pad
+from din_jax.serve.ranking import Ranking, ranking
 
 Candidates = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _GROWTH = 4  # of the padded lengths
 _SHORTEST = 16  # padded length below which there is no further one
 _TOLERANCE = 1e-4  # of the probe's logits: platforms round differently
-
-
-class Ranking(NamedTuple):
-    """Candidates in the order of CTR^α · bid, the greatest first; equal ones in the given order.
-
-    Attributes:
-      order: int64 [C], the places of the candidates in the request.
-      probability: float64 [C], their click probabilities, in this order.
-      value: float64 [C], CTR^α · bid, in this order.
-    """
-
-    order: npt.NDArray[np.int64]
-    probability: npt.NDArray[np.float64]
-    value: npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,29 +373,6 @@ def _computes_alike(one: Scorer, other: Scorer) -> bool:
         return manifest["files"]["scoring.bin"], manifest["arrays"], manifest["config"]["model"]
 
     return of(one) == of(other)
-
-
-def ranking(
-    probability: npt.NDArray[np.float64], bids: Sequence[float] | None, alpha: float
-) -> Ranking:
-    """Orders candidates by CTR^α · bid.
-
-    Raises:
-      InvalidRequest: bids are not one number from 0 on a candidate, or α is not over 0.
-    """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 100:
-        raise InvalidRequest("alpha", f"{alpha!r}; expected a number over 0")
-    value = probability**alpha
-    if bids is not None:
-        numbers = [b for b in bids if isinstance(b, int | float) and not isinstance(b, bool)]
-        if len(bids) != len(probability) or len(numbers) != len(bids):
-            raise InvalidRequest("bids", f"expected {len(probability)} numbers, one a candidate")
-        bid = np.array(numbers, np.float64)
-        if not (np.isfinite(bid) & (bid >= 0)).all():
-            raise InvalidRequest("bids", "expected finite numbers from 0 on")
-        value = value * bid
-    order = np.argsort(-value, kind="stable")
-    return Ranking(order, probability[order], value[order])
 
 
 def _part(ads: Encoded, begin: int, size: int) -> Encoded:

@@ -68,6 +68,11 @@ REQUEST = {
     },
     "time": 1000,
 }
+IDS = {
+    "item": list(range(1, 11)),
+    "tag": ["blue", "green", "red"],
+    "age": ["old", "young"],
+}
 MOST_TAGS = 4  # of an ad
 
 
@@ -83,23 +88,20 @@ class StubScorer(Scorer):
     requests of each call. If it `fails`, item 10 can't be scored, and item 9 has no finite score.
     """
 
-    def __init__(self, name="stub", delay=0.0, fails=False):
-        def table(ids):
-            return Fitted(pl.Series(ids), np.ones(len(ids), np.int64), 0)
-
+    def __init__(self, name="stub", delay=0.0, fails=False, schema=SCHEMA, vocabularies=IDS):
         tables = {
-            "item": table(list(range(1, 11))),
-            "tag": table(["blue", "green", "red"]),
-            "age": table(["old", "young"]),
+            table: Fitted(pl.Series(ids), np.ones(len(ids), np.int64), 0)
+            for table, ids in vocabularies.items()
         }
-        numbers = {name: NumberTransform("none") for name in ("price", "hour")}
-        self.encoder = Encoder(Transform(SCHEMA, tables, numbers), SCHEMA, 3, ages=True)
+        numbers = {number.name: NumberTransform("none") for number in schema.numbers}
+        self.encoder = Encoder(Transform(schema, tables, numbers), schema, 3, ages=True)
         config = {"model": {"name": "din"}}
         manifest = {"activation_weights": ["views"], "config": config}
         self.artifact = SimpleNamespace(name=name, manifest=manifest, probe={"request": REQUEST})
         self.notes = []
         self.max_candidates = 4
-        self._behaviors = Buckets(("views", "views.tags"), ((3, 6),))
+        (history,) = schema.sequences
+        self._behaviors = Buckets((history.name, f"{history.name}.tags"), ((3, 6),))
         self._ads_capacity = {"tags": MOST_TAGS}
         self.delay, self.fails = delay, fails
         self.gate, self.calls = threading.Event(), []
@@ -114,8 +116,10 @@ class StubScorer(Scorer):
             rows = ads.arrays["item"]
             if self.fails and 10 in rows:
                 raise ValueError("a secret of the inside")
-            _, given = user.chosen["views"]
-            weights = {"views": np.ones((len(rows), given), np.float32)}
+            weights = {
+                name: np.ones((len(rows), given), np.float32)
+                for name, (_, given) in user.chosen.items()
+            }
             probability = 1 / (1 + rows.astype(np.float64))
             if self.fails:
                 probability[rows == 9] = np.nan

@@ -125,10 +125,10 @@ def test_the_document_takes_its_names_and_examples_from_the_model(artifact):
     post = document("shop", "v7", scorer)["paths"]["/v1/rank"]["post"]
     content = post["requestBody"]["content"]["application/json"]
     properties = content["schema"]["properties"]
-    assert list(properties["user"]["properties"]) == ["age"]
+    assert list(properties["user"]["properties"]) == ["age", "likes"]
     columns, rows = properties["candidates"]["anyOf"]
     assert list(columns["properties"]) == list(rows["items"]["properties"])
-    assert list(columns["properties"]) == ["item", "shop", "category"]
+    assert list(columns["properties"]) == ["item", "tags", "price"]
     probe = json.loads((artifact / "probe.json").read_text())["request"]
     assert content["example"]["candidates"] == probe["candidates"]
     assert len(content["example"]["bids"]) == len(probe["candidates"]["item"])

@@ -57,7 +57,7 @@ VIEWS = REQUEST["behaviors"]["views"]
         ("user", None, "user", "expected `object`, got `null`"),
         ("user/shoe", 3, "user.shoe", "unknown; expected: age"),
         ("context/hour", "noon", "context.hour", "'noon'; expected a number"),
-        ("context/hour", 1e39, "context.hour", "1e+39; expected a number up to 3.4e+38"),
+        ("context/hour", 1e39, "context.hour", "1e+39; expected a finite number up to 3.4e+38"),
         ("context/hour", 10**400, "context.hour", "1000"),
         ("candidates/item", [9, 9, 9, 9], "body", "no finite probability"),
         ("behaviors/likes", {}, "behaviors.likes", "unknown; expected: views"),

@@ -10,7 +10,8 @@ from untrained import prepare_log, random_run
 from din_jax.errors import DinError
 from din_jax.export.encoding import InvalidRequest
 from din_jax.export.exporting import export_run
-from din_jax.serve.scorer import Scorer, ranking
+from din_jax.serve.ranking import ranking
+from din_jax.serve.scorer import Scorer
 from din_jax.training.trained import evaluate
 
 
