@@ -94,7 +94,8 @@ if TYPE_CHECKING:
         predict_file as predict_file,
         write_embeddings as write_embeddings,
     )
-    from din_jax.serve.scorer import Ranking as Ranking, Scorer as Scorer, Visitor as Visitor
+    from din_jax.serve.ranking import Ranking as Ranking
+    from din_jax.serve.scorer import Scorer as Scorer, Visitor as Visitor
     from din_jax.step.score import score_step as score_step
     from din_jax.step.state import TrainState as TrainState, init_state as init_state
     from din_jax.step.train import train_step as train_step
@@ -155,7 +156,8 @@ _MODULES = {
     "optim.row_sparse": ("row_sparse",),
     "optim.rowwise_adagrad": ("rowwise_adagrad",),
     "predict.predicting": ("predict_file", "write_embeddings"),
-    "serve.scorer": ("Ranking", "Scorer", "Visitor"),
+    "serve.ranking": ("Ranking",),
+    "serve.scorer": ("Scorer", "Visitor"),
     "step.score": ("score_step",),
     "step.state": ("TrainState", "init_state"),
     "step.train": ("train_step",),
