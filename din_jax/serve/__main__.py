@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from din_jax import cli
 from din_jax.errors import DinError
@@ -108,9 +109,10 @@ def serve(arguments: argparse.Namespace) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    for number in (signal.SIGTERM, signal.SIGINT):  # before the server runs, and after it has ended
-        signal.signal(number, lambda number, frame: sys.exit(0))
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     name = arguments.name or Path(arguments.model).resolve().name
     monitor = Monitor(name)
 
@@ -159,6 +161,15 @@ def serve(arguments: argparse.Namespace) -> None:
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=arguments.drain_seconds,
     )
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Ends the process at a signal: before it listens, or when the server has drained.
+
+    At once, since a version may be compiling in a thread, which Python would not end well.
+    """
+    logging.shutdown()
+    os._exit(0)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from layer_cases import CAPACITY, SAMPLES, WIDTH, examples, f64, normal, seeds
 
 from din_jax.nn.pooling import (
     normalize_weights,
+    rows_of_samples,
     segment_mean,
     segment_pool,
     segment_softmax,
@@ -181,3 +182,14 @@ def test_gradients_of_normalized_weights_match_the_oracle():
         expected = oracles.derivative(total, f64(w[mask]), 1e-5)
         np.testing.assert_allclose(of_w[mask], expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(of_w[~mask], 0)
+
+
+def test_rows_of_samples_can_be_exported_for_any_number():
+    scope = jax.export.SymbolicScope()
+    rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 3", scope=scope), jnp.float32)
+    ids = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t", scope=scope), jnp.int32)
+    exported = jax.export.export(jax.jit(rows_of_samples))(rows, ids)
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for number, owners in ((2, [0, 0, 1]), (1, [0, 0, 0, 0])):
+        found = exported.call(values[:number], np.array(owners, np.int32))
+        np.testing.assert_array_equal(found, values[owners])

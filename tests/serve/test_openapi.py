@@ -129,6 +129,7 @@ def test_the_document_takes_its_names_and_examples_from_the_model(artifact):
     columns, rows = properties["candidates"]["anyOf"]
     assert list(columns["properties"]) == list(rows["items"]["properties"])
     assert list(columns["properties"]) == ["item", "tags", "price"]
+    assert (rows["minItems"], columns["properties"]["item"]["minItems"]) == (1, 1)
     probe = json.loads((artifact / "probe.json").read_text())["request"]
     assert content["example"]["candidates"] == probe["candidates"]
     assert len(content["example"]["bids"]) == len(probe["candidates"]["item"])

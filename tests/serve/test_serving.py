@@ -112,7 +112,8 @@ def test_a_rollback_over_http(tmp_path):
 def test_a_stop_answers_what_is_in_flight(tmp_path):
     scorer = StubScorer()
     scorer.gate.clear()
-    with ThreadPoolExecutor(1) as pool, listening(stub_server(tmp_path, scorer).app) as address:
+    server = stub_server(tmp_path, scorer)
+    with ThreadPoolExecutor(1) as pool, listening(server.app) as address:
         asked = pool.submit(post, address)
         while not scorer.calls:
             time.sleep(0.002)
@@ -120,6 +121,7 @@ def test_a_stop_answers_what_is_in_flight(tmp_path):
         begin = time.monotonic()
     assert time.monotonic() - begin > 0.15
     assert asked.result()[0].status_code == 200
+    assert not server.batcher._worker.is_alive()
 
 
 def test_http_gives_the_scores_of_the_scorer(artifact, tmp_path):
@@ -170,6 +172,16 @@ def test_flags_that_can_not_be_are_said_in_one_line(
     printed = capsys.readouterr().err.strip().splitlines()[-1]
     assert printed.startswith("error: ")
     assert message in printed
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    from din_jax.serve import __main__ as serve
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setattr(sys, "argv", ["serve", "--model", "missing"])
+    with pytest.raises(SystemExit):
+        serve.main()
+    assert "uvicorn is missing: pip install 'din_jax[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.long
