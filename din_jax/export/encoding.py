@@ -85,7 +85,7 @@ class Encoder:
           user, context: {field: raw value}; a multi-hot field has a list of them. None is unknown.
           behaviors: {sequence: {field: raw values, oldest first}}, or a list of {field: raw value};
             "time" has their times, in seconds. A sequence that is missing is empty.
-          time: of the request, in seconds. Behaviours that are not before it are left out.
+          time: of the request, in seconds. Later behaviours are left out.
 
         Raises:
           InvalidRequest: a field is missing, unknown, or has another type than expected.
@@ -210,7 +210,7 @@ class Encoder:
             seconds = np.floor(np.array(columns["time"], np.float64)).astype(np.int64)
             chosen = np.argsort(seconds, kind="stable")
             if time is not None:
-                chosen = chosen[seconds[chosen] < time]
+                chosen = chosen[seconds[chosen] <= time]
         if self.max_history:
             chosen = chosen[-self.max_history :]
         return chosen, None if seconds is None else seconds[chosen]
