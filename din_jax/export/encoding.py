@@ -187,10 +187,11 @@ class Encoder:
     ) -> npt.NDArray[np.int32]:
         if isinstance(self.transform.tables[table], Buckets):
             _check_numbers(values, at)
-        series = _series(values, at)
-        rows = self.transform.rows(table, series).astype(np.int32)
-        count.ids += int((rows == 0).sum()) - series.null_count()
-        return rows
+        rows = self.transform.rows_of(table, values)
+        if rows is None:
+            rows = self.transform.rows(table, _series(values, at))
+        count.ids += int((rows == 0).sum()) - sum(value is None for value in values)
+        return rows.astype(np.int32)
 
     def _numbers(self, field: str, values: Sequence[Any], at: str) -> npt.NDArray[np.float32]:
         _check_numbers(values, at)
