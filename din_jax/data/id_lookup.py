@@ -6,11 +6,15 @@ ids are joined, counted and listed by Polars' hash tables, which take ten times 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import polars as pl
 
 _SPREAD = 8  # times as many entries as there are numbers
 _FEW = 1000  # texts that are looked up as the values of an enumeration
+_TEXTS = 1 << 20  # ids that a dict holds in 150 MB or so
 _ENTRIES = 1 << 22  # an array of so many entries costs nothing
 EXACT = 2**53  # floats are exact whole numbers below it
 WHOLE = r"^-?(?:0|[1-9][0-9]*)(?:\.0*)?(?:[eE]\+?[0-9]+)?$"  # text that is a whole number
@@ -97,10 +101,38 @@ class IdIndex:
         while not ids.dtype.is_integer() and self._sorted.size > np.unique(self._sorted).size:
             self._seed += 1  # two ids have one hash
             self._sorted = self._keys(ids, self._seed)
+        self._row_of_text: dict[str, int] | None = None
+        if ids.dtype == pl.String and len(ids) <= _TEXTS:
+            self._row_of_text = {text: row for row, text in enumerate(ids.to_list(), 1)}
         self._order = None
         if (self._sorted[1:] <= self._sorted[:-1]).any():
             self._order = np.argsort(self._sorted).astype(np.uint32)
             self._sorted = self._sorted[self._order]
+
+    def rows_of(self, values: Sequence[Any]) -> np.ndarray | None:
+        """As `rows`, of a list whose values are of the ids' own type or None; else None.
+
+        It takes a few microseconds, where a series takes a millisecond.
+        """
+        types = {*map(type, values)} - {type(None)}
+        if types == {str} and self._row_of_text is not None:
+            row_of = self._row_of_text.get
+            return np.array([row_of(value, 0) for value in values], np.uint32)
+        if types != {int} or self._sorted.dtype != np.int64 or not len(self._ids):
+            return None
+        known = np.array([value is not None for value in values])
+        try:
+            keys = np.array([value or 0 for value in values], np.int64)
+        except OverflowError:
+            return None
+        return self._found(keys, known)
+
+    def _found(self, keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        known = known & (self._sorted[place] == keys)
+        if self._order is not None:
+            place = self._order[place]
+        return np.where(known, place + 1, 0).astype(np.uint32)
 
     def rows(self, values: pl.Series) -> np.ndarray:
         """uint32 [values] the place of each value among the ids, from 1; 0 for all others.
@@ -114,13 +146,11 @@ class IdIndex:
         if not len(self._ids) or not known.any():
             return np.zeros(len(values), np.uint32)
         keys = self._keys(values if known.all() else values.fill_null(self._ids[0]), self._seed)
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        known &= self._sorted[place] == keys
-        if self._order is not None:
-            place = self._order[place]
+        rows = self._found(keys, known)
         if not self._ids.dtype.is_integer():  # equal hashes are not yet equal values
-            known &= (self._ids.gather(place) == values).fill_null(False).to_numpy()
-        return np.where(known, place + 1, 0).astype(np.uint32)
+            equal = self._ids.gather(np.maximum(rows, 1) - 1) == values
+            rows[~equal.fill_null(False).to_numpy()] = 0
+        return rows
 
     @staticmethod
     def _keys(values: pl.Series, seed: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ class Transform:
         if table not in self._indices:
             self._indices[table] = IdIndex(fitted.ids)
         return self._indices[table].rows(values)
+
+    def rows_of(self, table: str, values: Sequence[Any]) -> npt.NDArray[np.uint32] | None:
+        """As `rows`, of a short list of ids that are written as in the data; else None."""
+        fitted = self.tables[table]
+        if isinstance(fitted, Buckets) or not values:
+            return None
+        if table not in self._indices:
+            self._indices[table] = IdIndex(fitted.ids)
+        return self._indices[table].rows_of(values)
 
     def transformed(self, field: str, values: pl.Series) -> npt.NDArray[np.float32]:
         """float32 [N]: the numbers of a numeric field as inputs; NaN where they are missing."""

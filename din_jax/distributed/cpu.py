@@ -10,22 +10,16 @@ Therefore a step must run in the thread that calls it; see `ready`.
 from __future__ import annotations
 
 import concurrent.futures
-import ctypes
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-# Parameters of `mallopt`, as numbered in glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-# Values of these parameters, in bytes.
+from din_jax.distributed import heap
+
 _MMAP_BYTES = 1 << 29  # a larger block is a table, not a step's buffer: unmap it when it is freed
-_TRIM_BYTES = 2**31 - 1  # free bytes that stay in a heap
-_DEFAULT_BYTES = 128 << 10  # glibc's default for both
 _keeps_memory = False  # whether freed memory stays in the process
 
 
@@ -39,7 +33,7 @@ def keep_freed_memory() -> bool:
     """
     global _keeps_memory
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    _keeps_memory = _set_thresholds(_MMAP_BYTES, _TRIM_BYTES)
+    _keeps_memory = heap.set_thresholds(_MMAP_BYTES, heap.MOST_BYTES)
     return _keeps_memory
 
 
@@ -63,32 +57,14 @@ def in_own_thread(call: Callable[[], Any]) -> Any:
     the system: compiling a step takes some 150 MB, more than a small step needs itself.
     """
     if _keeps_memory:
-        _set_thresholds(_DEFAULT_BYTES, _DEFAULT_BYTES)
+        heap.set_thresholds(heap.DEFAULT_BYTES, heap.DEFAULT_BYTES)
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return jax.block_until_ready(pool.submit(call).result())
     finally:
-        if _libc() is not None:
-            _libc().malloc_trim(0)
+        heap.give_back()
         if _keeps_memory:
-            _set_thresholds(_MMAP_BYTES, _TRIM_BYTES)
-
-
-@functools.cache
-def _libc() -> Any:
-    """Returns the C library if it is glibc, else None."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
-
-
-def _set_thresholds(mmap_bytes: int, trim_bytes: int) -> bool:
-    """Sets the size from which blocks are mapped, and the free bytes that a heap keeps."""
-    libc = _libc()
-    return libc is not None and bool(
-        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes) and libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
-    )
+            heap.set_thresholds(_MMAP_BYTES, heap.MOST_BYTES)
 
 
 @functools.cache

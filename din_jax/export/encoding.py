@@ -88,7 +88,7 @@ class Encoder:
           user, context: {field: raw value}; a multi-hot field has a list of them. None is unknown.
           behaviors: {sequence: {field: raw values, oldest first}}, or a list of {field: raw value};
             "time" has their times, in seconds. A sequence that is missing is empty.
-          time: of the request, in seconds. Behaviours that are not before it are left out.
+          time: of the request, in seconds. Later behaviours are left out.
 
         Raises:
           InvalidRequest: a field is missing, unknown, or has another type than expected.
@@ -190,10 +190,11 @@ class Encoder:
     ) -> npt.NDArray[np.int32]:
         if isinstance(self.transform.tables[table], Buckets):
             _check_numbers(values, at)
-        series = _series(values, at)
-        rows = self.transform.rows(table, series).astype(np.int32)
-        count.ids += int((rows == 0).sum()) - series.null_count()
-        return rows
+        rows = self.transform.rows_of(table, values)
+        if rows is None:
+            rows = self.transform.rows(table, _series(values, at))
+        count.ids += int((rows == 0).sum()) - sum(value is None for value in values)
+        return rows.astype(np.int32)
 
     def _numbers(self, field: str, values: Sequence[Any], at: str) -> npt.NDArray[np.float32]:
         _check_numbers(values, at)
@@ -214,7 +215,7 @@ class Encoder:
             seconds = np.floor(np.array(columns["time"], np.float64)).astype(np.int64)
             chosen = np.argsort(seconds, kind="stable")
             if time is not None:
-                chosen = chosen[seconds[chosen] < time]
+                chosen = chosen[seconds[chosen] <= time]
         if self.max_history:
             chosen = chosen[-self.max_history :]
         return chosen, None if seconds is None else seconds[chosen]

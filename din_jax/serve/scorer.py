@@ -156,7 +156,7 @@ class Scorer:
           behaviors: {sequence: {field: raw values}} or {sequence: [{field: raw value}]}, oldest
             first; "time" has times in seconds. The most recent `max_history` are used.
           context: {field of the context: raw value}.
-          time: of the request, in seconds; behaviours that are not before it are left out. A model
+          time: of the request, in seconds; later behaviours are left out. A model
             that reads ages needs it.
 
         Raises:
@@ -245,7 +245,7 @@ class Scorer:
 
         They are the weights whose weighted sum of the behaviours' vectors is the interest in the
         candidate (Eq. 3), normalized if the model normalizes them. A behaviour that is not used, as
-        it is too old or not before `time`, has 0.
+        it is too old or later than `time`, has 0.
 
         Args: see `score`.
 

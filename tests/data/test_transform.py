@@ -34,9 +34,19 @@ def test_an_index_finds_what_a_dictionary_finds(ids, data):
     values = data.draw(st.lists(st.one_of(st.none(), kind, *known), max_size=9))
     series = pl.Series(values, dtype=dtype)
     assert index.rows(series).tolist() == [row.get(v, 0) for v in values]
+    of_list = index.rows_of(values)
+    assert of_list is None or of_list.tolist() == [row.get(v, 0) for v in values]
+    assert (of_list is None) == (not ids or not any(v is not None for v in values))
     assert id_lookup.rows_in(pl.Series(ids, dtype=dtype), series).tolist() == [
         row.get(v, 0) for v in values
     ]
+
+
+def test_lists_of_other_types_are_not_looked_up_as_they_are():
+    for ids in ([7, 2**62], ["7", "x"]):
+        index = id_lookup.IdIndex(pl.Series(ids))
+        for values in ([7, "7"], [7.0], [True], [2**70], ["7" if ids[0] == 7 else 7], [None]):
+            assert index.rows_of(values) is None
 
 
 def test_equal_hashes_are_not_taken_for_equal_ids(monkeypatch):

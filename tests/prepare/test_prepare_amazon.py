@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from stores_as_requests import assert_requests_are_batches
 
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
@@ -308,3 +309,7 @@ def test_plain_files_are_read_too(store, tmp_path):
         (tmp_path / f"{name}.json").write_bytes(text)
     amazon.prepare(tmp_path / "reviews.json", tmp_path / "meta.json", tmp_path / "plain")
     assert Store(tmp_path / "plain").fingerprint == store.fingerprint
+
+
+def test_reviews_as_requests_have_the_batches_of_their_samples(larger):
+    assert_requests_are_batches(larger, range(0, len(larger), 29))

@@ -5,6 +5,7 @@ import csv
 
 import numpy as np
 import pytest
+from stores_as_requests import assert_requests_are_batches
 
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
@@ -215,3 +216,9 @@ def test_an_unusable_file_is_one_clear_error(tmp_path):
         prepare(tmp_path)
     with pytest.raises(DinError, match="--min-count 0"):
         prepare(tmp_path, min_count=0)
+
+
+def test_rows_as_requests_have_the_batches_of_their_samples(tmp_path):
+    write(tmp_path, valid=VALID)
+    prepare(tmp_path, valid=True)
+    assert_requests_are_batches(Store(tmp_path / "store"), [5, 4, 3, 2, 1, 0])

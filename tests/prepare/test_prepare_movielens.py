@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 from movielens_data import USERS, as_csv, files_of, prepare, raw
+from stores_as_requests import assert_requests_are_batches
 
 from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
@@ -353,3 +354,7 @@ def test_the_seed_decides_the_split(store, tmp_path):
     assert files_of(again) == files_of(store)
     assert users_of(other)["test"] != users_of(store)["test"]
     assert other.origin["click_rate"] == store.origin["click_rate"]
+
+
+def test_ratings_as_requests_have_the_batches_of_their_samples(store):
+    assert_requests_are_batches(store, range(0, len(store), 97))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from stores_as_requests import assert_requests_are_batches
 from test_own_history import by_loop
 
 from din_jax.data.store import Store
@@ -70,3 +71,8 @@ def test_every_user_is_in_every_split(planted_store):
     ):
         samples = store.split(split)
         assert (np.bincount(user[samples.start : samples.stop]) == impressions).all()
+
+
+def test_samples_as_requests_have_their_batches(planted_store):
+    store = Store(planted_store)
+    assert_requests_are_batches(store, range(0, len(store), 499))

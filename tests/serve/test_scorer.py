@@ -124,7 +124,7 @@ def test_explanations_are_of_the_behaviours_that_are_used(a_log, scorer):
     np.testing.assert_array_equal(
         scorer.explain(**turned, candidates=ads)["history"], weights[:, ::-1]
     )
-    late = [*history, history[0] | {"time": request["time"]}]
+    late = [*history, history[0] | {"time": request["time"] + 1}]
     found = scorer.explain(**request | {"behaviors": {"history": late}}, candidates=ads)["history"]
     np.testing.assert_array_equal(found, np.pad(weights, ((0, 0), (0, 1))))
 
