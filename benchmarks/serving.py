@@ -193,33 +193,37 @@ class Connections:
 
 
 class Load(NamedTuple):
-    """What a load has seen: seconds of the requests that were answered by 200, and the others."""
+    """What a load has seen.
+
+    Attributes:
+      seconds: latencies of the requests that were answered by 200.
+      others: the statuses of the others; 503 is an overload.
+      versions: that have answered.
+    """
 
     seconds: list[float]
-    failed: int
+    others: list[int]
     versions: set[str]
 
 
 async def open_load(port: int, request: dict[str, Any], rate: float, seconds: float) -> Load:
     """Sends requests at a rate."""
     connections = Connections(port, request)
-    load = Load([], 0, set())
-    failed = 0
+    load = Load([], [], set())
 
     async def one(intended: float) -> None:
-        nonlocal failed
         await asyncio.sleep(intended - time.perf_counter())
         status, body = await connections.post()
         if status == 200:
             load.seconds.append(time.perf_counter() - intended)
             load.versions.add(json.loads(body)["model"]["version"])
         else:
-            failed += 1
+            load.others.append(status)
 
     begin = time.perf_counter() + 0.5
     await asyncio.gather(*(one(begin + i / rate) for i in range(int(rate * seconds))))
     connections.close()
-    return load._replace(failed=failed)
+    return load
 
 
 async def closed_load(port: int, request: dict[str, Any], seconds: float, number: int) -> float:
@@ -294,7 +298,7 @@ def main() -> None:
         during = latencies(reload.seconds)
     print(
         f"during reloads: p50 {during.p50} ms, p99 {during.p99} ms; "
-        f"{len(reload.versions)} versions have answered, {reload.failed} requests failed"
+        f"{len(reload.versions)} versions have scored, {len(reload.others)} requests have none"
     )
     figures = {
         "scorer_p50_ms": scorer.p50,
@@ -309,7 +313,8 @@ def main() -> None:
         "reload_p50_ms": during.p50,
         "reload_p99_ms": during.p99,
         "reload_versions": len(reload.versions),
-        "failed": load.failed + reload.failed,
+        "overloads": (load.others + reload.others).count(503),
+        "failed": sum(status != 503 for status in load.others + reload.others),
         "cores": os.cpu_count(),
     }
     print(json.dumps(figures))
