@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
+from din_jax.checkpoint import chunks
 from din_jax.checkpoint.arrays import PART_BYTES, checksums, read_array
 from din_jax.distributed.devices import Placement, is_sharded, one_device
 from din_jax.errors import DinError
@@ -38,6 +39,7 @@ _ONE_COPY = ocp.type_handlers.create_type_handler_registry(
 )
 
 logging.getLogger("absl").setLevel(logging.WARNING)
+chunks.divide_unevenly()
 
 
 class Checkpoints:
