@@ -70,9 +70,10 @@ def export_run(
     }
     weights = jax.tree.map(np.asarray, weights)
     function = scoring_by(config, run.store.schema)
-    most_recent: int = config.data.max_history
-    if not most_recent:
-        most_recent = max((longest[s.name] for s in schema.sequences), default=0)
+    # Longer histories than twice the longest one are not worth a padded length of their own.
+    most_recent = 2 * max((longest[s.name] for s in schema.sequences), default=0)
+    if config.data.max_history:
+        most_recent = min(config.data.max_history, most_recent)
     manifest: dict[str, Any] = {
         "schema": schema.to_json(),
         "max_history": most_recent,

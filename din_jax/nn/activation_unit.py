@@ -143,15 +143,19 @@ class ActivationUnit(nn.Module):
                 product = (ads[:, :, None] * behaviors[:, None, :]).reshape(behaviors.shape[0], -1)
             else:
                 product = ads * behaviors
-            kernel = w_product
+            encoded = [
+                Code(code_ids[name], code.size).encoded()
+                for name, code in zip(names, codes, strict=True)
+            ]
+            terms = behaviors @ w_behavior + rows_of_samples(ad_term, segment_ids)
+            if len(ad) == 1:  # what does not depend on the ad is computed once for all candidates
+                for code, w_code in zip(encoded, w_codes, strict=True):
+                    terms += code @ w_code
+                return terms + product @ w_product
             if codes:  # one product of matrices is faster than one for each code
-                encoded = [
-                    Code(code_ids[name], code.size).encoded()
-                    for name, code in zip(names, codes, strict=True)
-                ]
                 product = jnp.concatenate([product, *encoded], axis=1)
-                kernel = jnp.concatenate([w_product, *w_codes])
-            return behaviors @ w_behavior + product @ kernel + rows_of_samples(ad_term, segment_ids)
+                return terms + product @ jnp.concatenate([w_product, *w_codes])
+            return terms + product @ w_product
 
         counted = mask  # in the statistics of Dice
         if weight is not None:

@@ -65,13 +65,19 @@ class Scored(NamedTuple):
     """The scores of one request's C candidates.
 
     Attributes:
-      probability: float64 [C].
+      logit: float64 [C]; its sigmoid is the click probability.
       weights: {sequence: float32 [C, behaviours]}, the activation weights of the behaviours as they
         were given; 0 for those that are not used. Empty for models without an activation unit.
     """
 
-    probability: npt.NDArray[np.float64]
+    logit: npt.NDArray[np.float64]
     weights: dict[str, npt.NDArray[np.float32]]
+
+    @property
+    def probability(self) -> npt.NDArray[np.float64]:
+        """The click probabilities, float64 [C]."""
+        probability: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0, -self.logit))
+        return probability
 
 
 class Scorer:
@@ -290,7 +296,7 @@ class Scorer:
         for row, ((i, begin), of_piece) in enumerate(zip(pieces, ads, strict=True)):
             end = begin + of_piece.size[""]
             z = logits[row, : end - begin].astype(np.float64)
-            results[i].probability[begin:end] = np.exp(-np.logaddexp(0, -z))
+            results[i].logit[begin:end] = z
             for name, all_weights in weights.items():
                 places, _ = requests[i][0].chosen[name]
                 found = all_weights[row, : end - begin, : len(places)]
@@ -355,8 +361,7 @@ class Scorer:
     def _check_probe(self) -> None:
         """Raises DinError unless the probe has the scores that it had when it was exported."""
         expected = np.array(self.artifact.probe["logits"])
-        probability = self.score_encoded([self._probe()])[0].probability
-        found = np.log(probability) - np.log1p(-probability)
+        found = self.score_encoded([self._probe()])[0].logit
         difference = np.abs(found - expected).max(initial=0)
         if not difference <= _TOLERANCE * (1 + np.abs(expected).max(initial=0)):
             raise DinError(

@@ -120,10 +120,11 @@ class StubScorer(Scorer):
                 name: np.ones((len(rows), given), np.float32)
                 for name, (_, given) in user.chosen.items()
             }
-            probability = 1 / (1 + rows.astype(np.float64))
+            with np.errstate(divide="ignore"):
+                logit = -np.log(rows)  # of the probability 1 / (1 + row)
             if self.fails:
-                probability[rows == 9] = np.nan
-            scored.append(Scored(probability, weights))
+                logit[rows == 9] = np.nan
+            scored.append(Scored(logit, weights))
         return scored
 
 
