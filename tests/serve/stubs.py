@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+import types
 from types import SimpleNamespace
 
 import httpx
@@ -27,7 +28,7 @@ from din_jax.export.encoding import Encoder
 from din_jax.serve.app import Limits, Server
 from din_jax.serve.batching import Batcher
 from din_jax.serve.monitoring import Monitor
-from din_jax.serve.scorer import Scored, Scorer
+from din_jax.serve.scorer import Scorer
 from din_jax.serve.versions import Versions
 
 SCHEMA = Schema(
@@ -120,11 +121,10 @@ class StubScorer(Scorer):
                 name: np.ones((len(rows), given), np.float32)
                 for name, (_, given) in user.chosen.items()
             }
-            with np.errstate(divide="ignore"):
-                logit = -np.log(rows)  # of the probability 1 / (1 + row)
+            probability = 1 / (1 + rows.astype(np.float64))
             if self.fails:
-                logit[rows == 9] = np.nan
-            scored.append(Scored(logit, weights))
+                probability[rows == 9] = np.nan
+            scored.append(types.SimpleNamespace(probability=probability, weights=weights))
         return scored
 
 

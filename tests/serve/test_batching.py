@@ -56,7 +56,7 @@ def test_requests_that_wait_are_merged_and_each_gets_its_own_answer():
 
     with batching(max_batch=4) as batcher:
         found = asyncio.run(run(batcher))
-    assert found == pytest.approx([1 / (1 + n) for n in (1, 2, 3, 4, 5, 6)])
+    assert found == [1 / (1 + n) for n in (1, 2, 3, 4, 5, 6)]
     assert scorer.calls == [1, 4, 1]
 
 
@@ -162,7 +162,7 @@ def test_a_request_that_fails_fails_alone():
 
     with batching() as batcher:
         first, second, failed, third = asyncio.run(run(batcher))
-    assert (first, second, third) == pytest.approx((1 / 2, 1 / 3, 1 / 4))
+    assert (first, second, third) == (1 / 2, 1 / 3, 1 / 4)
     assert isinstance(failed, ValueError)
 
 
