@@ -6,7 +6,7 @@ The model has random weights, 60,000 goods and 800 categories; it is made in the
 load is open: a request is sent at its time whether or not others are answered, and its latency
 counts from then. Measured are
 
-- the scorer by itself, and scoring each candidate with its own copy of the user (tiled);
+- the scorer by itself, and with a copy of the user for each candidate (tiled), as other libraries do;
 - the server at the same rate, from another process;
 - its requests a second at saturation, with and without merging requests;
 - requests while the model is reloaded 20 times.
@@ -68,6 +68,7 @@ def make_model(folder: Path) -> None:
     config.data.store = str(folder / "store")
     config.data.max_history = HISTORY
     config.eval.baselines = False
+    config.model.preset = "recommended"
     config.model.embedding_dim = SIZE
     config.optimizer.decay_samples = 1_000_000
     config.train.batch_size = 64
@@ -104,14 +105,10 @@ def latencies(seconds: list[float]) -> Latencies:
 
 def time_scorer(folder: Path, request: dict[str, Any], rate: float, seconds: float) -> Any:
     """The scorer at a rate; then one request at a time, the user once or for each candidate."""
-    import jax
-
-    from din_jax.data.source import BatchSource
     from din_jax.serve.scorer import Scorer
-    from din_jax.step.score import score_step
-    from din_jax.training.trained import load_run
 
-    scorer = Scorer(folder / "model", max_users=1)
+    scorer = Scorer(folder / "model", max_candidates=CANDIDATES, max_users=1)
+    tiling = Scorer(folder / "model", max_candidates=1, max_users=CANDIDATES, warm=False)
     whole = []
     begin = time.perf_counter() + 0.5
     for i in range(int(rate * seconds)):
@@ -119,23 +116,21 @@ def time_scorer(folder: Path, request: dict[str, Any], rate: float, seconds: flo
         time.sleep(max(0, intended - time.perf_counter()))
         scorer.score(**request)
         whole.append(time.perf_counter() - intended)
-    run, state = load_run(folder / "run")
-    batch = BatchSource(
-        run.store, "test", CANDIDATES, max_history=HISTORY, weighted=False, shuffle=False
-    )[0]
-    step = jax.jit(score_step(run.model))
     encoded = scorer.user(request["user"], request["behaviors"]).encoded
     ads = scorer.ads(request["candidates"])
+    columns = request["candidates"]
+    each = [scorer.ads({n: [c[i]] for n, c in columns.items()}) for i in range(CANDIDATES)]
     functions = {
         "encode": lambda: (
             scorer.user(request["user"], request["behaviors"]),
             scorer.ads(request["candidates"]),
         ),
-        "user_once": lambda: scorer.score_encoded([(encoded, ads)])[0].probability,
-        "tiled": lambda: np.asarray(step(state, batch)),
+        "user_once": lambda: scorer.score_encoded([(encoded, ads)])[0].logit,
+        "tiled": lambda: np.concatenate(
+            [scored.logit for scored in tiling.score_encoded([(encoded, ad) for ad in each])]
+        ),
     }
-    once, tiled = functions["user_once"](), 1 / (1 + np.exp(-functions["tiled"]()))
-    assert np.abs(once - tiled).max() < 1e-5
+    assert np.abs(functions["user_once"]() - functions["tiled"]()).max() < 1e-4
     times: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -47,6 +47,9 @@ def weighted_pool(
     If `block` > 0, the products are computed in blocks of this many rows, so that [N, E] is never
     stored.
     """
+    if segments == 1:  # a product of matrices: of many candidates of one user it is one
+        real = segment_ids == 0
+        return (jnp.where(real, weights, 0) @ jnp.where(real[:, None], values, 0))[None]
     if not 0 < block < values.shape[0]:
         return segment_pool(weights[:, None] * values, segment_ids, segments)
     rows = InBlocks.of(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.data.buckets import Buckets
+from din_jax.distributed import cpu
 from din_jax.errors import DinError
 from din_jax.export import artifact as artifacts
 from din_jax.export.encoding import Encoded, Encoder, InvalidRequest
@@ -307,7 +308,9 @@ class Scorer:
         program = self._compiled.get(shapes)
         if program is None:
             with self._lock:
-                program = self._function.lower(self._weights, *arguments).compile()
+                lowered = self._function.lower(self._weights, *arguments)
+                options = cpu.compiler_options() if jax.default_backend() == "cpu" else {}
+                program = lowered.compile(compiler_options=options)
                 self._compiled[shapes] = program
         logits, weights = program(self._weights, *arguments)
         return np.asarray(logits), {name: np.asarray(w) for name, w in weights.items()}
