@@ -6,7 +6,7 @@ The model has random weights, 60,000 goods and 800 categories; it is made in the
 load is open: a request is sent at its time whether or not others are answered, and its latency
 counts from then. Measured are
 
-- the scorer by itself, and with a copy of the user for each candidate (tiled), as other libraries do;
+- the scorer by itself, and with a copy of the user for each candidate (tiled);
 - the server at the same rate, from another process;
 - its requests a second at saturation, with and without merging requests;
 - requests while the model is reloaded 20 times.
@@ -272,21 +272,22 @@ def main() -> None:
     scorer, medians = time_scorer(folder, request, rate, seconds)
     print(f"scorer at {rate:g} requests/s: p50 {scorer.p50} ms, p99 {scorer.p99} ms")
     print(f"medians of single parts, ms: {medians}")
-    with serving(folder / "model") as port:
+    flags = ("--candidates_per_call", str(CANDIDATES), "--timeout_ms", "10000")
+    with serving(folder / "model", *flags) as port:
         load = asyncio.run(open_load(port, request, rate, seconds))
     http = latencies(load.seconds)
     print(f"HTTP at {rate:g} requests/s: p50 {http.p50} ms, p99 {http.p99} ms")
     saturated: dict[str, list[float]] = {arguments.max_batch: [], "1": []}
     for _ in range(2):
         for batch, rates in saturated.items():
-            with serving(folder / "model", "--max_batch", batch, "--timeout_ms", "10000") as port:
+            with serving(folder / "model", "--max_batch", batch, *flags) as port:
                 rates.append(asyncio.run(closed_load(port, request, seconds, 32)))
     merged, single = (max(rates) for rates in saturated.values())
     print(f"saturated: {merged:.1f} requests/s merged, {single:.1f} one by one")
     versions = folder / "versions"
     shutil.rmtree(versions, ignore_errors=True)
     shutil.copytree(folder / "model", versions / "v0")
-    with serving(versions, "--reload_seconds", "0.1", "--timeout_ms", "10000") as port:
+    with serving(versions, "--reload_seconds", "0.1", *flags) as port:
         reload = asyncio.run(
             reloading_load(port, request, rate, 6 * seconds, folder / "model", versions)
         )

@@ -97,14 +97,15 @@ class IdIndex:
 
     def __init__(self, ids: pl.Series):
         self._ids = ids
+        self._order: np.ndarray | None = None
+        self._row_of_text: dict[str, int] | None = None
+        if ids.dtype == pl.String and len(ids) <= _TEXTS:
+            self._row_of_text = {text: row for row, text in enumerate(ids.to_list(), 1)}
+            return
         self._sorted, self._seed = self._keys(ids, 0), 0
         while not ids.dtype.is_integer() and self._sorted.size > np.unique(self._sorted).size:
             self._seed += 1  # two ids have one hash
             self._sorted = self._keys(ids, self._seed)
-        self._row_of_text: dict[str, int] | None = None
-        if ids.dtype == pl.String and len(ids) <= _TEXTS:
-            self._row_of_text = {text: row for row, text in enumerate(ids.to_list(), 1)}
-        self._order = None
         if (self._sorted[1:] <= self._sorted[:-1]).any():
             self._order = np.argsort(self._sorted).astype(np.uint32)
             self._sorted = self._sorted[self._order]
@@ -115,9 +116,10 @@ class IdIndex:
         It takes a few microseconds, where a series takes a millisecond.
         """
         types = {*map(type, values)} - {type(None)}
-        if types == {str} and self._row_of_text is not None:
+        if self._row_of_text is not None:
             row_of = self._row_of_text.get
-            return np.array([row_of(value, 0) for value in values], np.uint32)
+            found = [row_of(value, 0) for value in values] if types == {str} else None
+            return None if found is None else np.array(found, np.uint32)
         if types != {int} or self._sorted.dtype != np.int64 or not len(self._ids):
             return None
         known = np.array([value is not None for value in values])
@@ -140,6 +142,9 @@ class IdIndex:
         As `rows_in(ids, as_ids_of(values, ids.dtype))`.
         """
         values = as_ids_of(values, self._ids.dtype).cast(self._ids.dtype, strict=False)
+        if self._row_of_text is not None:
+            row_of = self._row_of_text.get
+            return np.array([row_of(text, 0) for text in values.to_list()], np.uint32)
         known = np.ones(len(values), bool)
         if values.null_count():
             known = values.is_not_null().to_numpy()

@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+_SWITCH_SECONDS = 0.0005  # Python's default is ten times as long
+
+
 def main() -> None:
     """Serves as the flags say."""
     arguments = parser().parse_args()
@@ -113,6 +116,8 @@ def serve(arguments: argparse.Namespace) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    # A request waits for the interpreter several times, each time up to this while a version loads.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     name = arguments.name or Path(arguments.model).resolve().name
     monitor = Monitor(name)
 

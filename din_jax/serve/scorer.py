@@ -304,6 +304,11 @@ class Scorer:
                 results[i].weights[name][begin:end, places] = found
 
     def _call(self, arguments: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]:
+        logits, weights = self._program(arguments)(self._weights, *arguments)
+        return np.asarray(logits), {name: np.asarray(w) for name, w in weights.items()}
+
+    def _program(self, arguments: Any) -> Any:
+        """The program of these shapes, which is compiled if there is none."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
         program = self._compiled.get(shapes)
         if program is None:
@@ -312,8 +317,7 @@ class Scorer:
                 options = cpu.compiler_options() if jax.default_backend() == "cpu" else {}
                 program = lowered.compile(compiler_options=options)
                 self._compiled[shapes] = program
-        logits, weights = program(self._weights, *arguments)
-        return np.asarray(logits), {name: np.asarray(w) for name, w in weights.items()}
+        return program
 
     def _empty(self, user: Encoded, candidates: int) -> Scored:
         with_unit = self.artifact.manifest["activation_weights"]
@@ -352,7 +356,7 @@ class Scorer:
                 for rows in self._users:
                     ads_capacity = {"": candidates, **self._ads_capacity}
                     schema = self.artifact.schema
-                    self._call(pad([user], [ads], schema, capacity, ads_capacity, rows))
+                    self._program(pad([user], [ads], schema, capacity, ads_capacity, rows))
 
     def _probe(self) -> tuple[Encoded, Encoded]:
         request = self.artifact.probe["request"]

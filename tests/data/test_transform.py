@@ -28,15 +28,20 @@ texts = st.text("ab7", max_size=3)
 def test_an_index_finds_what_a_dictionary_finds(ids, data):
     dtype = pl.String if ids and isinstance(ids[0], str) else pl.Int64
     index = id_lookup.IdIndex(pl.Series(ids, dtype=dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(id_lookup, "_TEXTS", 0)
+        of_many = id_lookup.IdIndex(pl.Series(ids, dtype=dtype))
     row = {i: r for r, i in enumerate(ids, start=1)}
     kind = texts if dtype == pl.String else st.one_of(numbers, some_numbers)
     known = [st.sampled_from(ids)] if ids else []
     values = data.draw(st.lists(st.one_of(st.none(), kind, *known), max_size=9))
     series = pl.Series(values, dtype=dtype)
-    assert index.rows(series).tolist() == [row.get(v, 0) for v in values]
+    for one in (index, of_many):
+        assert one.rows(series).tolist() == [row.get(v, 0) for v in values]
     of_list = index.rows_of(values)
     assert of_list is None or of_list.tolist() == [row.get(v, 0) for v in values]
-    assert (of_list is None) == (not ids or not any(v is not None for v in values))
+    several = any(v is not None for v in values)
+    assert (of_list is None) == (not several or (not ids and dtype == pl.Int64))
     assert id_lookup.rows_in(pl.Series(ids, dtype=dtype), series).tolist() == [
         row.get(v, 0) for v in values
     ]
@@ -50,6 +55,7 @@ def test_lists_of_other_types_are_not_looked_up_as_they_are():
 
 
 def test_equal_hashes_are_not_taken_for_equal_ids(monkeypatch):
+    monkeypatch.setattr(id_lookup, "_TEXTS", 0)
     ids = pl.Series(["a", "b", "c"])
     true_keys = id_lookup.IdIndex._keys
 
