@@ -80,6 +80,8 @@ def predict_file(
         behaviors=None if behaviors is None else Path(behaviors),
         folder=tables,
     )
+    schema, config = run.store.schema, run.config.model
+    read = {f.name for f in schema.without(config.without).inputs(config.extra_fields)}
     unknown: Counter[str] = Counter()
     count = 0
     with writer:
@@ -88,7 +90,8 @@ def predict_file(
             unknown.update(missing)
             count += len(frame)
         writer.finish()
-    return Predicted(count, dict(unknown), rows.notes)
+    of_inputs = {name: missing for name, missing in unknown.items() if name in read}
+    return Predicted(count, of_inputs, rows.notes)
 
 
 def _scored(

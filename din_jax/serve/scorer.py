@@ -12,18 +12,16 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.data.buckets import Buckets
 from din_jax.distributed import cpu
 from din_jax.errors import DinError
 from din_jax.export import artifact as artifacts
 from din_jax.export.encoding import Encoded, Encoder, InvalidRequest
 from din_jax.export.padding import pad
 from din_jax.serve.ranking import Ranking, ranking
+from din_jax.serve.shapes import ladder, levels
 
 Candidates = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
-_GROWTH = 4  # of the padded lengths
-_SHORTEST = 16  # padded length below which there is no further one
 _TOLERANCE = 1e-4  # of the probe's logits: platforms round differently
 
 
@@ -135,8 +133,8 @@ class Scorer:
         longest = self._longest(manifest["longest"])
         ad_fields = {name for name in longest if name in self.encoder.ad_fields}
         self._ads_capacity = {name: longest.pop(name) for name in ad_fields}
-        self._behaviors = _levels(longest)
-        self._candidates = _ladder(max_candidates)
+        self._behaviors = levels(longest)
+        self._candidates = ladder(max_candidates)
         self._users = [2**i for i in range((max_users - 1).bit_length())] + [max_users]
         self.max_candidates = max_candidates
         if warm:
@@ -400,23 +398,3 @@ def _part(ads: Encoded, begin: int, size: int) -> Encoded:
         for name, values in ads.arrays.items()
     }
     return ads._replace(arrays=arrays, size={**ads.size, "": number})
-
-
-def _ladder(most: int) -> list[int]:
-    """Padded lengths up to `most`, ascending; each is about 4 times the one before."""
-    lengths = [most]
-    while lengths[0] > _SHORTEST:
-        lengths.insert(0, max(_SHORTEST, -(-lengths[0] // _GROWTH)))
-    return lengths
-
-
-def _levels(longest: Mapping[str, int]) -> Buckets:
-    """Padded lengths of the axes, which become shorter together."""
-    if not longest:
-        return Buckets((), ((),))
-    steps = len(_ladder(max(longest.values())))
-    sizes = [
-        tuple(max(1, -(-length // _GROWTH**step)) for length in longest.values())
-        for step in reversed(range(steps))
-    ]
-    return Buckets(tuple(longest), tuple(sizes))

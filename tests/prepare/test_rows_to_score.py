@@ -149,6 +149,16 @@ def test_rows_beside_a_table_of_behaviours_have_the_batches_of_their_samples(tmp
     assert_equal(tuple(scored(rows)), tuple(found))
 
 
+def test_rows_with_counts_of_clicks_are_one_row_each(tmp_path):
+    frame = a_log().with_columns(clicks=pl.col("click"), shown=pl.lit(3)).drop("click")
+    label = 'label = { clicks = "clicks", impressions = "shown" }\n'
+    spec = IMPRESSIONS.replace('label = "click"\n', label) + SIDE + BEHAVIOURS + SPLIT
+    tables = {"items_csv": ITEMS, "users_csv": USERS, "behaviours_csv": a_log().drop("click")}
+    store = prepared(tmp_path, spec, impressions_csv=frame, **tables)
+    rows = RowsToScore(store, (tmp_path / "impressions.csv",))
+    assert_rows_are_samples(store, frame, scored(rows))
+
+
 def test_interactions_are_the_histories_of_rows_to_score(tmp_path):
     item = 10 + pl.col("user") + pl.col("time").sub(1000) // 25  # three items a user
     frame = a_log().drop("click").with_columns(item=item)

@@ -78,14 +78,7 @@ class RowsToScore:
             parsed.impressions.files, paths=data, where=(), keep_duplicates=True
         )
         self._reader = TableReader(files)
-        names = self._reader.names()
-        label = parsed.impressions.label
-        impressions = dataclasses.replace(
-            parsed.impressions,
-            files=files,
-            label=label if label is not None and label.column in names else None,
-            weight=None,
-        )
+        impressions = dataclasses.replace(parsed.impressions, files=files, label=None, weight=None)
         own = not (parsed.behaviors or parsed.histories) and bool(store.schema.sequences)
         if own:
             parsed = dataclasses.replace(parsed, behaviors=(self._clicks(parsed, behaviors),))
