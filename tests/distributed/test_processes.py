@@ -82,6 +82,7 @@ step, state = run.step(), run.init()
 for i in range(20):
     state, loss = step(state, run.source[i])
     print(float(jax.block_until_ready(loss)))
+processes.wait_for_all("end")  # gRPC may abort the first process if it leaves earlier
 """
 
 
