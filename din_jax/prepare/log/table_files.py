@@ -65,7 +65,7 @@ def find(files: TableFiles) -> list[File]:
                 what = "no file is named so" if pattern else "no such file or folder"
                 raise DinError(
                     f"{path}: {what}; expected the table [{files.section}]. Paths of a spec start "
-                    "from its own folder, or from --data"
+                    "from its own folder, or from --data (in predict: --tables)"
                 )
         found += inside
     return list({file.path: file for file in found}.values())  # each once
