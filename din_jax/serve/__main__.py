@@ -17,6 +17,7 @@ from din_jax import cli
 from din_jax.errors import DinError
 
 TOKEN_VARIABLE = "DIN_JAX_TOKEN"
+_SWITCH_SECONDS = 0.0005  # Python's default is ten times as long
 _KEEP_ALIVE = 75  # seconds that a connection may idle: longer than proxies keep theirs
 
 
@@ -73,9 +74,6 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--traceback", action="store_true", help="show where an error came from")
     return result
-
-
-_SWITCH_SECONDS = 0.0005  # Python's default is ten times as long
 
 
 def main() -> None:
@@ -153,7 +151,6 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     if arguments.reload_seconds:
         versions.watch(arguments.reload_seconds)
-    sys.setswitchinterval(0.0005)  # threads that load and encode hold the others up no longer
     uvicorn.run(
         server.app,
         host=arguments.host,

@@ -151,6 +151,12 @@ def _inputs(encoder: Encoder) -> dict[str, Any]:
             return {"type": ["number", "null"]}
         bucketed = isinstance(encoder.transform.tables[field.table], Buckets)
         one = {"type": ["number", "null"] if bucketed else ["string", "integer", "null"]}
+        if field.multi_hot and field.weighted:
+            pair = {"type": "array", "prefixItems": [one, {"type": "number"}], "minItems": 2}
+            weights = {"type": "object", "additionalProperties": {"type": "number"}}
+            return {
+                "anyOf": [{"type": ["array", "null"], "items": pair | {"maxItems": 2}}, weights]
+            }
         return {"type": ["array", "null"], "items": one} if field.multi_hot else one
 
     properties = {

@@ -308,14 +308,13 @@ class Scorer:
     def _program(self, arguments: Any) -> Any:
         """The program of these shapes, which is compiled if there is none."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
-        program = self._compiled.get(shapes)
-        if program is None:
+        if shapes not in self._compiled:
             with self._lock:
-                lowered = self._function.lower(self._weights, *arguments)
-                options = cpu.compiler_options() if jax.default_backend() == "cpu" else {}
-                program = lowered.compile(compiler_options=options)
-                self._compiled[shapes] = program
-        return program
+                if shapes not in self._compiled:  # another thread may have been here
+                    lowered = self._function.lower(self._weights, *arguments)
+                    options = cpu.compiler_options() if jax.default_backend() == "cpu" else {}
+                    self._compiled[shapes] = lowered.compile(compiler_options=options)
+        return self._compiled[shapes]
 
     def _empty(self, user: Encoded, candidates: int) -> Scored:
         with_unit = self.artifact.manifest["activation_weights"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -15,7 +14,6 @@ from din_jax.errors import DinError
 from din_jax.serve.scorer import Scorer
 
 _log = logging.getLogger("din_jax.serve")
-_NICENESS = 10  # of the thread that loads versions
 
 Event = str  # "loaded", "refused" or "rolled_back"
 
@@ -91,8 +89,6 @@ class Versions:
         """Looks for new versions at intervals, in a thread, until `close`."""
 
         def run() -> None:
-            with contextlib.suppress(OSError, AttributeError):  # requests come first, on Linux
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             while not self._stop.wait(seconds):
                 self.poll()
 
