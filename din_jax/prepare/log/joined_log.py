@@ -98,7 +98,7 @@ class JoinedLog:
                     "that a user took"
                 )
             rows = positives
-        split = split_impressions(spec, rows, seed, self.notes)
+        split = split_impressions(spec, rows, seed, self.notes, self._unit)
         counts["in no split"] = len(rows) - len(split.rows)
         if spec.split is not None and spec.split.min_history:
             counts["with too short a history"] = len(split.rows) - len(split.samples)
