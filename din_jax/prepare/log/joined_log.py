@@ -44,12 +44,14 @@ class JoinedLog:
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
       negatives: how negatives were drawn, or None.
+      titles: [(ids, titles)] of items, see `Tables`.
       place: int64 [samples], ".place" of the impressions where their frame has it, or None.
     """
 
     def __init__(self, spec: Spec, seed: int, tables: Tables):
         self.spec = spec
         self._frames, self.counts, self.notes = tables.frames, tables.counts, tables.notes
+        self.titles = tables.titles
         self._unit = time_unit(spec, self._frames, self.notes)
         samples = self._samples(seed)
         rows = len(samples)
