@@ -23,9 +23,11 @@ _NAME = 44  # letters of a name
 
 
 def telling_samples(scored: ScoredRun, sequence: str, count: int = 1) -> Array:
-    """The clicked samples of a split whose activation weights differ most among the behaviours.
+    """The clicked samples of a split whose activation weights depend most on the ad.
 
-    They have 6 to 14 behaviours, if there are such ones, and are of different users.
+    The weights w for a sample's ad are compared with w' for the ad of another sample: by
+    Σ|w − w'| / Σ(|w| + |w'|), which is 0 for equal weights and 1 where no behaviour has both. The
+    samples have 6 to 14 behaviours, if there are such ones, and are of different users.
 
     Args:
       scored: the run.
@@ -33,14 +35,15 @@ def telling_samples(scored: ScoredRun, sequence: str, count: int = 1) -> Array:
       count: how many.
 
     Returns:
-      int64 [count or less] positions in `scored.samples`.
+      int64 [count or less] positions in `scored.samples`, the most telling first.
     """
+    samples = scored.samples[scored.chosen]
+    others = np.random.default_rng(0).permutation(samples)
     found = scored.weights[sequence]
+    other = scored.weights_of(samples, scored.ads_of(others))[sequence]
+    change = found.sums(np.abs(found.weights - other.weights))
+    change /= np.maximum(found.sums(np.abs(found.weights) + np.abs(other.weights)), 1e-12)
     length = np.diff(found.offsets)
-    mean = found.sums(found.weights) / np.maximum(length, 1)
-    size = found.sums(np.abs(found.weights)) / np.maximum(length, 1)
-    square = found.sums(found.weights.astype(np.float64) ** 2) / np.maximum(length, 1)
-    spread = np.sqrt(np.maximum(square - mean**2, 0)) / np.maximum(size, 1e-12)
     fits = (length >= _HISTORY[0]) & (length <= _HISTORY[1])
     clicked = scored.scores.labels[scored.chosen] == 1
     for allowed in (fits & clicked, fits, length > 1):
@@ -50,7 +53,7 @@ def telling_samples(scored: ScoredRun, sequence: str, count: int = 1) -> Array:
         raise DinError(
             f"{scored.store.path}: no sample of {scored.split} has two behaviours of {sequence!r}"
         )
-    order = np.argsort(np.where(allowed, -spread, np.inf), kind="stable")[: allowed.sum()]
+    order = np.argsort(np.where(allowed, -change, np.inf), kind="stable")[: allowed.sum()]
     users = scored.scores.users[scored.chosen[order]]
     _, first = np.unique(users, return_index=True)
     return scored.chosen[order[np.sort(first)[:count]]]
@@ -211,7 +214,7 @@ def _behavior_names(scored: ScoredRun, sequence: BehaviorSequence, events: Array
 def _ad_name(scored: ScoredRun, sample: int) -> str:
     goods = scored.goods()
     row = int(scored.store.column(f"fields/{goods.name}")[sample])
-    return _short(scored.titles(goods.table).names([row])[0])
+    return scored.titles(goods.table).names([row])[0]
 
 
 def _shares(
@@ -238,4 +241,4 @@ def _short(name: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 24)[:2])
+    return "\n".join(textwrap.wrap(name, 24, max_lines=2, placeholder=" …"))

@@ -29,14 +29,12 @@ def tsne(vectors: Array, seed: int = 0) -> Array:
 
 
 def goods_of_split(scored: ScoredRun, category: str) -> tuple[Array, Array, Array]:
-    """The goods that are ads of samples: (rows of their table, a sample of each, its category)."""
+    """The goods that are ads: (rows of their table, a sample of each, its first category)."""
     goods = scored.store.column(f"fields/{scored.goods().name}")
-    groups = scored.store.column(f"fields/{category}")
-    every = np.arange(scored.store.split("train").start, scored.store.split("test").stop)
-    rows, first = np.unique(goods[every], return_index=True)
-    samples = every[first]
-    known = (rows > 0) & (groups[samples] > 0)
-    return rows[known], samples[known], groups[samples][known]
+    rows, samples = np.unique(goods, return_index=True)
+    groups = scored.first_ids(f"fields/{category}", samples)
+    known = (rows > 0) & (groups > 0)
+    return rows[known], samples[known], groups[known]
 
 
 def shown_categories(scored: ScoredRun, sample: int, field: str, category: Array) -> Array:
@@ -45,10 +43,11 @@ def shown_categories(scored: ScoredRun, sample: int, field: str, category: Array
     visited: list[int] = []
     for sequence in scored.schema.sequences:
         for behavior in sequence.fields:
-            if behavior.ad == field and not behavior.multi_hot:
+            if behavior.ad == field:
                 start, end = scored.run.source.packer.history(sequence.name, np.array([sample]))
-                column = scored.store.column(f"events/{sequence.name}/{behavior.name}")
-                ids, counts = np.unique(column[start[0] : end[0]], return_counts=True)
+                column = f"events/{sequence.name}/{behavior.name}"
+                ids = scored.first_ids(column, np.arange(start[0], end[0]))
+                ids, counts = np.unique(ids, return_counts=True)
                 visited += ids[np.argsort(-counts, kind="stable")].tolist()
     visited = [v for v in dict.fromkeys(visited) if 0 < v < len(sizes) and sizes[v]]
     largest = [c for c in np.argsort(-sizes, kind="stable").tolist() if sizes[c]]

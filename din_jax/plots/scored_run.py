@@ -222,23 +222,31 @@ class ScoredRun:
         """The ad field that groups the goods: the one named, or the one that looks most like it.
 
         Raises:
-          DinError: there is no such ad field with one id.
+          DinError: there is no such ad field.
         """
-        if name:
-            return self.schema.ad_field(name)
         goods = self.goods()
-        others = [
-            f
-            for f in self.schema.fields
-            if f.group == "ad" and not f.multi_hot and f.name != goods.name and not f.optional
-        ]
+        others = [f for f in self.schema.fields if f.group == "ad" and f.name != goods.name]
+        if name:
+            others = [f for f in others if f.name == name]
         if not others:
             raise DinError(
-                f"{self.store.path}: no ad field with one id beside {goods.name!r}, by which goods "
-                "could be grouped"
+                f"{self.store.path}: no ad field {name!r} by which goods could be grouped; the ad "
+                f"fields are: {', '.join(f.name for f in self.schema.fields if f.group == 'ad')}"
             )
         named = [f for f in others if "cat" in f.name.lower()]
-        return (named or sorted(others, key=lambda f: self.schema.rows(f.table)))[0]
+        # Otherwise one id before several, and few different ones before many.
+        others.sort(key=lambda f: (f.multi_hot, self.schema.rows(f.table)))
+        return (named or others)[0]
+
+    def first_ids(self, column: str, entries: Array) -> Array:
+        """The id of each sample or behaviour in a column; of several the first, 0 of none."""
+        ids = self.store.column(column)
+        try:
+            offsets = self.store.column(f"{column}.offsets").astype(np.int64)
+        except KeyError:
+            return ids[entries]
+        start, end = offsets[entries], offsets[entries + 1]
+        return np.where(end > start, np.append(ids, 0)[start], 0)
 
     def titles(self, table: str) -> Titles:
         """The display names of a table's ids, read once."""

@@ -157,6 +157,8 @@ class JoinedLog:
         rates: dict[str, dict[str, float]] = {}
         for group, side_tables in (("ad", self.spec.items), ("user", self.spec.users)):
             for side_table in side_tables:
+                if not side_table.columns:
+                    continue  # it has titles alone
                 name = side_table.columns[0].name  # all columns of a table are joined together
                 joined = {"samples": self.fields[group][name]}
                 if group == "ad":
