@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "din_jax"
 # Top to bottom (docs/design.md). Those on one line do not import one another.
 LAYERS = [
-    {"errors", "metrics", "bootstrap"},
+    {"errors", "metrics", "intervals"},
     {"distributed"},
     {"config", "cli"},
     {"data"},

@@ -21,6 +21,7 @@ GREY = "#9a9a9a"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 LINES = ("-", "--", "-.", ":")  # beside colours, for more runs than colours and for print
 
+_SVG_METADATA = ("Creator", "Date", "Format", "Type")  # what Matplotlib writes of itself
 _STYLE: dict[str, Any] = {
     "axes.edgecolor": "#555555",
     "axes.grid": True,
@@ -83,15 +84,17 @@ class Picture:
     def svg(self) -> str:
         """The figure alone, without title and caption, as an <svg> element."""
         with style():
-            text = self._encoded("svg").decode()
+            text = self._encoded("svg", described=False).decode()
         return text[text.index("<svg") :]
 
-    def _encoded(self, kind: str) -> bytes:
+    def _encoded(self, kind: str, *, described: bool = True) -> bytes:
         file = io.BytesIO()
-        words = {"Title": self.title, "Description": self.caption}
-        self.figure.savefig(
-            file, format=kind, metadata=words | ({"Date": None} if kind == "svg" else {})
-        )
+        metadata: dict[str, str | None] = {}
+        if described:
+            metadata = {"Title": self.title, "Description": self.caption}
+        if kind == "svg":
+            metadata |= {"Date": None} if described else dict.fromkeys(_SVG_METADATA)
+        self.figure.savefig(file, format=kind, metadata=metadata)
         return file.getvalue()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.bootstrap import Interval, bootstrap
+from din_jax.intervals import Interval, bootstrap
 from din_jax.metrics import auc
 from din_jax.plots.picture import BLUE, GREY, Picture, new_figure, style
 from din_jax.plots.scored_run import ScoredRun
@@ -18,7 +18,7 @@ _RESAMPLES = 200
 
 
 def sorted_auc(labels: Array, scores: Array) -> Callable[[Array], float]:
-    """The AUC as a function of weights [N], sorted once: see `din_jax.bootstrap.bootstrap`."""
+    """The AUC as a function of weights [N], sorted once: see `din_jax.intervals.bootstrap`."""
     order = np.argsort(scores, kind="stable")
     labels, scores = labels[order], scores[order]
     return lambda weights: auc(labels, scores, weights[order])

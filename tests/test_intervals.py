@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from din_jax.bootstrap import bootstrap
+from din_jax.intervals import bootstrap
 from din_jax.metrics import auc, user_auc, user_weighted_auc
 
 
