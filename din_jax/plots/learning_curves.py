@@ -79,7 +79,7 @@ def learning_curves(
     Raises:
       DinError: see `read_curves`.
     """
-    names = list(labels) or _folder_names(workdirs)
+    names = list(labels) or folder_names(workdirs)
     runs = {name: read_curves(folder) for name, folder in zip(names, workdirs, strict=True)}
     held_out = next(
         (s for s in ("test", "validation") if all((s, metric) in run for run in runs.values())), ""
@@ -160,11 +160,15 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _folder_names(workdirs: Sequence[str | Path]) -> list[str]:
-    """The folders' last names, with as much of their paths as tells them apart."""
+def folder_names(workdirs: Sequence[str | Path]) -> list[str]:
+    """The folders' last names, with as much of their paths as tells them apart.
+
+    Raises:
+      DinError: a folder is named twice.
+    """
     parts = [Path(w).resolve().parts for w in workdirs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    raise DinError(f"--workdir: {workdirs[0]} is named twice")
+    raise DinError(f"{workdirs[0]}: a run is named twice; expected different ones")

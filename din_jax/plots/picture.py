@@ -82,8 +82,8 @@ class Picture:
         return paths
 
     def svg(self) -> str:
-        """The figure alone, without title and caption, as an <svg> element."""
-        with style():
+        """The figure alone, without title and caption, as an <svg> element that needs no fonts."""
+        with style(), matplotlib.rc_context({"svg.fonttype": "path"}):
             text = self._encoded("svg", described=False).decode()
         return text[text.index("<svg") :]
 
