@@ -44,7 +44,7 @@ def shown_categories(scored: ScoredRun, sample: int, field: str, category: Array
     for sequence in scored.schema.sequences:
         for behavior in sequence.fields:
             if behavior.ad == field:
-                start, end = scored.run.source.packer.history(sequence.name, np.array([sample]))
+                start, end = scored.history(sequence.name, np.array([sample]))
                 column = f"events/{sequence.name}/{behavior.name}"
                 ids = scored.first_ids(column, np.arange(start[0], end[0]))
                 ids, counts = np.unique(ids, return_counts=True)

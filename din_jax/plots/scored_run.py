@@ -119,6 +119,10 @@ class ScoredRun:
         """Those of samples with features of other samples; see `recombined`."""
         return self.probabilities(recombined(self.store, samples, features))
 
+    def history(self, sequence: str, samples: Array) -> tuple[Array, Array]:
+        """The samples' behaviours that the model reads: events [start, end) of a sequence."""
+        return self._packer(self.store).history(sequence, samples)
+
     def ads_of(self, samples: Array) -> dict[str, Array]:
         """The argument `features` of `recombined` that takes whole ads from these samples."""
         ads = [f.name for f in self.schema.fields if f.group == "ad"]
@@ -162,10 +166,9 @@ class ScoredRun:
                 real = batch.sequences[name].segment_ids < len(batch.label)
                 raw = outputs.unit_outputs.get(f"activation_unit_{name}", weights)
                 parts.setdefault(name, []).append((weights[real], raw[real]))
-        packer = self._packer(store)
         found = {}
         for name, arrays in parts.items():
-            start, end = packer.history(name, np.arange(len(samples)))
+            start, end = self._packer(store).history(name, np.arange(len(samples)))
             offsets = np.concatenate([[0], np.cumsum(end - start)])
             events = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start)
             weights, raw = (np.concatenate(part) for part in zip(*arrays, strict=True))

@@ -56,7 +56,7 @@ def slices(scored: ScoredRun) -> dict[str, tuple[Array, list[str]]]:
     found = {}
     lengths = np.zeros(len(samples), np.int64)
     for sequence in scored.schema.sequences:
-        start, end = scored.run.source.packer.history(sequence.name, samples)
+        start, end = scored.history(sequence.name, samples)
         lengths += end - start
     if scored.schema.sequences:
         found["behaviours in the history"] = quantile_groups(lengths)
@@ -78,7 +78,7 @@ def _unknown(scored: ScoredRun, ad: Array) -> tuple[Array, list[str]]:
                 continue
             events = scored.store.column(f"events/{sequence.name}/{field.name}")
             unknown = np.concatenate([[0], np.cumsum(events == 0)])
-            start, end = scored.run.source.packer.history(sequence.name, scored.samples)
+            start, end = scored.history(sequence.name, scored.samples)
             in_history |= unknown[end] > unknown[start]
     names = ["none", f"some {goods.name}\nin the history", f"the ad's {goods.name}"]
     return np.where(ad == 0, 2, np.where(in_history, 1, 0)), names

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.metrics import user_auc
-from din_jax.plots.scored_run import ScoredRun
+from din_jax.plots.influence import influence
+from din_jax.plots.scored_run import ScoredRun, Weights
 from din_jax.prepare.planted import CAUSE
+
+Array = npt.NDArray[Any]
+_SAMPLES = 1000  # clicked ones, chosen at random, whose behaviours are left out one by one
+_HISTORY = 100  # behaviours of a sample of these at most: leaving each out takes H² of them
 
 
 class CauseAUC(NamedTuple):
-    """How well activation weights tell the behaviours that caused a click from the others.
+    """How well numbers tell the behaviours that cause a click from the others, by AUC.
 
-    An AUC is that within the history of each clicked sample, weighted by its behaviours.
+    An AUC is that within the history of a clicked sample; the mean is weighted by behaviours.
 
     Attributes:
       weights: by the activation weight.
-      others: by the activation weight, without the behaviours that share an id with the ad.
+      without_shared: by the activation weight, of the behaviours that share no id with the ad.
+      influence: by what leaving the behaviour out of the history takes from the logit, of some of
+        the samples. It counts what a model reads of a behaviour beside the interest, too.
       samples: how many clicked samples have behaviours of both kinds.
     """
 
     weights: float
-    others: float
+    without_shared: float
+    influence: float
     samples: int
 
 
@@ -33,14 +42,34 @@ def cause_auc(scored: ScoredRun) -> CauseAUC | None:
     Raises:
       DinError: the model has no activation unit.
     """
-    cause = scored.store.origin.get(CAUSE)
-    if cause is None:
+    if CAUSE not in scored.store.origin:
         return None
     (sequence,) = scored.schema.sequences
-    weights = scored.weights[sequence.name]
-    samples = scored.samples[scored.chosen]
-    of = np.repeat(np.arange(len(samples)), np.diff(weights.offsets))
+    clicked = scored.samples[scored.chosen][scored.scores.labels[scored.chosen] == 1]
+    found = scored.weights_of(clicked)[sequence.name]
+    of, caused, shared = _behaviors(scored, clicked, found)
+    everything = user_auc(of, caused, found.weights)
+    rest = user_auc(of[~shared], caused[~shared], found.weights[~shared])
+    length = np.diff(found.offsets)
+    few = clicked[(length > 1) & (length <= _HISTORY)]
+    few = np.sort(np.random.default_rng(0).permutation(few)[:_SAMPLES])
+    of_few = scored.weights_of(few)[sequence.name]
+    of, caused, _ = _behaviors(scored, few, of_few)
+    left_out = user_auc(of, caused, influence(scored, few, sequence.name))
+    return CauseAUC(
+        everything.weighted("impressions"),
+        rest.weighted("impressions"),
+        left_out.weighted("impressions"),
+        len(everything.auc),
+    )
+
+
+def _behaviors(scored: ScoredRun, samples: Array, weights: Weights) -> tuple[Array, Array, Array]:
+    """Of each behaviour: its sample's place, whether it causes clicks, and shares an id."""
+    (sequence,) = scored.schema.sequences
+    cause = scored.store.origin[CAUSE]
     group = np.array([-1, *cause["group_of_id"]])
+    of = np.repeat(np.arange(len(samples)), np.diff(weights.offsets))
     shared = np.zeros(len(of), bool)
     for field in sequence.fields:
         ad = scored.store.column(f"fields/{field.ad}")[samples][of]
@@ -48,10 +77,4 @@ def cause_auc(scored: ScoredRun) -> CauseAUC | None:
         shared |= ad == behavior
         if field.name == cause["field"]:
             caused = (group[ad] == group[behavior]).astype(np.int64)
-    clicked = scored.scores.labels[scored.chosen][of] == 1
-    everything = user_auc(of[clicked], caused[clicked], weights.weights[clicked])
-    kept = clicked & ~shared
-    rest = user_auc(of[kept], caused[kept], weights.weights[kept])
-    return CauseAUC(
-        everything.weighted("impressions"), rest.weighted("impressions"), len(everything.auc)
-    )
+    return of, caused, shared

@@ -93,17 +93,24 @@ def _metrics(scored: ScoredRun, intervals: Mapping[str, Interval]) -> Iterator[T
     )
 
 
-def _causes(scored: ScoredRun) -> Iterator[Text]:
+def _causes(scored: ScoredRun) -> Iterator[Table]:
     try:
         found = cause_auc(scored)
     except DinError:  # a model without activation weights
         return
     if found is not None:
-        yield Text(
-            "The data are planted, so that the behaviours that cause a click are known. Within the "
-            f"histories of {found.samples:,} clicked samples the activation weight tells them from "
-            f"the others with AUC {found.weights:.4f}; among the behaviours that share no id with "
-            f"the ad, with AUC {found.others:.4f}."
+        yield Table(
+            "Planted data: AUC by which behaviours that cause a click are told from the others, "
+            f"within the histories of {found.samples:,} clicked samples",
+            ["told by", "AUC"],
+            [
+                ("what leaving it out takes from the logit", f"{found.influence:.4f}"),
+                ("activation weight", f"{found.weights:.4f}"),
+                (
+                    "activation weight, of behaviours that share no id with the ad",
+                    f"{found.without_shared:.4f}",
+                ),
+            ],
         )
 
 
@@ -123,7 +130,7 @@ def _baselines(scored: ScoredRun) -> Iterator[Text | Table]:
         key=lambda item: -np.nan_to_num(item[1].get(names[0], np.nan)),
     )
     rows = [(name, *(_number(found.get(m)) for m in names)) for name, found in every]
-    yield Table(f"The model and simple baselines on {scored.split}", ["", *names], rows)
+    yield Table(f"The model and simple baselines on {scored.split}", ["ranking", *names], rows)
     scores = scored.scores
     for column in baselines.scores(scored.samples):
         if column.name == best.name:
@@ -227,7 +234,7 @@ def _training(scored: ScoredRun) -> Iterator[Text | Table]:
             ("samples a second, median", f"{rate:,.0f}"),
             ("time spent waiting for input", f"{waited:.1%}"),
         ]
-    yield Table("Training", ["", "value"], rows)
+    yield Table("Size and speed", ["quantity", "value"], rows)
     shapes = [(name, *(f"{n:,}" for n in shape)) for name, shape in tables.items()]
     yield Table("Tables of the model", ["table", "rows", "width"], shapes, folded=True)
 
@@ -261,7 +268,7 @@ def _environment(scored: ScoredRun) -> Iterator[Table]:
     device = jax.devices()[0]
     yield Table(
         "Where the report was written",
-        ["", "value"],
+        ["part", "value"],
         [
             ("system", platform.platform()),
             ("device", f"{device.platform}, {device.device_kind}"),

@@ -105,7 +105,7 @@ def _metrics(
     yield Text(
         "A difference is of the same users: its interval is far shorter than what the two "
         "intervals above suggest, and where it does not hold 0 the runs differ. The intervals do "
-        "not hold how much runs of other seeds differ; `report compare --config` trains several."
+        "not hold how much runs of other seeds differ."
     )
 
 
