@@ -20,6 +20,7 @@ LAYERS = [
     {"plots", "predict", "export"},
     {"report"},
     {"serve"},
+    {"__main__"},
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

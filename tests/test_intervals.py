@@ -57,6 +57,23 @@ def test_auc_and_its_paired_difference_are_covered():
     assert low <= paired <= high
 
 
+@pytest.mark.parametrize(("level", "z"), [(0.95, 1.96), (0.8, 1.2816)])
+def test_the_interval_of_a_mean_is_that_of_the_normal_law(level, z):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(400)
+    interval = bootstrap(
+        np.arange(400),
+        lambda w: float(np.average(x, weights=w)),
+        resamples=4000,
+        level=level,
+    )
+    half = z * x.std() / np.sqrt(400)
+    np.testing.assert_allclose(
+        [interval.low, interval.high], [x.mean() - half, x.mean() + half], atol=0.008
+    )
+    assert interval.value == pytest.approx(x.mean())
+
+
 def test_a_draw_is_users_with_all_their_samples():
     user = np.array([7, 7, 3, 3, 3, 9])
     seen = []

@@ -9,7 +9,7 @@ from untrained import random_run
 
 from din_jax.data.packing import Packer
 from din_jax.errors import DinError
-from din_jax.plots.control_functions import layer_inputs
+from din_jax.plots.control_functions import layer_inputs, statistics
 from din_jax.plots.recombined import recombined
 from din_jax.plots.scored_run import ScoredRun
 from din_jax.training.trained import evaluate
@@ -61,6 +61,26 @@ def test_raw_outputs_are_those_before_the_softmax(softmax, log_folder):
 def test_a_model_without_activation_unit_says_so(base):
     with pytest.raises(DinError, match="'base' has no activation weights: only DIN"):
         _ = base.weights
+
+
+def test_inputs_of_the_last_activation_give_the_logits(scored):
+    """By Eq. 8 or 9 and the output layer, in float64."""
+    params, name = scored.state.params["Head_0"]["mlp"], "Head_0/mlp/activation_0"
+    alpha = np.asarray(params["activation_0"]["alpha"], np.float64)
+    kernel, bias = (np.asarray(params["output"][part], np.float64) for part in ("kernel", "bias"))
+    for outputs, batch in scored.outputs(
+        recombined(scored.store, scored.samples), activations=True
+    ):
+        s, real = outputs.activation_inputs[name]
+        assert real.tolist() == (batch.weight > 0).tolist()
+        s = s.astype(np.float64)
+        if name in statistics(scored):
+            mean, variance = statistics(scored)[name]
+            p = 1 / (1 + np.exp(-(s - mean) / np.sqrt(variance)))
+        else:
+            p = s > 0
+        z = (p * s + (1 - p) * alpha * s) @ kernel + bias
+        np.testing.assert_allclose((z[:, 1] - z[:, 0])[real], outputs.logits[real], atol=1e-4)
 
 
 def test_inputs_computed_in_blocks_are_the_same(log_folder, tmp_path):
