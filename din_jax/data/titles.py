@@ -38,8 +38,16 @@ class Titles:
         Raises:
           DinError: a file is damaged.
         """
-        ids = store.vocabulary(table).ids[1:]
-        return Titles(ids, _read(store.path / "titles" / f"{table}.parquet", len(ids)))
+        return Titles.read(store.path, table, store.vocabulary(table).ids[1:])
+
+    @staticmethod
+    def read(folder: Path, table: str, ids: pl.Series) -> Titles:
+        """What `write_titles` has written to a folder, or none, of the ids of rows 1, 2, …
+
+        Raises:
+          DinError: the file is damaged, or has titles of other ids.
+        """
+        return Titles(ids, _read(folder / "titles" / f"{table}.parquet", len(ids)))
 
     def names(self, rows: Iterable[int] | npt.NDArray[Any]) -> list[str]:
         """What people call these rows of the table: the title, or else the id."""

@@ -145,8 +145,8 @@ def _drawn_fields(scored: ScoredRun, table: str) -> list[Field]:
     ads = [f for f in ads if (f.table == table if table else f.name in compared)]
     if not ads:
         raise DinError(
-            f"{scored.workdir}: the model has no embeddings of {table or 'the goods'!r}; it has "
-            f"tables of: {', '.join(scored.state.tables) or 'nothing'}"
+            f"{scored.workdir}: the model has no embeddings of {table or 'goods'}; its tables are: "
+            + (", ".join(scored.state.tables) or "none")
         )
     return ads
 

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tqdm
+
 from din_jax.errors import DinError
 
 try:
@@ -45,7 +47,8 @@ pictures: dict[str, Callable[..., Picture]] = {
 def all_pictures(scored: ScoredRun) -> Iterator[tuple[str, Any]]:
     """Yields each figure's name, and its picture, or the error that says why there is none."""
     yield "learning_curves", _or_error(lambda: learning_curves([scored.workdir]))
-    for name, draw in pictures.items():
+    # disable=None: no bar if the output is not a terminal
+    for name, draw in tqdm.tqdm(pictures.items(), desc="figures", disable=None, leave=False):
         yield name, _or_error(functools.partial(draw, scored))
 
 

@@ -167,11 +167,11 @@ class ScoredRun:
                 raw = outputs.unit_outputs.get(f"activation_unit_{name}", weights)
                 parts.setdefault(name, []).append((weights[real], raw[real]))
         found = {}
-        for name, arrays in parts.items():
+        for name in (s.name for s in self.schema.sequences if s.name in parts):
             start, end = self._packer(store).history(name, np.arange(len(samples)))
             offsets = np.concatenate([[0], np.cumsum(end - start)])
             events = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start)
-            weights, raw = (np.concatenate(part) for part in zip(*arrays, strict=True))
+            weights, raw = (np.concatenate(part) for part in zip(*parts[name], strict=True))
             found[name] = Weights(weights, raw, events, offsets)
         return found
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.intervals import Interval, bootstrap
-from din_jax.metrics import auc
+from din_jax.intervals import Interval, auc_statistic, bootstrap
 from din_jax.plots.picture import BLUE, GREY, Picture, new_figure, style
 from din_jax.plots.scored_run import ScoredRun
 
 Array = npt.NDArray[Any]
 _RESAMPLES = 200
-
-
-def sorted_auc(labels: Array, scores: Array) -> Callable[[Array], float]:
-    """The AUC as a function of weights [N], sorted once: see `din_jax.intervals.bootstrap`."""
-    order = np.argsort(scores, kind="stable")
-    labels, scores = labels[order], scores[order]
-    return lambda weights: auc(labels, scores, weights[order])
 
 
 def quantile_groups(values: Array, groups: int = 5) -> tuple[Array, list[str]]:
@@ -43,7 +34,7 @@ def auc_by_group(scored: ScoredRun, group: Array, names: list[str]) -> dict[str,
         chosen = group == i
         labels = scores.labels[chosen]
         if 0 < labels.sum() < len(labels):
-            statistic = sorted_auc(labels, scores.probabilities[chosen])
+            statistic = auc_statistic(labels, scores.probabilities[chosen])
             found[f"{name}\n({len(labels):,})"] = bootstrap(
                 scores.users[chosen], statistic, resamples=_RESAMPLES
             )

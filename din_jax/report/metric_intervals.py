@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tqdm
 
-from din_jax.intervals import Interval, bootstrap
-from din_jax.metrics import WEIGHTED, auc, expected_calibration_error, user_auc
+from din_jax.intervals import Interval, auc_statistic, bootstrap
+from din_jax.metrics import WEIGHTED, expected_calibration_error, user_auc
 from din_jax.training.evaluation import Scores
 
 Weights = npt.NDArray[np.float64]
@@ -45,11 +46,10 @@ def _statistics(
     # All samples of a user are drawn as often as the first of them.
     distinct, first = np.unique(users, return_index=True)
     first_of_user = first[np.searchsorted(distinct, by_user.users)]
-    order = np.argsort(p, kind="stable")  # sorted scores are sorted again in no time
-    sorted_y, sorted_p, sorted_own = y[order], p[order], own[order]
+    auc_of = auc_statistic(y, p)
     found: dict[str, Statistic] = {
         "user_weighted_auc": lambda w: _mean(by_user.auc, by_user.impressions * w[first_of_user]),
-        "auc": lambda w: auc(sorted_y, sorted_p, sorted_own * w[order]),
+        "auc": lambda w: auc_of(own * w),
     }
     if calibrated:
         clipped = np.clip(p, 1e-15, 1 - 1e-15)
@@ -67,7 +67,9 @@ def _statistics(
 def metric_intervals(scores: Scores) -> dict[str, Interval]:
     """{metric: its value and its 95 % interval}."""
     found = statistics(scores.users, scores.labels, scores.probabilities, scores.weights)
-    return {name: bootstrap(scores.users, statistic) for name, statistic in found.items()}
+    # disable=None: no bar if the output is not a terminal
+    bar = tqdm.tqdm(found.items(), desc="intervals", disable=None, leave=False)
+    return {name: bootstrap(scores.users, statistic) for name, statistic in bar}
 
 
 def metric_differences(
