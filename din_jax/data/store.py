@@ -16,6 +16,7 @@
                                            (of a numeric field float32, NaN: missing)
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
+      titles/TABLE.parquet                 (optional) row, title: see `din_jax.data.titles`
       counts/…, baselines/…                cached results (`din_jax.data.cache`)
 
 Each behaviour is stored once: samples refer to ranges of events, so that nothing is padded or

@@ -27,8 +27,7 @@ from din_jax.data.store import (
 )
 from din_jax.errors import DinError
 
-# Polars is imported only where vocabularies are written: training does not need it, and its import
-# takes 0.3 s and 20 MB.
+# Polars is imported only where vocabularies are written: its import takes 0.3 s and 20 MB.
 if TYPE_CHECKING:
     import polars as pl
 
@@ -111,6 +110,12 @@ class StoreWriter:
         digest = hashlib.sha256(counts.astype("<i8").tobytes())
         digest.update(ids.cast(pl.String).str.join("\0").item().encode())
         self._digests[f"vocab/{table}"] = digest.hexdigest()
+
+    def titles(self, table: str, titles: pl.Series) -> None:
+        """Sets the display names of a table's rows 1, 2, …; null for none. They are optional."""
+        from din_jax.data.titles import write_titles  # imports Polars
+
+        write_titles(self._partial, table, titles)
 
     def finish(
         self,
@@ -278,9 +283,8 @@ class StoreWriter:
 
     def _events(self, sequence: Sequence) -> int:
         """The number of events of a sequence, according to its first field."""
-        first = sequence.fields[0]
-        name = f"events/{sequence.name}/{first.name}"
-        if first.multi_hot:
+        name = f"events/{sequence.name}/{sequence.fields[0].name}"
+        if sequence.fields[0].multi_hot:
             return self._columns[f"{name}.offsets"].length - 1
         return self._columns[name].length
 

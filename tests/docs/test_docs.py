@@ -150,7 +150,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, request):
 # Commands ---------------------------------------------------------------------------------------
 
 _PROGRAMS = ("python", "python3", "pip", "pytest", "ruff", "mypy", "pre-commit", "tensorboard", ".")
-_REPORTS = ("baselines", "compare", "lines", "search", "table3", "table4", "table5")
+_REPORTS = ("baselines", "compare", "lines", "run", "search", "table3", "table4", "table5")
 
 
 def commands_of(text):
