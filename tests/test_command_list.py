@@ -24,6 +24,7 @@ def test_every_command_is_listed(monkeypatch, capsys):
 
 def test_a_command_runs_by_its_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["din_jax", "report", "raport"])
+    monkeypatch.delitem(sys.modules, "din_jax.report.__main__", raising=False)  # as at first
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 1
