@@ -17,8 +17,8 @@ LAYERS = [
     {"step"},
     {"checkpoint"},
     {"training"},
-    {"report", "predict", "export"},
-    {"serve"},
+    {"report", "predict", "export", "replay"},
+    {"serve", "verify"},
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
