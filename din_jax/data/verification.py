@@ -31,7 +31,7 @@ MEND = "copy the store again from where it is whole, or prepare it again"
 _MEMORY = "verified.json"
 _CHECKS = 1  # what verification checks; a later number does not trust what an earlier one remembers
 _THREADS = 4
-_RECENT_NS = 2_000_000_000  # a change within one tick of the file system's clock leaves no trace
+RECENT_NS = 2_000_000_000  # a change within one tick of the file system's clock leaves no trace
 _LARGE = 1 << 30  # bytes; reading more takes so long that it is announced
 _SHOWN = 5  # damages in a message
 
@@ -71,7 +71,7 @@ def check_store(folder: Path, description: Mapping[str, Any], schema: Schema, ho
             "its content is that of its fingerprint",
             file=sys.stderr,
         )
-    if max(changed for *_, changed in stamps.values()) < begun - _RECENT_NS:
+    if max(changed for *_, changed in stamps.values()) < begun - RECENT_NS:
         _remember(folder, stamps)
 
 

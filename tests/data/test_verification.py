@@ -94,7 +94,7 @@ def reads(monkeypatch):
     files = []
     original = verification.checksum
     monkeypatch.setattr(verification, "checksum", lambda f: files.append(f.name) or original(f))
-    monkeypatch.setattr(verification, "_RECENT_NS", -(10**12))
+    monkeypatch.setattr(verification, "RECENT_NS", -(10**12))
     return files
 
 
@@ -194,7 +194,7 @@ def test_a_strange_manifest_is_one_clear_error(store):
 
 
 def test_a_store_of_an_older_version_is_read_with_a_note_once(old, capsys, monkeypatch):
-    monkeypatch.setattr(verification, "_RECENT_NS", -(10**12))
+    monkeypatch.setattr(verification, "RECENT_NS", -(10**12))
     Store(old)
     assert "made by an older version of din_jax and has no checksums" in capsys.readouterr().err
     Store(old)
