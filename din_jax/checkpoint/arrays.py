@@ -145,7 +145,7 @@ def stored_checksum(folder: Path, name: str) -> str:
     total, row = 0, math.prod(stored.shape[1:])
     rows = max(1, PART_BYTES // max(row * stored.dtype.numpy_dtype.itemsize, 1))
     for begin in range(0, stored.shape[0], rows):
-        part = stored[begin : begin + rows].read().result()
+        part = stored[begin : min(begin + rows, stored.shape[0])].read().result()
         total += _weighted_bits(np.ascontiguousarray(part), begin * row)
     return f"{total % 2**64:016x}"
 

@@ -16,7 +16,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from din_jax.checkpoint import compatibility
-from din_jax.checkpoint.checkpoints import Checkpoints, Kind
+from din_jax.checkpoint.checkpoints import Kind
 from din_jax.data.loader import batches
 from din_jax.data.packing import Batch
 from din_jax.data.pretrained import Pretrained
@@ -32,7 +32,7 @@ from din_jax.step.state import StateToState, TrainState
 from din_jax.step.train import TrainSteps
 from din_jax.training.baseline import print_best_baseline
 from din_jax.training.divergence import diverged
-from din_jax.training.evaluation import Scores, metrics_table
+from din_jax.training.evaluation import Evaluator, Scores, metrics_table
 from din_jax.training.label_checks import check_labels, check_selectable
 from din_jax.training.lock import locked
 from din_jax.training.log import Log, Meter
@@ -78,25 +78,29 @@ def train(
     """
     with processes.together():
         run = open_run(config)
+        pretrained = run.pretrained()
+        checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
+        _check_processes(run, Path(workdir), checksums)
+        check_labels(run)
+        evaluator = run.evaluator("test") if test else None  # before training: it checks the split
         with locked(Path(workdir)):
-            return _train(run, Path(workdir), test, on_evaluation)
+            return _train(run, Path(workdir), pretrained, checksums, evaluator, on_evaluation)
 
 
 def _train(
-    run: Run, workdir: Path, test: bool, on_evaluation: OnEvaluation | None
+    run: Run,
+    workdir: Path,
+    pretrained: dict[str, Pretrained],
+    checksums: Mapping[str, str],
+    evaluator: Evaluator | None,
+    on_evaluation: OnEvaluation | None,
 ) -> Scores | None:
-    checkpoints = run.checkpoints(workdir)
-    pretrained = run.pretrained()
-    checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
-    _check_processes(run, workdir, checkpoints, checksums)
-    check_labels(run)
-    evaluator = run.evaluator("test") if test else None  # before training: it checks the split
-    state, best, origin = restored(run, workdir, checkpoints, checksums)
+    state, best, origin = restored(run, workdir, run.checkpoints(workdir), checksums)
     coverage: dict[str, float] = {}
     if state is None:
         state, origin = run.init(pretrained), run.origin()
         coverage = _coverage(pretrained)
-    del pretrained
+    pretrained.clear()  # frees the vectors
     meta = compatibility.describe(run.config, run.store.schema, run.source, checksums, origin)
     trainer = Trainer(run, workdir, best, on_evaluation, meta)
     if processes.is_first() and not trainer.is_complete(int(state.step)):
@@ -120,9 +124,7 @@ def _train(
     return scores
 
 
-def _check_processes(
-    run: Run, workdir: Path, checkpoints: Checkpoints, pretrained: Mapping[str, str]
-) -> None:
+def _check_processes(run: Run, workdir: Path, pretrained: Mapping[str, str]) -> None:
     """Raises DinError unless all processes have the same config, data and last checkpoint."""
     processes.check_equal(
         {
@@ -132,7 +134,7 @@ def _check_processes(
         }
     )
     processes.check_shared(workdir, "--workdir")
-    last = checkpoints.latest("last")
+    last = run.checkpoints(workdir).latest("last")
     processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
 
 

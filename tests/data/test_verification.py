@@ -64,7 +64,7 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(store):
     file = store / "schema.json"
     whole = file.read_bytes()
     unnoticed = []
-    for at in range(len(whole)):
+    for at in range(0, len(whole), 5):
         flip(file, at, 1 << at % 8)
         with contextlib.suppress(DinError):
             Store(store)
