@@ -51,7 +51,7 @@ def _run(folder: Path) -> Iterator[str]:
     for kind, step in found:
         try:
             checkpoints.verify(kind, step)
-            yield f"{folder}: the {kind} checkpoint of step {step:,}, all as written"
+            yield f"{folder}: the {kind} checkpoint of step {step:,}, all arrays as saved"
         except DinError as error:
             damaged.append(str(error))
     if checkpoints.any_meta()["best"] is not None and not checkpoints.steps("best"):

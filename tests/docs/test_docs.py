@@ -272,14 +272,17 @@ def check_command(words):
             module, rest = rest[1], rest[2:]
             if module == "venv":
                 return
-            assert (ROOT / module.replace(".", "/") / "__main__.py").is_file()
+            file = f"{module.replace('.', '/')}/__main__.py"
+            if not (ROOT / file).is_file():
+                file = file.replace("/__main__.py", ".py")
+            assert (ROOT / file).is_file(), f"no {module}"
             if rest[:1] == ["NAME"]:
                 return
             if rest and module == "din_jax.prepare":
                 flags = set(re.findall(r"--([\w-]+)", help_of_preparation(rest[0])))
             elif rest:
                 assert module != "din_jax.report" or rest[0] in _REPORTS
-                flags = flags_of(f"{module.replace('.', '/')}/__main__.py")
+                flags = flags_of(file)
             check_flags(rest, flags if rest else (), files=("config", "spec"))
         else:
             assert (ROOT / rest[0]).is_file(), f"no {rest[0]}"
