@@ -140,6 +140,9 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
         if manifest.get("checksum", found) != found:
             raise ValueError("manifest.json has another checksum than it says")
         files = manifest["files"]
+        for file in map(Path, [*files, *manifest["arrays"]]):
+            if file.is_absolute() or ".." in file.parts:
+                raise ValueError(f"{file} is outside of it")
         for file, (size, checksum) in files.items():
             held = (path / file).stat().st_size
             if held != size:

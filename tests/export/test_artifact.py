@@ -78,6 +78,15 @@ def test_another_version_names_both(exported, tmp_path):
         artifact.load(tmp_path)
 
 
+def test_files_outside_of_the_folder_are_not_read(exported, tmp_path):
+    model = copied(exported, tmp_path)
+    arrays = json.loads((model / "manifest.json").read_text())["arrays"]
+    for outside in ("../secret", str(tmp_path / "secret")):
+        rewritten(model, arrays=arrays | {outside: [1]})
+        with pytest.raises(DinError, match="secret is outside of it"):
+            artifact.load(model)
+
+
 def test_a_function_that_cannot_be_read_is_built_from_the_config(exported, tmp_path):
     one = Scorer(exported / "model", warm=False)
     assert one.notes == []

@@ -5,7 +5,8 @@
 The number is of epochs; after one epoch nothing is exported.
 
 Each is a process of its own that goes on in its folder, and is killed at the n-th time that it
-opens, makes, renames or removes something there, or after some seconds, or (null) not at all. Prints the exit status, the events and the seconds of each, as JSON.
+opens, makes, renames or removes something there, or after some seconds, or (null) not at all.
+Prints the exit status, the events and the seconds of each, as JSON.
 """
 
 import json
