@@ -54,7 +54,7 @@ _ONE_COPY = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
 
-logging.getLogger("absl").setLevel(logging.WARNING)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the exceptions that it raises
 chunks.divide_unevenly()
 
 
@@ -76,7 +76,11 @@ class Checkpoints:
     def _manager(self, kind: Kind, *, create: bool) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             self.folder / kind,
-            options=ocp.CheckpointManagerOptions(create=create, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                create=create,
+                cleanup_tmp_directories=create,  # of saves that were killed
+                enable_async_checkpointing=False,
+            ),
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(
                     use_compression=False, type_handler_registry=_ONE_COPY
@@ -101,6 +105,7 @@ class Checkpoints:
 
         Raises:
           Diverged: an array has NaN or an infinite value; the saved states stay as they are.
+          DinError: the disk is full, or refuses it; the saved states stay as they are.
         """
         bad = first_not_finite(state)
         if processes.in_any(bad is not None):
@@ -117,14 +122,23 @@ class Checkpoints:
             meta = json.loads(json.dumps(meta))  # as it will be read
             meta[_META_CHECKSUM] = json_checksum(meta, _META_CHECKSUM)
             save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PART_BYTES), state)
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state, save_args=save_args),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-                force=True,
-            )
+            try:
+                manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeSave(state, save_args=save_args),
+                        meta=ocp.args.JsonSave(meta),
+                    ),
+                    force=True,
+                )
+            except Exception as error:  # of several libraries
+                if processes.one_of_several():  # perhaps of another process that has failed
+                    raise
+                raise DinError(
+                    f"{self.folder / kind}: the checkpoint of step {step} can't be written "
+                    f"({_short(error)}); make room on the disk, or let the folder be writable. The "
+                    "earlier checkpoints are as they were"
+                ) from error
             if processes.is_first():  # Orbax leaves it to the operating system when to write
                 sync_tree(self.folder / kind / str(step))
                 sync(self.folder / kind)
@@ -266,8 +280,11 @@ class Checkpoints:
 
 
 def _unreadable(what: str, error: Exception) -> Damaged:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return Damaged(f"{what} can't be read or does not fit ({text}); {_MEND}")
+    return Damaged(f"{what} can't be read or does not fit ({_short(error)}); {_MEND}")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _damaged_array(folder: Path, step: int, name: str) -> Damaged:

@@ -9,7 +9,11 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+# Polars is imported only where tables are written: training does not need it.
+if TYPE_CHECKING:
+    import polars as pl
 
 _CHUNK = 1 << 20  # bytes of a file that are read at a time
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # file systems that can't sync say so
@@ -62,6 +66,20 @@ def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Writes a table.
+
+    Raises:
+      OSError: the disk is full, or fails.
+    """
+    import polars as pl
+
+    try:
+        frame.write_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise OSError(errno.EIO, f"can't be written ({error})", str(path)) from error
 
 
 def replace_file(path: Path, content: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.data.columns import SPLITS, ColumnFile
-from din_jax.data.files import checksum, json_checksum, sync, sync_tree
+from din_jax.data.files import checksum, json_checksum, sync, sync_tree, write_parquet
 from din_jax.data.fingerprint import fingerprint, vocabulary_digest
 from din_jax.data.schema import Schema
 from din_jax.data.store import FORMAT, LATER_VERSION, VERSION
@@ -59,7 +59,11 @@ class StoreWriter:
         self._partial.mkdir(parents=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, OSError) and str(self._partial) in str(
+            error.filename or self._partial
+        ):
+            error.filename = str(self.path)  # the disk is full: the file will not be there
         for column in self._columns.values():
             with contextlib.suppress(OSError):  # the disk is full: the exception has said so
                 column.file.close()
@@ -100,7 +104,7 @@ class StoreWriter:
                 "count": np.concatenate([[0], counts]).astype(np.int64),
             }
         )
-        frame.with_row_index("row").write_parquet(path)
+        write_parquet(frame.with_row_index("row"), path)
         self._digests[f"vocab/{table}"] = vocabulary_digest(ids, counts)
 
     def finish(

@@ -21,7 +21,7 @@ from din_jax.config import check, default_config
 from din_jax.prepare import __main__ as prepare
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PAGES += tuple(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))
 LINKED = (*PAGES, "benchmarks/peers/README.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -327,6 +327,13 @@ def test_files_in_the_text_exist(page):
     for span in code_spans(page):
         for path in re.findall(r"\b(?:din_jax|tests|benchmarks|configs|docs)/[\w/.-]*\w", span):
             assert (ROOT / path).exists(), f"{page}: `{span}`: no {path}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_in_the_text_exist(page):
+    for span in code_spans(page):
+        if match := re.fullmatch(r"(tests/[\w/]+\.py)::(\w+)", span):
+            assert f"def {match[2]}(" in text_of(match[1]), f"{page}: no {span}"
 
 
 @pytest.mark.parametrize("page", PAGES)
