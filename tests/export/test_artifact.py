@@ -63,6 +63,11 @@ def test_damage_of_any_file_is_named(exported, tmp_path):
             with pytest.raises(DinError, match=f"{re.escape(str(model))}.*{re.escape(name)}"):
                 artifact.load(model)
         (model / name).write_bytes(whole)
+    manifest = (model / "manifest.json").read_text()
+    (model / "manifest.json").write_text(manifest.replace('"step": 0', '"step": 1'))
+    with pytest.raises(DinError, match=r"manifest.json has another checksum than it says"):
+        artifact.load(model)
+    (model / "manifest.json").write_text(manifest)
     assert artifact.load(model).manifest["step"] == 0
 
 
