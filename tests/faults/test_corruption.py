@@ -90,7 +90,7 @@ def sweep(whole, folder, part, count, seed):
     return same, refused
 
 
-@pytest.mark.parametrize(("part", "count"), [("store", 40), ("model", 30), ("run", 30)])
+@pytest.mark.parametrize(("part", "count"), [("store", 40), ("model", 30), ("run", 20)])
 def test_no_damage_changes_a_figure_unnoticed(whole, tmp_path, part, count):
     _, refused = sweep(whole, tmp_path / "f", part, count, seed=7)
     assert refused
