@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from din_jax import cli, evaluate
+from din_jax.data.verification import VERIFY
 from din_jax.distributed import processes
 from din_jax.training.evaluation import metrics_table
 
@@ -16,6 +17,9 @@ _CHECKPOINT = flags.DEFINE_enum(
 )
 _DEVICES = flags.DEFINE_string(
     "devices", "", "How many devices, or all (default: as many as it was trained on)."
+)
+_VERIFY = flags.DEFINE_enum(
+    "verify", None, VERIFY, "Whether to verify the store (default: config.data.verify)."
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
@@ -30,6 +34,7 @@ def main() -> None:
             store=_STORE.value,
             devices=cli.device_count(_DEVICES.value),
             checkpoint=_CHECKPOINT.value,
+            verify=_VERIFY.value,
         )
     if processes.is_first():
         title = f"{_SPLIT.value} metrics, weights of step {scores.step:,}"

@@ -114,6 +114,9 @@ def default_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.store = ""  # folder of the store (required)
     c.data.prepare = ""  # if it equals data.store, the embedded data set is made there if missing
+    # Whether a store is compared with its checksums when it is opened: "once", if that was not done
+    # before or a file has changed since; "full", in any case; "none".
+    c.data.verify = "once"
     c.data.fit = "train"  # split to train on: "train", or "train+validation" for the final fit
     c.data.max_history = 0  # number of most recent behaviours of a history to use; 0: all
 
@@ -231,6 +234,8 @@ def default_config() -> ConfigDict:
     # Half-life, in epochs, of an exponential moving average (EMA) of the weights, taken eight times
     # an epoch, which is scored in their place; 0: the weights themselves are scored.
     c.train.ema_epochs = preset("train.ema_epochs")
+    # Seconds after which the last state is saved within an epoch too; 0: only at evaluations.
+    c.train.checkpoint_every_s = 600.0
     # Folder of another run of this model and store: begin with its best weights, at step 0.
     c.train.init_from = ""
     # Validation metric that selects them; or auc, log_loss; if the store has sample weights, also
@@ -246,6 +251,7 @@ def default_config() -> ConfigDict:
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data.fit": ("train", "train+validation"),
+    "data.verify": ("once", "full", "none"),
     "model.name": ("lr", "base", "wide_deep", "pnn", "deepfm", "din"),
     "model.preset": ("paper", "recommended", "released_code"),
     "model.activation": ("dice", "prelu", "sigmoid", "relu"),
@@ -285,6 +291,7 @@ _MINIMUM: dict[str, float] = {
     "train.evaluations_per_epoch": 1,
     "train.patience": 0,
     "train.ema_epochs": 0,
+    "train.checkpoint_every_s": 0,
     "eval.batch_size": 1,
     "processes.join_timeout_s": 1,
     "processes.heartbeat_timeout_s": 10,

@@ -13,6 +13,10 @@ class Diverged(DinError):
     """The loss or a score is NaN or infinite: weights saved since then are useless."""
 
 
+class Damaged(DinError):
+    """A checkpoint that can't be read, or that is not what was saved."""
+
+
 class Interrupted(Exception):
     """A signal asked to stop, and the state has been saved; the message says how to continue.
 

@@ -26,7 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # Folders whose long tests take many short steps of many programs.
-COMPILING = ("checkpoint", "distributed", "step")
+COMPILING = ("checkpoint", "distributed", "faults", "step")
 
 
 def pytest_configure(config):

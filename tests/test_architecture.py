@@ -17,9 +17,9 @@ LAYERS = [
     {"step"},
     {"checkpoint"},
     {"training"},
-    {"plots", "predict", "export"},
+    {"plots", "predict", "export", "replay"},
     {"report"},
-    {"serve"},
+    {"serve", "verify"},
     {"__main__"},
 ]
 FILES = {

@@ -13,6 +13,8 @@ PACKAGE = Path(din_jax.__file__).parent
 
 def test_every_command_is_listed(monkeypatch, capsys):
     modules = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    modules |= {path.stem for path in PACKAGE.glob("*.py") if "\nif __name__" in path.read_text()}
+    modules.remove("__main__")
     assert set(din_jax.COMMANDS) == modules
     assert all((PACKAGE.parent / name).is_file() for name in din_jax.SCRIPTS)
     monkeypatch.setattr(sys, "argv", ["din_jax"])

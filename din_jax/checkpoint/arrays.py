@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from din_jax.distributed.devices import Placement, is_sharded
 from din_jax.distributed.processes import summed_over_processes
 from din_jax.step.state import TrainState
 
+_KEYS = re.compile(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]")  # the parts of a key path
 PART_BYTES = 1 << 22  # size of the chunks in which a large array is written and read
 
 
@@ -33,19 +35,7 @@ def read_array(folder: Path, placement: Placement, path: tuple[Any, ...], like: 
     Raises:
       ValueError: the stored shape differs.
     """
-    stored = tensorstore.open(
-        {
-            "driver": "zarr",
-            "kvstore": {
-                "driver": "ocdbt",
-                "base": folder.as_uri(),
-                "path": jax.tree_util.keystr(path, simple=True, separator=".") + "/",
-            },
-            "context": {"cache_pool": {"total_bytes_limit": 0}},
-        },
-        open=True,
-        read=True,
-    ).result()
+    stored = _stored(folder, jax.tree_util.keystr(path, simple=True, separator="."))
     was_sharded = len(stored.shape) > len(like.shape)  # it has a leading device axis
     expected = tuple(like.shape)
     if was_sharded:
@@ -82,6 +72,19 @@ def read_array(folder: Path, placement: Placement, path: tuple[Any, ...], like: 
     if placement.axis is None:
         return replica
     return placement.assemble(like.shape, lambda _: replica, sharded=False)
+
+
+def _stored(folder: Path, name: str) -> Any:
+    """Opens an array that Orbax wrote, by its key path."""
+    return tensorstore.open(
+        {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": folder.as_uri(), "path": f"{name}/"},
+            "context": {"cache_pool": {"total_bytes_limit": 0}},
+        },
+        open=True,
+        read=True,
+    ).result()
 
 
 def _read_to_device(
@@ -127,6 +130,39 @@ def checksums(state: TrainState) -> dict[str, str]:
     if sharded.any():
         sums[sharded] = summed_over_processes(sums[sharded])
     return {name: f"{total:016x}" for name, total in zip(names, sums.tolist(), strict=True)}
+
+
+def stored_checksum(folder: Path, name: str) -> str:
+    """The checksum of an array on disk, by its name in `checksums`; read in parts.
+
+    Raises:
+      Exception: of one of several libraries, if it can't be read.
+    """
+    parts = (part for match in _KEYS.finditer(name) for part in match.groups() if part)
+    stored = _stored(folder, ".".join(parts))
+    if not stored.shape:
+        return f"{_weighted_bits(np.asarray(stored.read().result()), 0):016x}"
+    total, row = 0, math.prod(stored.shape[1:])
+    rows = max(1, PART_BYTES // max(row * stored.dtype.numpy_dtype.itemsize, 1))
+    for begin in range(0, stored.shape[0], rows):
+        part = stored[begin : min(begin + rows, stored.shape[0])].read().result()
+        total += _weighted_bits(np.ascontiguousarray(part), begin * row)
+    return f"{total % 2**64:016x}"
+
+
+def first_not_finite(state: TrainState) -> str | None:
+    """The first array of a state with NaN or an infinite value, by its name in `checksums`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not all(
+            _all_finite(shard.data) for shard in leaf.addressable_shards
+        ):
+            return jax.tree_util.keystr(path)
+    return None
+
+
+@jax.jit
+def _all_finite(values: jax.Array) -> jax.Array:
+    return jnp.isfinite(values).all()
 
 
 def _checksum(leaf: jax.Array) -> int:

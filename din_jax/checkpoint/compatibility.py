@@ -23,10 +23,12 @@ _LIBRARIES = ("din_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 _MAY_CHANGE = (
     "train.epochs",
     "train.patience",
+    "train.checkpoint_every_s",
     "eval.batch_size",
     "eval.baselines",
     "data.store",
     "data.prepare",
+    "data.verify",
     "devices",
     "placement",
     "model.attention.block",
@@ -50,6 +52,7 @@ _NOT_OF_WEIGHTS = (
 )
 # Keys that checkpoints of older versions lack, with the value that reproduces these versions.
 _ADDED_KEYS = {
+    "data.verify": "once",
     "model.module": "",
     "model.embedding_init": "constant",
     "model.bias_fields": (),
@@ -68,6 +71,7 @@ _ADDED_KEYS = {
     "regularizer.behavior_dropout": 0.0,
     "train.patience": 0,
     "train.ema_epochs": 0.0,
+    "train.checkpoint_every_s": 0.0,
     "train.init_from": "",
     "eval.baselines": False,
 }
@@ -81,12 +85,14 @@ def describe(
     schema: Schema,
     source: BatchSource,
     pretrained: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metadata that is saved with every state of a run, a JSON object.
 
     Args:
       config, schema, source: those of the run.
       pretrained: {table: checksum of the vectors that it began with}.
+      origin: the checkpoint whose weights it began with.
     """
     flat = _flat(as_json(config))
     return {
@@ -94,6 +100,7 @@ def describe(
         "schema": schema.to_json(),
         "batches": source.fingerprint,
         "pretrained": dict(pretrained or {}),
+        "origin": dict(origin) if origin else None,
         "paths": {
             key: str(Path(flat[key]).absolute())
             for key in _PATH_KEYS
@@ -284,7 +291,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def as_texts(config: ConfigDict) -> dict[str, str]:
     """A config's keys and values as text, without those that may differ between processes."""
-    local = ("processes.", "data.store", "data.prepare", "model.module")
+    local = ("processes.", "data.store", "data.prepare", "data.verify", "model.module")
     return {
         f"config.{key}": repr(value)
         for key, value in _flat(as_json(config)).items()

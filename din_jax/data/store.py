@@ -1,7 +1,7 @@
 """A prepared data set on disk: memory-mapped columns, vocabularies with counts, a fingerprint.
 
     STORE/
-      schema.json                          schema, splits, lengths, origin, fingerprint
+      schema.json                          schema, splits, lengths, origin, fingerprint, checksums
       samples/label.npy, user.npy          one entry per sample
       samples/time.npy                     (if a sequence has times) int64, in seconds
       samples/weight.npy                   (if the schema is weighted) float32
@@ -18,6 +18,7 @@
       vocab/TABLE.parquet                  row, id, count
       titles/TABLE.parquet                 (optional) row, title: see `din_jax.data.titles`
       counts/…, baselines/…                cached results (`din_jax.data.cache`)
+      verified.json                        when it was verified (`din_jax.data.verification`)
 
 Each behaviour is stored once: samples refer to ranges of events, so that nothing is padded or
 repeated. Samples are ordered by split: train, validation, test.
@@ -29,14 +30,16 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.data.schema import BehaviorField, Field, Schema, Sequence
+from din_jax.data.columns import SPLITS as SPLITS, UNLABELLED as UNLABELLED, column_names
+from din_jax.data.schema import Schema
+from din_jax.data.verification import MEND, Verify, check_description, check_store
 from din_jax.errors import DinError
 
 # Polars is imported only where vocabularies are read: training does not need it, and its import
@@ -49,8 +52,6 @@ VERSION = 1
 LATER_VERSION = (
     2  # of a store with weights, numbers or samples without labels; older versions read 1
 )
-SPLITS = ("train", "validation", "test")
-UNLABELLED = 255  # the label of a sample without one, which validation and test may have
 
 
 class Vocabulary(NamedTuple):
@@ -66,6 +67,11 @@ class Vocabulary(NamedTuple):
 class Store:
     """Opens a store for reading. Columns are memory-mapped and read on access.
 
+    Args:
+      path: the store's folder.
+      verify: whether its content is compared with its checksums: "once", if that was not done
+        before or a file has changed since; "full", in any case; "none".
+
     Attributes:
       path, schema: the store's folder and its schema.
       fingerprint: hexadecimal digest of all that training reads, computed when it was written.
@@ -73,10 +79,10 @@ class Store:
       like: fingerprints of the stores whose vocabularies it has (`prepare log --like`).
 
     Raises:
-      DinError: `path` is no store, has another version, or a column is missing or truncated.
+      DinError: `path` is no store, has another version, or a file is missing or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, verify: Verify = "once"):
         self.path = Path(path)
         description = read_description(self.path)
         try:
@@ -86,10 +92,11 @@ class Store:
             self.like: tuple[str, ...] = tuple(description.get("like", ()))
             self._splits = {name: description["splits"][name] for name in SPLITS}
             lengths = {name: description["lengths"][name] for name in column_names(self.schema)}
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DinError(
-                f"{self.path}/schema.json lacks {error}: it is damaged; prepare the store again"
+                f"{self.path}/schema.json lacks {error}: it is damaged; {MEND}"
             ) from error
+        check_store(self.path, description, self.schema, verify)
         self._columns = {name: self._map(name, n) for name, n in lengths.items()}
 
     @staticmethod
@@ -120,14 +127,11 @@ class Store:
         path = self.path / f"{name}.npy"
         try:
             column = np.load(path, mmap_mode="r") if length else np.load(path)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header raises exceptions of several modules
+            raise DinError(f"{path}: missing or damaged ({error}); {MEND}") from error
+        if column.shape != (length,):
             raise DinError(
-                f"{path}: missing or cut short ({error}); prepare the store again"
-            ) from error
-        if len(column) != length:
-            raise DinError(
-                f"{path}: {len(column)} entries, but schema.json says {length}; "
-                "prepare the store again"
+                f"{path}: {list(column.shape)} entries, but schema.json says {length}; {MEND}"
             )
         return np.asarray(column)  # a plain view: indexing np.memmap itself is slow
 
@@ -171,40 +175,8 @@ class Store:
         try:
             frame = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise DinError(f"{path}: missing or damaged; prepare the store again") from error
+            raise DinError(f"{path}: missing or damaged; {MEND}") from error
         return Vocabulary(frame["id"], frame["count"].to_numpy())
-
-
-def column_names(schema: Schema) -> Iterator[str]:
-    """Yields the names of all columns of a store with this schema."""
-    yield from ("samples/label", "samples/user")
-    if any(sequence.times for sequence in schema.sequences):
-        yield "samples/time"
-    if schema.weighted:
-        yield "samples/weight"
-    for field in schema.fields:
-        yield from _columns_of(f"fields/{field.name}", field)
-    yield from (f"fields/{number.name}" for number in schema.numbers)
-    for sequence in schema.sequences:
-        yield from (f"sequences/{sequence.name}.start", f"sequences/{sequence.name}.end")
-        for behavior in sequence.fields:
-            yield from _columns_of(f"events/{sequence.name}/{behavior.name}", behavior)
-        yield from (f"events/{sequence.name}/{number.name}" for number in sequence.numbers)
-        if sequence.times:
-            yield f"events/{sequence.name}.time"
-
-
-def _columns_of(name: str, field: Field | BehaviorField) -> Iterator[str]:
-    yield name
-    if field.multi_hot:
-        yield f"{name}.offsets"
-    if field.weighted:
-        yield f"{name}.weights"
-
-
-def sequence_named(schema: Schema, name: str) -> Sequence:
-    """The schema's sequence of this name."""
-    return next(s for s in schema.sequences if s.name == name)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -229,4 +201,5 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} is a store of version {description['version']}, this din_jax reads version "
             f"{VERSION} or {LATER_VERSION}; prepare it again with `python -m din_jax.prepare`"
         )
+    check_description(file, description)
     return description

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from din_jax.data.files import write_parquet
 from din_jax.data.id_lookup import IdIndex
 from din_jax.data.numbers import NumberTransform
 from din_jax.data.schema import Schema
@@ -100,9 +101,8 @@ class Transform:
         }
         (folder / "transform.json").write_text(json.dumps(description, indent=1))
         for name, table in self.tables.items():
-            pl.DataFrame({"id": table.ids, "count": table.counts}).write_parquet(
-                folder / f"{name}.parquet"
-            )
+            frame = pl.DataFrame({"id": table.ids, "count": table.counts})
+            write_parquet(frame, folder / f"{name}.parquet")
 
     @staticmethod
     def load(folder: Path) -> Transform:

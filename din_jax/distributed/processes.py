@@ -280,6 +280,13 @@ def _contains(file: Path, text: str) -> bool:
         return False
 
 
+def in_any(flag: bool) -> bool:
+    """Whether `flag` is true in any process; all must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def summed_over_processes(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Sums uint64 [N] over the processes, modulo 2⁶⁴."""
     if jax.process_count() == 1:

@@ -1,7 +1,7 @@
 """A model on disk that scores without its run and its store.
 
 MODEL/
-  manifest.json       versions, platforms, inputs, config, metrics, a checksum of every file
+  manifest.json       versions, platforms, inputs, config, metrics, checksums of all files
   scoring.bin         the function of `din_jax.export.scoring`, by `jax.export`
   weights/NAME.npy    the network's arrays
   tables/NAME.npy     the embedding tables, memory-mapped when they are read
@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from ml_collections import ConfigDict
 
+from din_jax.data.files import json_checksum
 from din_jax.data.schema import Schema
 from din_jax.data.transform import Transform
 from din_jax.errors import DinError
@@ -96,6 +97,7 @@ def write(
         (partial / "README.md").write_text(card)
         files = {name: _checksum(partial / name) for name in _files(partial)}
         whole = {"format": FORMAT, "version": VERSION, **manifest, "arrays": names, "files": files}
+        whole["checksum"] = json_checksum(json.loads(json.dumps(whole)))  # as it will be read
         (partial / "manifest.json").write_text(json.dumps(whole, indent=1))
         for name in [*files, "manifest.json"]:
             _sync(partial / name)
@@ -134,11 +136,17 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
             f"{VERSION}; export it again"
         )
     try:
+        found = json_checksum(manifest)
+        if manifest.get("checksum", found) != found:
+            raise ValueError("manifest.json has another checksum than it says")
         files = manifest["files"]
+        for file in map(Path, [*files, *manifest["arrays"]]):
+            if file.is_absolute() or ".." in file.parts:
+                raise ValueError(f"{file} is outside of it")
         for file, (size, checksum) in files.items():
-            found = (path / file).stat().st_size
-            if found != size:
-                raise ValueError(f"{file} has {found:,} bytes, not {size:,}")
+            held = (path / file).stat().st_size
+            if held != size:
+                raise ValueError(f"{file} has {held:,} bytes, not {size:,}")
             if verify and _checksum(path / file) != [size, checksum]:
                 raise ValueError(f"{file} has another checksum than the manifest says")
         arrays = {

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from din_jax.data.columns import sequence_named
 from din_jax.data.packing import ranges
-from din_jax.data.store import Store, sequence_named
+from din_jax.data.store import Store
 from din_jax.plots.recombined import recombined
 from din_jax.plots.scored_run import ScoredRun
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from din_jax.data.columns import column_names
 from din_jax.data.packing import ranges
-from din_jax.data.store import Store, column_names
+from din_jax.data.store import Store
 
 Samples = npt.NDArray[Any]
 

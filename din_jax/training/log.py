@@ -7,9 +7,10 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
+import numpy.typing as npt
 
 from din_jax.distributed import processes
 
@@ -50,9 +51,9 @@ class Meter:
         yield
         self.begin += time.perf_counter() - begin
 
-    def add(self, losses: jax.Array, samples: int) -> None:
+    def add(self, losses: npt.NDArray[Any], samples: int) -> None:
         """Adds the losses and the number of samples of a call's steps."""
-        self.losses += np.asarray(losses).tolist()
+        self.losses += losses.tolist()
         self.samples += samples
 
     def loss_since_start(self) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,30 +16,34 @@ import tqdm
 from ml_collections import ConfigDict
 
 from din_jax.checkpoint import compatibility
-from din_jax.checkpoint.checkpoints import KINDS, Checkpoints, Kind
+from din_jax.checkpoint.checkpoints import Kind
 from din_jax.data.loader import batches
 from din_jax.data.packing import Batch
 from din_jax.data.pretrained import Pretrained
 from din_jax.data.source import BatchSource
 from din_jax.distributed import processes
-from din_jax.errors import DinError, Diverged, Interrupted
+from din_jax.errors import Interrupted
 from din_jax.metrics import lower_is_better
 from din_jax.models.registry import notes
 from din_jax.optim.catch_up import CAPACITY
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.step.average import average
-from din_jax.step.settle import settle
 from din_jax.step.state import StateToState, TrainState
+from din_jax.step.train import TrainSteps
 from din_jax.training.baseline import print_best_baseline
-from din_jax.training.evaluation import Scores, metrics_table
+from din_jax.training.divergence import diverged
+from din_jax.training.evaluation import Evaluator, Scores, metrics_table
 from din_jax.training.label_checks import check_labels, check_selectable
+from din_jax.training.lock import locked
 from din_jax.training.log import Log, Meter
+from din_jax.training.restoring import Best, restored
 from din_jax.training.run import Run, open_run
 from din_jax.training.stopping import Stop, stop_signal
 from din_jax.training.trained import final_kind
 
 _LOG_EVERY_S = 2.0  # seconds between two log lines of training metrics
 _SETTLE_EVERY = CAPACITY // 2  # steps; see `din_jax.optim.catch_up.CatchUp`
+_AGREE_EVERY = 64  # steps after which several processes ask whether it is time to save
 _AVERAGES_PER_EPOCH = 8  # how often the weights are averaged in; more if there are more evaluations
 _SHOWN = ("user_weighted_auc", "auc", "log_loss")  # beside `train.select`, at each evaluation
 _NOTES_BATCH_SIZE = 4096  # batch size of the samples that `notes` inspects before training
@@ -66,29 +71,38 @@ def train(
       `data.fit` is "train+validation". None if `test` is False.
 
     Raises:
-      DinError: the config or the data can't be used, or `workdir` has another run.
+      DinError: the config or the data can't be used, `workdir` has another run, or another process
+        trains there.
+      Diverged: the loss or a weight is not finite; the checkpoints are as they were before.
       Interrupted: a signal asked to stop; the state has been saved.
     """
     with processes.together():
-        return _train(open_run(config), Path(workdir), test, on_evaluation)
+        run = open_run(config)
+        pretrained = run.pretrained()
+        checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
+        _check_processes(run, Path(workdir), checksums)
+        check_labels(run)
+        evaluator = run.evaluator("test") if test else None  # before training: it checks the split
+        with locked(Path(workdir)):
+            return _train(run, Path(workdir), pretrained, checksums, evaluator, on_evaluation)
 
 
 def _train(
-    run: Run, workdir: Path, test: bool, on_evaluation: OnEvaluation | None
+    run: Run,
+    workdir: Path,
+    pretrained: dict[str, Pretrained],
+    checksums: Mapping[str, str],
+    evaluator: Evaluator | None,
+    on_evaluation: OnEvaluation | None,
 ) -> Scores | None:
-    checkpoints = run.checkpoints(workdir)
-    pretrained = run.pretrained()
-    checksums = {table: vectors.checksum() for table, vectors in pretrained.items()}
-    _check_processes(run, workdir, checkpoints, checksums)
-    check_labels(run)
-    evaluator = run.evaluator("test") if test else None  # before training: it checks the split
-    state, best = _restored(run, workdir, checkpoints, checksums)
+    state, best, origin = restored(run, workdir, run.checkpoints(workdir), checksums)
     coverage: dict[str, float] = {}
     if state is None:
-        state = run.init(pretrained)
+        state, origin = run.init(pretrained), run.origin()
         coverage = _coverage(pretrained)
-    del pretrained
-    trainer = _Trainer(run, checkpoints, best, on_evaluation, checksums)
+    pretrained.clear()  # frees the vectors
+    meta = compatibility.describe(run.config, run.store.schema, run.source, checksums, origin)
+    trainer = Trainer(run, workdir, best, on_evaluation, meta)
     if processes.is_first() and not trainer.is_complete(int(state.step)):
         if run.config.data.fit != "train" and run.config.train.patience:
             print(_no_validation(run.config.train.epochs))
@@ -110,9 +124,7 @@ def _train(
     return scores
 
 
-def _check_processes(
-    run: Run, workdir: Path, checkpoints: Checkpoints, pretrained: Mapping[str, str]
-) -> None:
+def _check_processes(run: Run, workdir: Path, pretrained: Mapping[str, str]) -> None:
     """Raises DinError unless all processes have the same config, data and last checkpoint."""
     processes.check_equal(
         {
@@ -122,7 +134,7 @@ def _check_processes(
         }
     )
     processes.check_shared(workdir, "--workdir")
-    last = checkpoints.latest("last")
+    last = run.checkpoints(workdir).latest("last")
     processes.check_equal({"the run's folder": f"a last checkpoint of step {last}"})
 
 
@@ -145,49 +157,6 @@ def _no_validation(epochs: int) -> str:
     )
 
 
-class _Best(NamedTuple):
-    """The best validation metric of a run so far.
-
-    Attributes:
-      value: the metric, None before the first evaluation.
-      since: the number of evaluations after the best one.
-    """
-
-    value: float | None = None
-    since: int = 0
-
-    def ends(self, patience: int) -> bool:
-        """Whether training stops here (`config.train.patience`)."""
-        return 0 < patience <= self.since
-
-
-def _restored(
-    run: Run, workdir: Path, checkpoints: Checkpoints, pretrained: Mapping[str, str]
-) -> tuple[TrainState | None, _Best]:
-    """Restores the last state and the best validation metric so far; None if there is no state."""
-    for kind in KINDS:  # a run that was killed early may have only a best checkpoint
-        if checkpoints.latest(kind) is not None:
-            saved = checkpoints.meta(kind)
-            compatibility.check_same_run(saved, run.config, run.store, workdir, pretrained)
-            compatibility.check_same_batches(saved, run.source, workdir)
-    if checkpoints.latest("last") is None:
-        return None, _Best()
-    state, saved = checkpoints.restore("last", run.state_shapes())
-    done, total = int(state.step), len(run.source)
-    if done > total:
-        raise DinError(
-            f"{workdir} holds a run of {done:,} steps, and config.train.epochs="
-            f"{run.config.train.epochs} asks for {total:,}; give another --workdir"
-        )
-    best = _Best(saved["best"], saved.get("evaluations_since_best", 0))
-    if processes.is_first():
-        stopped = done < total and best.ends(run.config.train.patience)
-        progress = "is complete" if done == total or stopped else "goes on"
-        why = f": {best.since} evaluations without a better one" if stopped else ""
-        print(f"{workdir}: the run {progress} at step {done:,} of {total:,}{why}")
-    return settle(run.optimizer, run.placement, only_dense=True)(state), best
-
-
 def _shuffled_batches(run: Run) -> Iterator[Batch]:
     """Large batches of the training samples, in random order."""
     source = BatchSource(
@@ -202,20 +171,20 @@ def _shuffled_batches(run: Run) -> Iterator[Batch]:
     yield from (source[i] for i in range(len(source)))
 
 
-class _Trainer:
+class Trainer:
     """Takes the remaining steps of a run, and evaluates, saves and logs between them."""
 
     def __init__(
         self,
         run: Run,
-        checkpoints: Checkpoints,
-        best: _Best,
+        workdir: Path,
+        best: Best,
         on_evaluation: OnEvaluation | None,
-        pretrained: Mapping[str, str],
+        meta: dict[str, Any],
     ):
         self.run, self.config, self.source = run, run.config, run.source
-        self.checkpoints, self.best, self.on_evaluation = checkpoints, best, on_evaluation
-        self.meta = compatibility.describe(run.config, run.store.schema, run.source, pretrained)
+        self.workdir, self.checkpoints = workdir, run.checkpoints(workdir)
+        self.best, self.on_evaluation, self.meta = best, on_evaluation, meta
         self.learning_rate = decayed_learning_rate(
             self.config.optimizer, self.config.train.batch_size
         )
@@ -228,22 +197,31 @@ class _Trainer:
             else {}
         )
         self.meter = Meter()
+        self.saved_at = time.monotonic()
 
     def is_complete(self, done: int) -> bool:
         """Whether no step is left after `done` steps."""
         return done == len(self.source) or self.best.ends(self.config.train.patience)
 
-    def fit(self, state: TrainState, log: Log, stop: Stop) -> None:
-        """Takes the steps after `state`'s, and saves the best and the last state."""
+    def fit(
+        self, state: TrainState, log: Log, stop: Stop, take_steps: TrainSteps | None = None
+    ) -> None:
+        """Takes the steps after `state`'s, and saves the best and the last state.
+
+        Args:
+          state: is donated.
+          log, stop: of the run.
+          take_steps: by default `Run.steps`.
+        """
         if self.is_complete(int(state.step)):
             return
-        take_steps, settle_all = self.run.steps(), self.run.settle()
+        take_steps, settle_all = take_steps or self.run.steps(), self.run.settle()
         batches_per_epoch = self.source.batches_per_epoch
         evaluate_after = _places(batches_per_epoch, self.config.train.evaluations_per_epoch)
         average_after, average_in = self._averages(batches_per_epoch)
         done, total = int(state.step), len(self.source)
         iterator = batches(self.source, start=done)
-        losses, samples, compiled = None, 0, set[Any]()
+        in_flight, samples, compiled = None, 0, set[Any]()
         # None: disabled if the output is not a terminal.
         disable = None if processes.is_first() else True
         with tqdm.tqdm(
@@ -254,23 +232,25 @@ class _Trainer:
             for call in _calls(self.source, done, ends):
                 with self.meter.waiting():
                     call_batches = list(itertools.islice(iterator, len(call)))
-                if losses is not None:
+                if in_flight is not None:
                     # One call is in flight: reading the next batches overlaps with it. Waits for
                     # all devices, because JAX on CPU aborts otherwise.
-                    self.meter.add(jax.block_until_ready(losses), samples)
+                    self._add(*in_flight, samples, state)
                 samples = sum(map(self.source.real_samples, call))
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(call_batches[0]))
                 with contextlib.nullcontext() if shapes in compiled else self.meter.paused():
                     state, losses = take_steps(state, call_batches)
+                in_flight = call, losses
                 compiled.add(shapes)
                 done = call.stop
                 bar.update(len(call))
                 position = (done - 1) % batches_per_epoch + 1
                 evaluates, averages = position in evaluate_after, position in average_after
                 stops = stop.wished(done)
-                if evaluates or stops:
-                    self.meter.add(jax.block_until_ready(losses), samples)
-                    losses = None
+                saves = evaluates or stops or self._is_due(call)
+                if saves:
+                    self._add(*in_flight, samples, state)
+                    in_flight = None
                 if evaluates or (self.meter.losses and self.meter.seconds > _LOG_EVERY_S):
                     metrics = self._log_training(done, log, bar)
                 if evaluates or averages or done // _SETTLE_EVERY > call.start // _SETTLE_EVERY:
@@ -279,8 +259,10 @@ class _Trainer:
                     state = average_in(state)
                 if evaluates:
                     validation = self._evaluate(state, done, metrics, log, bar)
+                if saves:
+                    with self.meter.paused():
+                        self._save("last", state)
                 if evaluates or stops:
-                    self._save("last", state)
                     self.meter.start()
                 if stops and not self.is_complete(done):
                     raise Interrupted(
@@ -292,6 +274,23 @@ class _Trainer:
                     self.on_evaluation(done / batches_per_epoch, validation)
                 if self.is_complete(done):
                     break
+
+    def _add(self, call: range, losses: jax.Array, samples: int, state: TrainState) -> None:
+        """Reads the losses of a call, and checks that they are finite."""
+        values = np.asarray(jax.block_until_ready(losses))
+        if not np.isfinite(values).all():
+            i = int(np.argmin(np.isfinite(values)))
+            raise diverged(self.run, self.workdir, call.start + i, float(values[i]), state)
+        self.meter.add(values, samples)
+
+    def _is_due(self, call: range) -> bool:
+        """Whether the last state was saved long ago; all processes agree."""
+        every = self.config.train.checkpoint_every_s
+        if not every or (
+            processes.one_of_several() and call.stop // _AGREE_EVERY == call.start // _AGREE_EVERY
+        ):
+            return False
+        return processes.in_any(time.monotonic() - self.saved_at > every)
 
     def _averages(self, batches_per_epoch: int) -> tuple[list[int], StateToState]:
         """After which batches of an epoch the weights are averaged in, and the function."""
@@ -311,11 +310,6 @@ class _Trainer:
             f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:,.0f} samples/s, "
             f"input wait {metrics['input_wait']:.1%}"
         )
-        if not np.isfinite(metrics["loss"]):
-            raise Diverged(
-                f"the loss is {metrics['loss']} by step {done:,}: training has diverged; "
-                "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
-            )
         return metrics
 
     def _evaluate(
@@ -344,7 +338,7 @@ class _Trainer:
             )
             old = self.best.value
             if old is None or _better(validation[select], old, select):
-                self.best = _Best(validation[select])
+                self.best = Best(validation[select])
                 self._save("best", state)
             else:
                 self.best = self.best._replace(since=self.best.since + 1)
@@ -359,6 +353,7 @@ class _Trainer:
     def _save(self, kind: Kind, state: TrainState) -> None:
         best = {"best": self.best.value, "evaluations_since_best": self.best.since}
         self.checkpoints.save(kind, state, self.meta | best)
+        self.saved_at = time.monotonic()
 
 
 def _places(batches_per_epoch: int, per_epoch: int) -> list[int]:

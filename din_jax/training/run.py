@@ -17,6 +17,7 @@ from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import check
 from din_jax.data.co_occurrence import co_occurrence_vectors
+from din_jax.data.files import json_checksum
 from din_jax.data.packing import Packer
 from din_jax.data.pretrained import Pretrained, pretrained_files, read_pretrained
 from din_jax.data.source import BatchSource, Shards
@@ -138,14 +139,29 @@ class Run(NamedTuple):
             return []
         return [*pretrained_files(self.config.model.pretrained, self.model.tables)]
 
+    def origin(self) -> dict[str, Any] | None:
+        """The checkpoint whose weights a new run begins with (`config.train.init_from`), if any."""
+        if not self.config.train.init_from:
+            return None
+        kind, meta = self._best_of(self.config.train.init_from)
+        return {
+            "workdir": str(Path(self.config.train.init_from).absolute()),
+            "checkpoint": kind,
+            "step": meta["step"],
+            "checksum": json_checksum(meta["checksums"]),
+        }
+
+    def _best_of(self, workdir: str) -> tuple[Kind, dict[str, Any]]:
+        """The best checkpoint of a run and its metadata; the last after training on validation."""
+        checkpoints = self.checkpoints(workdir)
+        kind: Kind = "last" if checkpoints.latest("best") is None else "best"
+        return kind, checkpoints.meta(kind)
+
     def _weights_of(self, workdir: str) -> dict[str, Any]:
         """The best weights of the run in `workdir`, by attributes of a state; none if it is ""."""
         if not workdir:
             return {}
-        checkpoints = self.checkpoints(workdir)
-        # After training on validation too there is only the last.
-        kind: Kind = "last" if checkpoints.latest("best") is None else "best"
-        meta = checkpoints.meta(kind)
+        kind, meta = self._best_of(workdir)
         compatibility.check_same_model(meta, self.config, self.store, workdir)
         config = compatibility.completed(ConfigDict(meta["config"]), workdir)
         # That run, on these devices: another optimizer has another state, and settles its own rows.
@@ -325,7 +341,7 @@ def _open_store(config: ConfigDict) -> Store:
             origin = planted.prepare(path)
             print(f"made the embedded data set {path}: {origin['samples']:,} samples")
         processes.wait_for_all("embedded data set")  # also if this process sees it already
-    return Store(path)
+    return Store(path, verify=config.data.verify)
 
 
 def _check_weighted(select: str, store: Store) -> None:

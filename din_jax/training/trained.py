@@ -10,10 +10,12 @@ from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import default_config
 from din_jax.data.store import Store
+from din_jax.data.verification import Verify
 from din_jax.distributed import processes
 from din_jax.errors import DinError
 from din_jax.step.state import TrainState
 from din_jax.training.evaluation import Scores
+from din_jax.training.restoring import no_best
 from din_jax.training.run import Run, open_run
 
 
@@ -48,18 +50,20 @@ def evaluate(
     store: str | Path = "",
     devices: int | str | None = None,
     checkpoint: Kind | None = None,
+    verify: Verify | None = None,
 ) -> Scores:
     """Scores a split with a trained run's weights.
 
     Args:
       workdir, store, devices, checkpoint: see `load_run`.
       split: "train", "validation" or "test".
+      verify: see `config.data.verify`; by default as the run was trained.
 
     Raises:
       DinError: see `load_run`; or the store has no such split.
       Diverged: a score is NaN or infinite.
     """
-    run = reopen(workdir, store, devices=devices)
+    run = reopen(workdir, store, devices=devices, verify=verify)
     kind = checkpoint or final_kind(run, workdir)
     processes.check_equal({"--split": split, "--checkpoint": kind})
     evaluator = run.evaluator(split)
@@ -71,17 +75,18 @@ def reopen(
     store: str | Path = "",
     *,
     devices: int | str | None = None,
+    verify: Verify | None = None,
 ) -> Run:
     """Assembles the run that was trained in `workdir` from its checkpoint's config.
 
-    Args: see `load_run`.
+    Args: see `load_run` and `evaluate`.
 
     Raises:
       DinError: there is no checkpoint, the store is not the one that it was trained on, or there
         are fewer devices.
     """
     processes.connect(default_config().processes)
-    meta = Checkpoints(workdir).meta("last")
+    meta = Checkpoints(workdir).any_meta()
     config = compatibility.completed(ConfigDict(meta["config"]), workdir)
     processes.check_equal(
         {
@@ -105,7 +110,8 @@ def reopen(
             f"the run's store {config.data.store} is not there (relative to {Path.cwd()}); give "
             "its path with --store"
         )
-    opened = Store(config.data.store)
+    config.data.verify = verify or config.data.verify
+    opened = Store(config.data.store, verify="none")  # `open_run` verifies it
     compatibility.check_same_data(meta, opened, workdir)
     if opened.like and config.regularizer.name == "filter":
         raise DinError(
@@ -119,7 +125,17 @@ def reopen(
 
 
 def final_kind(run: Run, workdir: str | Path) -> Kind:
-    """The checkpoint that training scores on test: the best on validation if there is one."""
-    if run.config.data.fit == "train" and Checkpoints(workdir).latest("best") is not None:
+    """The checkpoint that training scores on test: the best on validation if there is one.
+
+    Raises:
+      DinError: there was one, and it is missing.
+    """
+    checkpoints = Checkpoints(workdir)
+    if run.config.data.fit != "train":
+        return "last"
+    if checkpoints.latest("best") is not None:
         return "best"
+    meta = checkpoints.meta("last")
+    if meta["best"] is not None:
+        raise no_best(workdir, "last", meta["step"])
     return "last"

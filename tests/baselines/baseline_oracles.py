@@ -6,7 +6,7 @@ import numpy as np
 
 from din_jax.baselines import co_occurrence
 from din_jax.baselines.click_rates import BLOCK, PRIOR_IMPRESSIONS
-from din_jax.data.store import column_names
+from din_jax.data.columns import column_names
 
 
 class Oracle:

@@ -10,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from din_jax.baselines.evaluate import Baselines
 from din_jax.baselines.logistic_regression import _transformed
+from din_jax.data.columns import column_names
 from din_jax.data.schema import NumericField
-from din_jax.data.store import Store, column_names
+from din_jax.data.store import Store
 from din_jax.data.store_writer import StoreWriter
 
 

@@ -6,7 +6,7 @@ import pytest
 from batch_contents import bucket, expected, unpacked
 from small_stores import RAGGED, write_ragged
 
-from din_jax.data import store_writer
+from din_jax.data import columns as columns_module
 from din_jax.data.packing import AGE_BUCKETS, age_bucket
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import Store
@@ -122,6 +122,6 @@ def test_a_store_without_times_is_written_as_before_there_were_times(tmp_path):
 )
 @pytest.mark.parametrize("at_once", [2, 1 << 20])
 def test_times_that_cannot_be_are_refused(tmp_path, monkeypatch, schema, columns, message, at_once):
-    monkeypatch.setattr(store_writer, "_CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr(columns_module, "CHUNK", at_once)
     with pytest.raises(DinError, match=message):
         write_ragged(tmp_path / "s", schema, **columns)

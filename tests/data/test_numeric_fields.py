@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from small_stores import RAGGED, write_ragged
 
-from din_jax.data import store_writer
+from din_jax.data import columns as columns_module
+from din_jax.data.columns import column_names
 from din_jax.data.schema import NumericBehaviorField, NumericField, Schema
 from din_jax.data.source import BatchSource, Shards
-from din_jax.data.store import Store, column_names
+from din_jax.data.store import Store
 from din_jax.data.store_writer import StoreWriter
 from din_jax.errors import DinError
 
@@ -163,7 +164,7 @@ def test_numbers_are_written_and_read(tmp_path):
 )
 @pytest.mark.parametrize("at_once", [2, 1 << 20])
 def test_columns_that_are_no_numbers_are_refused(tmp_path, monkeypatch, columns, message, at_once):
-    monkeypatch.setattr(store_writer, "_CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr(columns_module, "CHUNK", at_once)
     with pytest.raises(DinError, match=message):
         write_ragged(tmp_path / "s", NUMERIC, **NUMBERS | columns)
 

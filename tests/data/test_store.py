@@ -54,17 +54,17 @@ def set_version(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate_column, r"item.npy: missing or cut short .*prepare the store again"),
-        (lambda p: (p / "fields/item.npy").unlink(), "item.npy: missing or cut short"),
+        (truncate_column, r"item.npy: 130 bytes, expected 131\ncopy the store again"),
+        (lambda p: (p / "fields/item.npy").unlink(), "item.npy: missing"),
         (set_version, r"version 99, this din_jax reads version 1"),
         (lambda p: (p / "schema.json").write_text("{"), "is not a din_jax store"),
         (lambda p: (p / "schema.json").unlink(), "is not a din_jax store"),
-        (lambda p: (p / "fields/item.npy").write_bytes(b""), "item.npy: missing or cut short"),
+        (lambda p: (p / "fields/item.npy").write_bytes(b""), "item.npy: 0 bytes, expected 131"),
         (
             lambda p: (p / "schema.json").write_text(
                 (p / "schema.json").read_text().replace('"splits"', '"slpits"')
             ),
-            r"schema.json lacks 'splits': it is damaged",
+            r"schema.json is damaged: its checksum is",
         ),
         (shutil.rmtree, r"no store at .*; make one with `python -m din_jax.prepare"),
     ],

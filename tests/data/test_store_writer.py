@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from small_stores import RAGGED_COLUMNS, SCHEMA, SPLITS, add_vocabularies, write, write_ragged
 
-from din_jax.data import store_writer
+from din_jax.data import columns as columns_module
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store import Store
 from din_jax.data.store_writer import StoreWriter
@@ -100,7 +100,7 @@ INVALID_IN_CHUNKS = [  # what is checked by reading the column again
 def test_values_that_cannot_be_trained_on_are_refused(
     tmp_path, monkeypatch, at_once, column, values, message
 ):
-    monkeypatch.setattr(store_writer, "_CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr(columns_module, "CHUNK", at_once)
     with pytest.raises(DinError, match=message):
         write_ragged(tmp_path / "s", **{column: values})
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +108,7 @@ def test_values_that_cannot_be_trained_on_are_refused(
 
 @pytest.mark.parametrize("at_once", [1, 2, 1 << 20])
 def test_values_are_checked_in_chunks_of_any_size(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(store_writer, "_CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr(columns_module, "CHUNK", at_once)
     write_ragged(tmp_path / "s")
     for name, values in RAGGED_COLUMNS.items():
         assert Store(tmp_path / "s").column(name).tolist() == values

@@ -23,7 +23,7 @@ from din_jax.prepare import __main__ as prepare
 from din_jax.serve.options import Options
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PAGES += tuple(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))
 LINKED = (*PAGES, "benchmarks/peers/README.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -278,14 +278,17 @@ def check_command(words):
             module, rest = rest[1], rest[2:]
             if module == "venv":
                 return
-            assert (ROOT / module.replace(".", "/") / "__main__.py").is_file()
+            file = f"{module.replace('.', '/')}/__main__.py"
+            if not (ROOT / file).is_file():
+                file = file.replace("/__main__.py", ".py")
+            assert (ROOT / file).is_file(), f"no {module}"
             if rest[:1] == ["NAME"]:
                 return
             if rest and module == "din_jax.prepare":
                 flags = set(re.findall(r"--([\w-]+)", help_of_preparation(rest[0])))
             elif rest:
                 assert module != "din_jax.report" or rest[0] in _REPORTS
-                flags = flags_of(f"{module.replace('.', '/')}/__main__.py")
+                flags = flags_of(file)
             check_flags(rest, flags if rest else (), files=("config", "spec"))
         else:
             assert (ROOT / rest[0]).is_file(), f"no {rest[0]}"
@@ -330,6 +333,13 @@ def test_files_in_the_text_exist(page):
     for span in code_spans(page):
         for path in re.findall(r"\b(?:din_jax|tests|benchmarks|configs|docs)/[\w/.-]*\w", span):
             assert (ROOT / path).exists(), f"{page}: `{span}`: no {path}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_in_the_text_exist(page):
+    for span in code_spans(page):
+        if match := re.fullmatch(r"(tests/[\w/]+\.py)::(\w+)", span):
+            assert f"def {match[2]}(" in text_of(match[1]), f"{page}: no {span}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,6 +10,7 @@ import pytest
 from runs import command
 from untrained import prepare_log, random_run
 
+from din_jax.data.files import json_checksum
 from din_jax.errors import DinError
 from din_jax.export import artifact
 from din_jax.export.exporting import export_run
@@ -41,6 +42,7 @@ def rewritten(path, **changes):
     manifest = json.loads((path / "manifest.json").read_text()) | changes
     for name in manifest["files"]:
         manifest["files"][name] = artifact._checksum(path / name)
+    manifest["checksum"] = json_checksum(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -58,11 +60,14 @@ def test_damage_of_any_file_is_named(exported, tmp_path):
                 (model / name).unlink()
             else:
                 (model / name).write_bytes(damaged)
-            if name == "manifest.json" and damaged == bytes(flipped):
-                continue  # below: what it says is compared with the files
             with pytest.raises(DinError, match=f"{re.escape(str(model))}.*{re.escape(name)}"):
                 artifact.load(model)
         (model / name).write_bytes(whole)
+    manifest = (model / "manifest.json").read_text()
+    (model / "manifest.json").write_text(manifest.replace('"step": 0', '"step": 1'))
+    with pytest.raises(DinError, match=r"manifest.json has another checksum than it says"):
+        artifact.load(model)
+    (model / "manifest.json").write_text(manifest)
     assert artifact.load(model).manifest["step"] == 0
 
 
@@ -76,6 +81,15 @@ def test_another_version_names_both(exported, tmp_path):
         artifact.load(model)
     with pytest.raises(DinError, match=r"no exported model.*python -m din_jax\.export"):
         artifact.load(tmp_path)
+
+
+def test_files_outside_of_the_folder_are_not_read(exported, tmp_path):
+    model = copied(exported, tmp_path)
+    arrays = json.loads((model / "manifest.json").read_text())["arrays"]
+    for outside in ("../secret", str(tmp_path / "secret")):
+        rewritten(model, arrays=arrays | {outside: [1]})
+        with pytest.raises(DinError, match="secret is outside of it"):
+            artifact.load(model)
 
 
 def test_a_function_that_cannot_be_read_is_built_from_the_config(exported, tmp_path):

@@ -16,7 +16,7 @@ from configs import quickstart
 from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.data.store import Store
 from din_jax.distributed import cpu
-from din_jax.errors import DinError, Interrupted
+from din_jax.errors import DinError, Diverged, Interrupted
 from din_jax.nn import present_rows
 from din_jax.optim.learning_rate import decayed_learning_rate
 from din_jax.prepare import planted
@@ -358,8 +358,9 @@ def test_training_that_diverges_stops_with_advice(planted_store, tmp_path):
         planted_store,
         **{"optimizer.name": "sgd", "optimizer.learning_rate": 1e9, "model.activation": "prelu"},
     )
-    with pytest.raises(DinError, match=r"diverged; lower config\.optimizer\.learning_rate"):
+    with pytest.raises(Diverged, match=r"diverged; lower config\.optimizer\.learning_rate"):
         train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def one_class_a_user(planted_store, path):
@@ -374,9 +375,10 @@ def one_class_a_user(planted_store, path):
 
 def test_a_metric_that_cannot_be_computed_selects_nothing(planted_store, tmp_path):
     one_class_a_user(planted_store, tmp_path / "store")
+    keys = {"data.verify": "none", "train.epochs": 1}  # its labels have changed
     with pytest.raises(DinError, match="no user of it has both a click and none; use 'auc'"):
-        train(base_config(tmp_path / "store"), tmp_path / "run")
-    config = base_config(tmp_path / "store", **{"train.select": "auc", "train.epochs": 1})
+        train(base_config(tmp_path / "store", **keys), tmp_path / "run")
+    config = base_config(tmp_path / "store", **keys, **{"train.select": "auc"})
     train(config, tmp_path / "run")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     validation = next(m for m in map(json.loads, lines) if m["split"] == "validation")

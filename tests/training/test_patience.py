@@ -19,7 +19,8 @@ from din_jax.checkpoint.checkpoints import Checkpoints
 from din_jax.errors import Interrupted
 from din_jax.training import run as run_module
 from din_jax.training.evaluation import Evaluator
-from din_jax.training.loop import _Best, train
+from din_jax.training.loop import train
+from din_jax.training.restoring import Best
 
 EVALUATIONS = [24, 47, 71, 94, 118, 141, 165, 188]  # of two epochs of 94 batches, four in each
 VALIDATION = {  # the best of a run of two epochs is at 118; of the first one at 47
@@ -126,8 +127,8 @@ def test_a_run_that_was_stopped_keeps_its_count(planted_store, tmp_path, select,
 
 
 def test_without_patience_nothing_ends_a_run():
-    assert not _Best(0.5, 1000).ends(0)
-    assert [_Best(0.5, since).ends(3) for since in range(5)] == [False] * 3 + [True] * 2
+    assert not Best(0.5, 1000).ends(0)
+    assert [Best(0.5, since).ends(3) for since in range(5)] == [False] * 3 + [True] * 2
 
 
 def test_the_final_fit_says_that_it_has_no_validation_to_stop_on(planted_store, tmp_path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from din_jax.data.store_writer import WEIGHTS
+from din_jax.data.store_checks import WEIGHTS
 from din_jax.errors import DinError
 from din_jax.prepare.log import dates, value_notes
 from din_jax.prepare.log.spec import Label, TableFiles, Time
