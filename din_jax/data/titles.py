@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from din_jax.data import id_lookup
+from din_jax.data.files import write_parquet
 from din_jax.data.store import Store
 from din_jax.errors import DinError
 
@@ -72,7 +73,7 @@ def write_titles(folder: Path, table: str, titles: pl.Series) -> None:
     """Writes FOLDER/titles/TABLE.parquet: the titles of rows 1, 2, …, null for none."""
     (folder / "titles").mkdir(exist_ok=True)
     frame = pl.DataFrame({"title": titles.cast(pl.String)})
-    frame.with_row_index("row", offset=1).write_parquet(folder / "titles" / f"{table}.parquet")
+    write_parquet(frame.with_row_index("row", offset=1), folder / "titles" / f"{table}.parquet")
 
 
 def titles_of(ids: pl.Series, keys: pl.Series, titles: pl.Series) -> pl.Series:
