@@ -1,6 +1,7 @@
 """Times the scorer and the server: 200 candidates, a history of 50, vectors of 36 numbers.
 
     python benchmarks/serving.py --folder build/serving [--seconds 10] [--rate 50]
+    python benchmarks/serving.py --folder build/paper --preset paper --deepctr .venv-deepctr
 
 The model has random weights, 60,000 goods and 800 categories; it is made in the folder, once. The
 load is open: a request is sent at its time whether or not others are answered, and its latency
@@ -9,7 +10,14 @@ counts from then. Measured are
 - the scorer by itself, and with a copy of the user for each candidate (tiled);
 - the server at the same rate, from another process;
 - its requests a second at saturation, with and without merging requests;
-- requests while the model is reloaded 20 times.
+- requests while the model is reloaded 20 times;
+- with `--overload 60`, so many seconds at three times the rate at saturation, then at `--rate`. Its
+  requests have five times the candidates, so that one load generator can send enough of them.
+
+With `--deepctr`, the environment of a peer (`benchmarks/peers/install.sh`), only the scorer is
+measured, in turns with DeepCTR's DIN on rows of ids, in three ways
+(`benchmarks/peers/serve_deepctr.py`): each has one or four requests in a call, whichever is faster.
+The scorer begins with raw values. `--preset paper` has DeepCTR's inputs.
 
 The last line is JSON.
 """
@@ -34,7 +42,7 @@ GOODS, CATEGORIES, HISTORY, CANDIDATES, SIZE = 60_000, 800, 50, 200, 18
 RELOADS = 20
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, preset: str) -> None:
     """Trains one step on random samples, and exports it: FOLDER/store, run, model."""
     import polars as pl
 
@@ -68,7 +76,7 @@ def make_model(folder: Path) -> None:
     config.data.store = str(folder / "store")
     config.data.max_history = HISTORY
     config.eval.baselines = False
-    config.model.preset = "recommended"
+    config.model.preset = preset
     config.model.embedding_dim = SIZE
     config.optimizer.decay_samples = 1_000_000
     config.train.batch_size = 64
@@ -141,9 +149,68 @@ def time_scorer(folder: Path, request: dict[str, Any], rate: float, seconds: flo
     return latencies(whole), {name: latencies(t).p50 for name, t in times.items()}
 
 
+def compare_with_deepctr(
+    folder: Path, request: dict[str, Any], seconds: float, environment: Path
+) -> dict[str, Any]:
+    """Requests a second of the scorer and of DeepCTR, medians of three turns."""
+    from din_jax.serve.scorer import Scorer
+
+    scorer = Scorer(folder / "model", max_candidates=CANDIDATES, max_users=4)
+    here = Path(__file__).parent
+    peer = [str(environment / "bin/python"), str(here / "peers/serve_deepctr.py")]
+    peer += [f"--candidates={CANDIDATES}", f"--history={HISTORY}", f"--dim={SIZE}"]
+    rates: dict[str, list[float]] = {"din_jax": []}
+    for _ in range(3):
+        best = 0.0
+        for merged in (1, 4):
+            done, begin = 0, time.perf_counter()
+            while time.perf_counter() < begin + seconds:
+                requests = [
+                    (
+                        scorer.user(request["user"], request["behaviors"]).encoded,
+                        scorer.ads(request["candidates"]),
+                    )
+                    for _ in range(merged)
+                ]
+                scorer.score_encoded(requests)
+                done += merged
+            best = max(best, done / (time.perf_counter() - begin))
+        rates["din_jax"].append(best)
+        output = subprocess.run(
+            [*peer, f"--seconds={seconds}"], check=True, capture_output=True, text=True
+        )
+        for name, value in json.loads(output.stdout.splitlines()[-1]).items():
+            rates.setdefault(f"deepctr_{name}", []).append(value)
+    medians = {name: float(np.median(each)) for name, each in rates.items()}
+    ours = medians["din_jax"]
+    return {
+        **{f"{name}_requests_per_s": round(value, 1) for name, value in medians.items()},
+        **{
+            f"over_{name}": round(ours / value, 2)
+            for name, value in medians.items()
+            if name != "din_jax"
+        },
+        "cores": os.cpu_count(),
+    }
+
+
+class Server(NamedTuple):
+    """A server that runs."""
+
+    port: int
+    pid: int
+
+    def resident_mib(self) -> float:
+        """Its resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1]) / 1024
+
+
 @contextlib.contextmanager
-def serving(model: Path, *flags: str) -> Iterator[int]:
-    """The port of a server in another process."""
+def serving(model: Path, *flags: str) -> Iterator[Server]:
+    """A server in another process."""
     command = [sys.executable, "-m", "din_jax.serve", "--model", str(model), "--port", "0", *flags]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
@@ -153,16 +220,17 @@ def serving(model: Path, *flags: str) -> Iterator[int]:
                 break
         else:
             raise SystemExit("the server has not started")
-        yield int(found[1])
+        yield Server(int(found[1]), server.pid)
     finally:
         server.terminate()
         server.communicate()
 
 
 class Connections:
-    """Connections to a server, which are used again."""
+    """Connections to a server, which are used again; at most 256."""
 
     def __init__(self, port: int, request: dict[str, Any]):
+        self._allowed = asyncio.Semaphore(256)
         body = json.dumps(request).encode()
         head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         self._content = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n" + head.encode() + body
@@ -171,6 +239,10 @@ class Connections:
 
     async def post(self) -> tuple[int, bytes]:
         """The status and the body of an answer."""
+        async with self._allowed:
+            return await self._post()
+
+    async def _post(self) -> tuple[int, bytes]:
         if self._free:
             reader, writer = self._free.pop()
         else:
@@ -207,7 +279,6 @@ async def open_load(port: int, request: dict[str, Any], rate: float, seconds: fl
     load = Load([], [], set())
 
     async def one(intended: float) -> None:
-        await asyncio.sleep(intended - time.perf_counter())
         status, body = await connections.post()
         if status == 200:
             load.seconds.append(time.perf_counter() - intended)
@@ -216,7 +287,14 @@ async def open_load(port: int, request: dict[str, Any], rate: float, seconds: fl
             load.others.append(status)
 
     begin = time.perf_counter() + 0.5
-    await asyncio.gather(*(one(begin + i / rate) for i in range(int(rate * seconds))))
+    async with asyncio.TaskGroup() as tasks:
+        for i in range(int(rate * seconds)):
+            intended = begin + i / rate
+            if (wait := intended - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.create_task(one(intended))
+            if i % 100 == 0:
+                await asyncio.sleep(0)  # late: the others must be sent and read as well
     connections.close()
     return load
 
@@ -254,6 +332,36 @@ async def reloading_load(
     return load
 
 
+def overload(folder: Path, request: dict[str, Any], rate: float, seconds: float) -> dict[str, Any]:
+    """Three times the capacity, then the usual rate. Each request has a second."""
+    large = {name: 5 * values for name, values in request["candidates"].items()}
+    large = {**request, "candidates": large}
+    flags = ("--candidates_per_call", str(CANDIDATES), "--timeout_ms", "1000")
+    with serving(folder / "model", *flags) as server:
+        capacity = asyncio.run(closed_load(server.port, large, 8, 16))
+        asyncio.run(open_load(server.port, request, rate, 3))
+        before = server.resident_mib()
+        begin = time.perf_counter()
+        load = asyncio.run(open_load(server.port, large, 3 * capacity, seconds))
+        took = time.perf_counter() - begin
+        after = server.resident_mib()
+        asyncio.run(open_load(server.port, request, rate, 4))
+        again = latencies(asyncio.run(open_load(server.port, request, rate, 5)).seconds)
+    answered = latencies(load.seconds)
+    return {
+        "overload_capacity_per_s": round(capacity, 1),
+        "overload_sent_per_s": round((len(load.seconds) + len(load.others)) / took, 1),
+        "overload_answered": len(load.seconds),
+        "overload_p50_ms": answered.p50,
+        "overload_p99_ms": answered.p99,
+        "overload_503": load.others.count(503),
+        "overload_504": load.others.count(504),
+        "overload_others": sum(status not in (503, 504) for status in load.others),
+        "overload_grown_mib": round(after - before, 1),
+        "p99_ms_5_s_later": again.p99,
+    }
+
+
 def main() -> None:
     """Measures all."""
     parser = argparse.ArgumentParser(
@@ -263,33 +371,40 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--max_batch", default="4", help="requests that are merged at most")
+    parser.add_argument("--preset", default="recommended", help="of the model")
+    parser.add_argument("--deepctr", type=Path, help="compare with the peer of this environment")
+    parser.add_argument("--overload", type=float, default=0, help="seconds of overload")
     arguments = parser.parse_args()
     folder, rate, seconds = arguments.folder, arguments.rate, arguments.seconds
     if not (folder / "model").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        make_model(folder)
+        make_model(folder, arguments.preset)
     request = make_request(folder)
+    if arguments.deepctr:
+        figures = compare_with_deepctr(folder, request, seconds, arguments.deepctr)
+        print(json.dumps(figures))
+        return
     scorer, medians = time_scorer(folder, request, rate, seconds)
     print(f"scorer at {rate:g} requests/s: p50 {scorer.p50} ms, p99 {scorer.p99} ms")
     print(f"medians of single parts, ms: {medians}")
     flags = ("--candidates_per_call", str(CANDIDATES), "--timeout_ms", "10000")
-    with serving(folder / "model", *flags) as port:
-        load = asyncio.run(open_load(port, request, rate, seconds))
+    with serving(folder / "model", *flags) as server:
+        load = asyncio.run(open_load(server.port, request, rate, seconds))
     http = latencies(load.seconds)
     print(f"HTTP at {rate:g} requests/s: p50 {http.p50} ms, p99 {http.p99} ms")
     saturated: dict[str, list[float]] = {arguments.max_batch: [], "1": []}
     for _ in range(2):
         for batch, rates in saturated.items():
-            with serving(folder / "model", "--max_batch", batch, *flags) as port:
-                rates.append(asyncio.run(closed_load(port, request, seconds, 32)))
+            with serving(folder / "model", "--max_batch", batch, *flags) as server:
+                rates.append(asyncio.run(closed_load(server.port, request, seconds, 32)))
     merged, single = (max(rates) for rates in saturated.values())
     print(f"saturated: {merged:.1f} requests/s merged, {single:.1f} one by one")
     versions = folder / "versions"
     shutil.rmtree(versions, ignore_errors=True)
     shutil.copytree(folder / "model", versions / "v0")
-    with serving(versions, "--reload_seconds", "0.1", *flags) as port:
+    with serving(versions, "--reload_seconds", "0.1", *flags) as server:
         reload = asyncio.run(
-            reloading_load(port, request, rate, 6 * seconds, folder / "model", versions)
+            reloading_load(server.port, request, rate, 6 * seconds, folder / "model", versions)
         )
         during = latencies(reload.seconds)
     print(
@@ -313,6 +428,8 @@ def main() -> None:
         "failed": sum(status != 503 for status in load.others + reload.others),
         "cores": os.cpu_count(),
     }
+    if arguments.overload:
+        figures |= overload(folder, request, rate, arguments.overload)
     print(json.dumps(figures))
 
 

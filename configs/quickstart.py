@@ -3,7 +3,7 @@
     python train.py --config configs/quickstart.py
 
 It takes about a minute on 2 cores, including the preparation of the data set; user_weighted_auc
-about 0.74 on test.
+0.747 on test.
 """
 
 from ml_collections import ConfigDict

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from din_jax.data.source import BatchSource as BatchSource
     from din_jax.data.store import Store as Store
     from din_jax.data.store_writer import StoreWriter as StoreWriter
+    from din_jax.data.titles import Titles as Titles
     from din_jax.errors import (
         DinError as DinError,
         Diverged as Diverged,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from din_jax.export.encoding import InvalidRequest as InvalidRequest
     from din_jax.export.exporting import export_run as export_run
+    from din_jax.intervals import Interval as Interval, bootstrap as bootstrap
     from din_jax.metrics import (
         all_metrics as all_metrics,
         auc as auc,
@@ -123,9 +125,11 @@ _MODULES = {
     "data.source": ("BatchSource",),
     "data.store": ("Store",),
     "data.store_writer": ("StoreWriter",),
+    "data.titles": ("Titles",),
     "errors": ("DinError", "Diverged", "Interrupted"),
     "export.encoding": ("InvalidRequest",),
     "export.exporting": ("export_run",),
+    "intervals": ("Interval", "bootstrap"),
     "metrics": ("all_metrics", "auc", "log_loss", "rela_impr", "user_auc", "user_weighted_auc"),
     "models.base": ("BaseModel",),
     "models.deepfm": ("DeepFM",),

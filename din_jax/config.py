@@ -17,6 +17,7 @@ from din_jax.metrics import SELECTABLE
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "model.embedding_dim": 12,
+        "model.co_occurrence_stddev": 0.0,
         "model.pooling": "sum",
         "model.interest_product": False,
         "model.match_counts": False,
@@ -37,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "recommended": {
         "model.embedding_dim": 32,
+        "model.co_occurrence_stddev": 0.1,
         "model.pooling": "mean",
         "model.interest_product": True,
         "model.match_counts": True,
@@ -133,6 +135,9 @@ def default_config() -> ConfigDict:
     c.model.embedding_stddev = 0.01  # of the initial embeddings (normal); row 0 starts at zero
     # What it is multiplied by: "constant": 1; "width": 1 / √D.
     c.model.embedding_init = "constant"
+    # Over 0: tables of behaviours begin with vectors by co-occurrence in training histories, with
+    # this standard deviation (`din_jax.data.co_occurrence`).
+    c.model.co_occurrence_stddev = preset("model.co_occurrence_stddev")
     # Files of vectors that tables begin with: "item=vectors.parquet,shop=shops.npy"
     # (docs/your-data.md). Rows without a vector begin as usual.
     c.model.pretrained = ""
@@ -270,6 +275,7 @@ _MINIMUM: dict[str, float] = {
     "data.max_history": 0,
     "model.embedding_dim": 1,
     "model.embedding_stddev": 0,
+    "model.co_occurrence_stddev": 0,
     "model.attention.block": 0,
     "model.wide.buckets": 1,
     "model.wide.ad_values": 1,

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "din_jax"
 # Top to bottom (docs/design.md). Those on one line do not import one another.
 LAYERS = [
-    {"errors", "metrics"},
+    {"errors", "metrics", "intervals"},
     {"distributed"},
     {"config", "cli"},
     {"data"},
@@ -17,8 +17,10 @@ LAYERS = [
     {"step"},
     {"checkpoint"},
     {"training"},
-    {"report", "predict", "export", "replay"},
+    {"plots", "predict", "export", "replay"},
+    {"report"},
     {"serve", "verify"},
+    {"__main__"},
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

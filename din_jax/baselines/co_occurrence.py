@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from din_jax.baselines.columns import Column, Values, mean_by_owner
+from din_jax.data.co_occurrence import baskets, counts_together, latest_histories
 from din_jax.data.packing import Packer, ranges
 
 RECENT = 50
-# Pairs of ids in all baskets. If there are more, only every n-th user has a basket.
-MOST_PAIRS = 30_000_000
+MOST_PAIRS = 30_000_000  # see `din_jax.data.co_occurrence.baskets`
 
 
 class CoOccurrence:
@@ -44,31 +44,23 @@ class CoOccurrence:
         users: npt.NDArray[Any],
         fit: range,
     ):
-        import scipy.sparse
-
         self.packer, self.sequence, self.values, self.users = packer, sequence, values, users
         self.name = f"co-occurrence of {values.name} with {sequence}"
         self.ids = packer.store.column(f"events/{sequence}/{behavior}")
-        self.baskets = self._baskets(np.arange(fit.start, fit.stop))
-        user, item = np.divmod(self.baskets, values.rows)
-        stops = np.append(np.flatnonzero(np.diff(user, prepend=-1)), len(user))
-        in_basket = scipy.sparse.csr_array(
-            (np.ones(len(item), np.int32), item, stops), shape=(len(stops) - 1, values.rows)
-        )
-        counts = (in_basket.T.tocsr() @ in_basket).sorted_indices()
+        entries = self._entries(np.arange(fit.start, fit.stop))
+        user, item = baskets(entries, values.rows, MOST_PAIRS)
+        self.baskets = user * values.rows + item
+        counts = counts_together(user, item, values.rows).sorted_indices()
         row = np.repeat(np.arange(values.rows), np.diff(counts.indptr))
         self.pairs = row * values.rows + counts.indices
         self.pair_counts = np.append(counts.data, 0)  # the last: of a pair that is not found
         self.counts = np.bincount(item, minlength=values.rows)
 
-    def _baskets(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The entries of all baskets, user · K + id, ascending."""
+    def _entries(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What belongs to all baskets, user · K + id."""
         store, rows, users = self.packer.store, self.values.rows, self.users[samples]
-        start, end = self.packer.history(self.sequence, samples)
-        order = np.lexsort((end, users))
-        last = order[np.flatnonzero(np.diff(users[order], append=-1))]  # one sample a user
-        events, owner = ranges(np.maximum(start, end - RECENT)[last], end[last])
-        visited = users[last][owner] * rows + self.ids[events]
+        events, owner = latest_histories(self.packer, self.sequence, users, samples, RECENT)
+        visited = owner * rows + self.ids[events]
 
         clicked = samples[store.column("samples/label")[samples] == 1]
         clicked = clicked[np.argsort(self.users[clicked], kind="stable")]
@@ -76,11 +68,7 @@ class CoOccurrence:
         recent = np.searchsorted(user, user, side="right") - np.arange(len(user)) <= RECENT
         ads = user[recent] * rows + self.values.ids[clicked[recent]]
 
-        entries = np.unique(np.concatenate([visited, ads]))
-        entries = entries[entries % rows > 0]
-        _, user, size = np.unique(entries // rows, return_inverse=True, return_counts=True)
-        pairs = int((size**2).sum())
-        return entries[user % max(1, -(-pairs // MOST_PAIRS)) == 0]
+        return np.concatenate([visited, ads])
 
     def columns(self, samples: npt.NDArray[Any], *, left_out: bool = False) -> Iterator[Column]:
         """See `Fitted`; a sample's own click is always left out."""

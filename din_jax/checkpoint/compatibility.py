@@ -39,6 +39,7 @@ _MAY_CHANGE = (
 _NOT_OF_WEIGHTS = (
     "model.embedding_stddev",
     "model.embedding_init",
+    "model.co_occurrence_stddev",
     "model.pretrained",
     "model.pretrained_trainable",
     "model.attention.bias_init",
@@ -55,6 +56,7 @@ _ADDED_KEYS = {
     "model.module": "",
     "model.embedding_init": "constant",
     "model.bias_fields": (),
+    "model.co_occurrence_stddev": 0.0,
     "model.pretrained": "",
     "model.pretrained_trainable": True,
     "model.match_counts": False,

@@ -16,6 +16,7 @@
                                            (of a numeric field float32, NaN: missing)
       events/NAME.time.npy                 (if the sequence has times) int64, in seconds
       vocab/TABLE.parquet                  row, id, count
+      titles/TABLE.parquet                 (optional) row, title: see `din_jax.data.titles`
       counts/…, baselines/…                cached results (`din_jax.data.cache`)
       verified.json                        when it was verified (`din_jax.data.verification`)
 

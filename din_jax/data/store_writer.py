@@ -23,8 +23,7 @@ from din_jax.data.store import FORMAT, LATER_VERSION, VERSION
 from din_jax.data.store_checks import StoreChecks
 from din_jax.errors import DinError
 
-# Polars is imported only where vocabularies are written: training does not need it, and its import
-# takes 0.3 s and 20 MB.
+# Polars is imported only where vocabularies are written: its import takes 0.3 s and 20 MB.
 if TYPE_CHECKING:
     import polars as pl
 
@@ -106,6 +105,12 @@ class StoreWriter:
         )
         write_parquet(frame.with_row_index("row"), path)
         self._digests[f"vocab/{table}"] = vocabulary_digest(ids, counts)
+
+    def titles(self, table: str, titles: pl.Series) -> None:
+        """Sets the display names of a table's rows 1, 2, …; null for none. They are optional."""
+        from din_jax.data.titles import write_titles  # imports Polars
+
+        write_titles(self._partial, table, titles)
 
     def finish(
         self,

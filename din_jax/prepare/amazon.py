@@ -31,7 +31,7 @@ import polars as pl
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
 from din_jax.data.store_writer import StoreWriter, check_free, smallest_unsigned
 from din_jax.errors import DinError
-from din_jax.prepare.amazon_files import Reviews, read_categories, read_reviews
+from din_jax.prepare.amazon_files import Reviews, read_goods, read_reviews
 from din_jax.prepare.origin import lines
 from din_jax.prepare.own_history import own_history
 
@@ -84,8 +84,8 @@ def prepare(
     read = read_reviews(Path(reviews))
     events = _events(read)
     goods = events.goods
-    category_of, layout = read_categories(Path(meta), goods, read.layout)
-    categories_of_goods, categories = _categories(goods, category_of)
+    found = read_goods(Path(meta), goods, read.layout)
+    categories_of_goods, categories = _categories(goods, found.category_of)
 
     n = np.bincount(events.user, minlength=len(events.users))
     if n.max() < 4:
@@ -135,6 +135,9 @@ def prepare(
         writer.vocabulary(
             "item", goods, np.bincount(good_rows[in_training], minlength=len(goods) + 1)[1:]
         )
+        writer.titles(
+            "item", pl.Series("title", [*map(found.title_of.get, goods)], dtype=pl.String)
+        )
         writer.vocabulary(
             "category",
             categories,
@@ -159,7 +162,7 @@ def prepare(
             )
         origin = {
             "preparation": "amazon",
-            "layout": layout,
+            "layout": found.layout,
             "seed": seed,
             "reviews": len(events.user),
             "duplicate_reviews": events.duplicates,

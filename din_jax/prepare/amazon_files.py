@@ -13,6 +13,7 @@ A line is a review or a good, and its keys tell the layout:
 from __future__ import annotations
 
 import ast
+import html
 import io
 import json
 import re
@@ -157,17 +158,28 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def read_categories(path: Path, goods: pl.Series, reviews: str) -> tuple[dict[str, str], str]:
+class Goods(NamedTuple):
+    """What a file says of goods, by their ids.
+
+    Attributes:
+      category_of: the last category of the (last) path. A good without a path has its main_category
+        (2023), or is left out.
+      title_of: titles; goods without one are left out.
+      layout: "2014", "2018" or "2023".
+    """
+
+    category_of: dict[str, str]
+    title_of: dict[str, str]
+    layout: str
+
+
+def read_goods(path: Path, goods: pl.Series, reviews: str) -> Goods:
     """Reads a file of goods.
 
     Args:
       path: the file.
       goods: the ids of the goods to read; lines of others are skipped.
       reviews: the layout of the reviews, see `Reviews`.
-
-    Returns:
-      {good: its category}, the last one of its (last) path, and the layout, "2014", "2018" or
-      "2023". A good without a path has its main_category (2023), or is left out.
 
     Raises:
       DinError: the file is missing, truncated, of no layout or of another one than the reviews, a
@@ -177,6 +189,7 @@ def read_categories(path: Path, goods: pl.Series, reviews: str) -> tuple[dict[st
     reviewed_bytes = {good.encode() for good in reviewed}
     layout: str | None = None
     category_of: dict[str, str] = {}
+    title_of: dict[str, str] = {}
     for first_line, block in _blocks(path):
         for number, line in enumerate(block.split(b"\n"), start=first_line):
             ids = [a or b for a, b in _GOOD_ID.findall(line)]
@@ -199,8 +212,12 @@ def read_categories(path: Path, goods: pl.Series, reviews: str) -> tuple[dict[st
                     f"{path}, line {number}: found the keys {_listed(good)}; expected goods in the "
                     f"layout of {'; or '.join(f'{year}: {text}' for year, text in _GOODS.items())}"
                 )
-            if layout is not None and category and name in reviewed:
+            if layout is None or name not in reviewed:
+                continue
+            if category:
                 category_of[name] = category
+            if isinstance(title := good.get("title"), str) and title.strip():
+                title_of[name] = " ".join(html.unescape(title).split())
     if layout is not None and layout not in reviews:
         raise DinError(
             f"{path} has the layout of {layout}, but the reviews have that of {reviews}; expected "
@@ -211,7 +228,7 @@ def read_categories(path: Path, goods: pl.Series, reviews: str) -> tuple[dict[st
             f"{path}: has a category for none of the {len(goods):,} goods of the reviews; "
             "are both files of the same product group?"
         )
-    return category_of, layout
+    return Goods(category_of, title_of, layout)
 
 
 def _layout_of_goods(good: Mapping[str, Any]) -> str | None:

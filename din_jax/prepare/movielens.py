@@ -139,10 +139,10 @@ def prepare(
     if not 0 <= unknown_share <= 1:
         raise DinError(f"--unknown-share {unknown_share}: expected 0 to 1")
     rng = np.random.default_rng(seed)
-    genres_of_film = read_movies(Path(movies))
+    movie_of = read_movies(Path(movies))
     events = _read_events(Path(ratings), rng)
     n = len(events.user)
-    genres = _encode_genres(events.films, genres_of_film)
+    genres = _encode_genres(events.films, {f: movie.genres for f, movie in movie_of.items()})
     missing = events.films.filter(pl.Series(~genres.listed))
     if 2 * len(missing) > len(events.films):
         raise DinError(
@@ -230,6 +230,8 @@ def prepare(
             mean_history += float(lengths.sum()) / n
             longest_history = max(longest_history, int(lengths.max()))
         writer.vocabulary("film", film.ids, film.counts)
+        titles = [movie_of[f].title if f in movie_of else None for f in film.ids.to_list()]
+        writer.titles("film", pl.Series("title", titles, dtype=pl.String))
         writer.vocabulary("genre", genres.names.gather(genre.ids), genre.counts)
         train_ratings = np.bincount(events.user[: stops["train"]], minlength=train_users)
         writer.vocabulary("user", events.users[:train_users], train_ratings)

@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -128,8 +129,15 @@ def _is_int64(text: str) -> bool:
     return bool(_INTEGER.fullmatch(text)) and -(2**63) <= int(text) < 2**63
 
 
-def read_movies(path: Path) -> dict[int, list[str]]:
-    """{film: its genres, without duplicates, in the file's order}.
+class Movie(NamedTuple):
+    """A film's title, and its genres, without duplicates, in the file's order."""
+
+    title: str
+    genres: list[str]
+
+
+def read_movies(path: Path) -> dict[int, Movie]:
+    """{film: its title and genres}.
 
     Raises:
       DinError: the file is missing, empty, truncated or not one of movies, a line is malformed, or
@@ -146,7 +154,7 @@ def read_movies(path: Path) -> dict[int, list[str]]:
         text = data.decode("latin-1")  # the encoding of ml-1m
     rows = text.split("\n")
     parsed = {",": _csv_rows, "::": _colon_rows, "|": _item_rows}[separator](text)
-    genres_of_film: dict[int, list[str]] = {}
+    movies: dict[int, Movie] = {}
     for row, fields in parsed:
         location = f"{path}, line {first_line + row}"
         if len(fields) != 3 or not _is_int64(fields[0]):
@@ -162,13 +170,13 @@ def read_movies(path: Path) -> dict[int, list[str]]:
                 f"{expected}, the first a whole number. {fix}"
             )
         film, genres = int(fields[0]), fields[2].strip()
-        if film in genres_of_film:
+        if film in movies:
             raise DinError(f"{location}: movie {film} occurs a second time; delete one of the two")
         names = [] if genres == _NO_GENRES else [name.strip() for name in genres.split("|")]
-        genres_of_film[film] = [*dict.fromkeys(filter(None, names))]
-    if not genres_of_film:
+        movies[film] = Movie(fields[1].strip(), [*dict.fromkeys(filter(None, names))])
+    if not movies:
         raise DinError(f"{path}: contains no movies; expected one per line")
-    return genres_of_film
+    return movies
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:

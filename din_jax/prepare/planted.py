@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from din_jax.data.schema import BehaviorField, Field, Schema, Sequence, Table
@@ -56,6 +57,9 @@ POPULARITY_STDDEV = 0.6
 HOUR_STDDEV = 0.3
 NOISE_STDDEV = 0.5
 TASTE = 0.8
+# The key of a store's origin that says which behaviours cause a click: those whose id of `field` is
+# of the same group as the ad's; `group_of_id` has the group of rows 1, 2, … of its table.
+CAUSE = "cause"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +155,8 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(click_log.report(origin)))
     else:
         for name, value in origin.items():
-            print(f"{name:<40}{value}")
+            if name != CAUSE:
+                print(f"{name:<40}{value}")
     print(f"store written to {arguments.out}")
 
 
@@ -256,6 +261,7 @@ def prepare(
             own_history(label, ad + 1, begin[user], begin[user + 1], history + 1)
         ),
         "unknown_row": "the zero vector: the vocabularies are the whole catalogue",
+        CAUSE: {"field": "category", "group_of_id": bundle_of_category.tolist()},
     }
 
     train = order[: bounds[1]]
@@ -271,6 +277,7 @@ def prepare(
                 minlength=schema.rows(name) - 1,
             )
             writer.vocabulary(name, _names(name, len(counts)), counts)
+        writer.titles("item", _titles(category_of_good, bundle_of_category))
         for name, values in {"age": age[user], "hour": hour}.items():
             writer.append(f"fields/{name}", (values[order] + 1).astype(np.uint8))
             counts = np.bincount(values[train], minlength=schema.rows(name) - 1)
@@ -318,3 +325,14 @@ def _schema(goods: int, categories: int, shops: int, users: int) -> Schema:
 
 def _names(prefix: str, count: int) -> pl.Series:
     return pl.Series("id", [f"{prefix}{i}" for i in range(count)])
+
+
+def _titles(category_of_good: npt.NDArray[Any], bundle_of_category: npt.NDArray[Any]) -> pl.Series:
+    """The goods' display names, by which people see what belongs together."""
+    return pl.Series(
+        "title",
+        [
+            f"good {good} (bundle {bundle_of_category[category]}, category {category})"
+            for good, category in enumerate(category_of_good.tolist())
+        ],
+    )

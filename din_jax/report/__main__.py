@@ -1,8 +1,11 @@
-"""Compares models over several seeds, the paper's tables, and the simple baselines of a store.
+"""Reports: of trained runs, of models over several seeds, and of a store's simple baselines.
+
+    python -m din_jax.report run --workdir …                  a trained run, as an HTML page
+    python -m din_jax.report compare runs/a runs/b …          trained runs side by side, likewise
 
     python -m din_jax.report table3 --store …                 the paper's tables 3, 4 and 5
     python -m din_jax.report lines --config … --workdir …     the lines that a config file defines
-    python -m din_jax.report compare --config … --workdir …   models and activations
+    python -m din_jax.report compare --config … --workdir …   trains models and activations
     python -m din_jax.report baselines --store …              simple baselines, in seconds
     python -m din_jax.report search --config … --workdir …    hyper-parameters, on validation
 
@@ -40,23 +43,27 @@ from din_jax.report.search_space import as_flags, default_space
 
 TABLES = ("table3", "table4", "table5")
 _TRAINED = (*TABLES, "lines", "compare", "search")
-_REPORTS = (*_TRAINED, "baselines")
+_REPORTS = (*_TRAINED, "baselines", "run")
 _EXPECTED = (
-    "expected `python -m din_jax.report table3 --store=…`, `table4`, `table5`, `lines --config=…`, "
-    "`compare --config=…`, `search --config=…` or `baselines --store=…`"
+    "expected `python -m din_jax.report run --workdir=…`, `compare RUN RUN …`, "
+    "`table3 --store=…`, `table4`, `table5`, `lines --config=…`, `compare --config=…`, "
+    "`search --config=…` or `baselines --store=…`"
 )
+_MOST_RUNS = 20  # side by side
 # The reports that have a flag, for flags that not all reports have.
 _REPORTS_WITH = {
     "models": ("compare",),
     "activations": ("compare",),
-    "store": (*TABLES, "baselines"),
+    "store": (*TABLES, "baselines", "run", "compare"),
     "protocol": TABLES,
     "line": (*TABLES, "lines"),
     "config": _TRAINED,
     "seeds": (*TABLES, "lines", "compare"),
     "trials": ("search",),
-    "workdir": _TRAINED,
-    "split": ("baselines",),
+    "workdir": (*_TRAINED, "run"),
+    "split": ("baselines", "run", "compare"),
+    "checkpoint": ("run", "compare"),
+    "out": ("run", "compare"),
     "max_history": ("baselines",),
 }
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,7 +77,9 @@ _MODELS = flags.DEFINE_list(
 _ACTIVATIONS = flags.DEFINE_list(
     "activations", "dice", "compare: the activations that each model is trained with."
 )
-_STORE = flags.DEFINE_string("store", None, "Tables and baselines: the store.")
+_STORE = flags.DEFINE_string(
+    "store", None, "Tables and baselines: the store. Run and compare: where it is, if it has moved."
+)
 _PROTOCOL = flags.DEFINE_string(
     "protocol",
     "paper",
@@ -82,7 +91,18 @@ _LINE = flags.DEFINE_multi_string(
     [],
     "Tables and lines: train only this line and the one that it is compared with; may be repeated.",
 )
-_SPLIT = flags.DEFINE_string("split", "test", "Baselines: the split to score.")
+_SPLIT = flags.DEFINE_string("split", "test", "Baselines, run, compare: the split to score.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint",
+    None,
+    ["best", "last"],
+    "Run and compare: which weights (default: those that training reported).",
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Run and compare: the HTML file (default: report.html, or compare.html, in the run's folder).",
+)
 _MAX_HISTORY = flags.DEFINE_integer(
     "max_history",
     0,
@@ -150,6 +170,26 @@ def _baselines() -> str:
     )
 
 
+def _page(name: str, runs: list[str]) -> str:
+    """Writes the page of a run, or of several side by side; returns what to print."""
+    from din_jax.plots.figures import scored_run  # needs Matplotlib
+    from din_jax.report import page, run_page, runs_page
+
+    def load(workdir: str) -> Any:
+        store = _STORE.value or ""
+        return scored_run(workdir, _SPLIT.value, store=store, checkpoint=_CHECKPOINT.value)
+
+    if name == "run":
+        out = Path(_OUT.value or run_page.default_out(Path(_WORKDIR.value)))
+        html, text = run_page.run_page(load(_WORKDIR.value)), ""
+    else:
+        scored = [load(workdir) for workdir in runs]
+        html, text = runs_page.runs_page(scored)
+        out = Path(_OUT.value or runs_page.default_out(scored[0].workdir))
+    page.write(out, html)
+    return f"{text}\nreport written to {out}".strip()
+
+
 def _search(workdir: Path) -> tuple[dict[str, Any], str]:
     """Searches hyper-parameters; returns the result, and the result as Markdown."""
     try:
@@ -208,7 +248,14 @@ def _check_flags(report: str) -> None:
     for flag, reports in _REPORTS_WITH.items():
         if flags.FLAGS[flag].present and report not in reports:
             raise DinError(f"--{flag} is no flag of `{report}`, but of {', '.join(reports)}")
-    if report == "compare":
+    if report == "compare" and not flags.FLAGS["config"].present:
+        for flag in ("models", "activations", "seeds", "workdir"):
+            if flags.FLAGS[flag].present:
+                raise DinError(f"--{flag}: trained runs are named alone: compare runs/a runs/b")
+    elif report == "compare":
+        for flag in ("split", "checkpoint", "out", "store"):
+            if flags.FLAGS[flag].present:
+                raise DinError(f"--{flag}: is for trained runs, compare runs/a runs/b")
         for key, flag in (("model.name", "models"), ("model.activation", "activations")):
             if key in config_flags.get_override_values(flags.FLAGS["config"]):
                 raise DinError(f"--config.{key}: what is compared is named by --{flag}")
@@ -255,13 +302,25 @@ def main() -> None:
         raise DinError(f"no report {sys.argv[1]!r}: {_EXPECTED}")
     argv = _with_config_of_table(sys.argv)
     report = next((a for a in argv[1:] if a in _REPORTS), "")
-    required = ("store",) if report == "baselines" else ("config", "workdir")
-    (name,) = cli.parse_flags(argv, required=required, positional=1) or [""]
+    of_runs = report == "compare" and not any(
+        a.startswith(("--config=", "-config=")) or a in ("--config", "-config") for a in argv
+    )
+    required: tuple[str, ...] = ("config", "workdir")
+    if of_runs:
+        required = ()
+    elif report in ("baselines", "run"):
+        required = ("store",) if report == "baselines" else ("workdir",)
+    name, *runs = cli.parse_flags(
+        argv, required=required, positional=_MOST_RUNS if of_runs else 1
+    ) or [""]
     if name not in _REPORTS:
         raise DinError(f"{f'no report {name!r}' if name else 'which report?'}: {_EXPECTED}")
     _check_flags(name)
     if name == "baselines":
         print(_baselines())
+        return
+    if name == "run" or of_runs:
+        print(_page(name, runs))
         return
     workdir = Path(_WORKDIR.value)
     if name == "compare":

@@ -36,6 +36,7 @@ from din_jax.serve.versions import Version, Versions
 
 TIMEOUT_HEADER = "X-Timeout-Ms"
 _RETRY = {"Retry-After": "1"}
+_BODIES = 4  # times max_queue: bodies that are read at a time
 _Asked = TypeVar("_Asked", ScoreRequest, RankRequest)
 
 
@@ -91,6 +92,7 @@ class Server:
         self.name, self.versions, self.batcher = name, versions, batcher
         self.monitor, self.limits = monitor, limits
         self._rollback_allowed = rollback
+        self._bodies = 0  # that are being read
         monitor.queue(lambda: batcher.admitted)
         routes = [
             Route("/v1/score", self.score, methods=["POST"]),
@@ -151,7 +153,9 @@ class Server:
     async def rollback(self, request: Request) -> Response:
         """POST /v1/rollback: back to the previous version."""
         if not self._rollback_allowed:
-            raise HTTPException(403, "not without a token on an address that others reach")
+            raise HTTPException(
+                403, "not here: others reach this server without a token, or it is one of several"
+            )
         asked = parse(RollbackRequest, await self._body(request, self._deadline(request)))
         try:
             version = self.versions.rollback(asked.version)
@@ -202,7 +206,14 @@ class Server:
 
     async def _scored(self, request: Request, kind: type[_Asked]) -> _Answered:
         deadline = self._deadline(request)
-        body = await self._body(request, deadline)
+        # At once: bodies that can't be answered would only fill the memory.
+        if self.batcher.full or self._bodies >= _BODIES * self.batcher.max_queue:
+            raise Overloaded
+        self._bodies += 1
+        try:
+            body = await self._body(request, deadline)
+        finally:
+            self._bodies -= 1
         limits = self.limits
 
         def encode() -> tuple[_Asked, Version, Any, Any]:

@@ -82,6 +82,11 @@ class Batcher:
         """How many requests are being answered."""
         return self._admitted
 
+    @property
+    def full(self) -> bool:
+        """Whether `admission` would refuse."""
+        return self._admitted >= self.max_queue
+
     @contextlib.asynccontextmanager
     async def admission(self, deadline: float) -> AsyncIterator[None]:
         """Admits a request; `encode` and `score` belong within.
@@ -93,7 +98,7 @@ class Batcher:
           Overloaded: as many as `max_queue` are admitted already.
           DeadlinePassed: the block is not done by the deadline; it is cancelled.
         """
-        if self._admitted >= self.max_queue:
+        if self.full:
             raise Overloaded
         self._admitted += 1
         try:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from din_jax.data.pretrained import Pretrained
 from din_jax.distributed.devices import Placement, one_device
 from din_jax.distributed.mapping import PER_DEVICE, REPLICATED, over_devices
 from din_jax.step.state import TrainState
@@ -20,7 +19,9 @@ _NO_ROW = np.iinfo(np.int32).max
 
 
 def write_pretrained(
-    state: TrainState, pretrained: Mapping[str, Pretrained], placement: Placement | None = None
+    state: TrainState,
+    pretrained: Mapping[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
+    placement: Placement | None = None,
 ) -> TrainState:
     """Replaces rows of a state's tables by pretrained vectors. Donates these tables.
 
@@ -28,12 +29,12 @@ def write_pretrained(
 
     Args:
       state: a state before its first step.
-      pretrained: {table: its vectors}.
+      pretrained: {table: (int32[n] rows, float32[n, D] their vectors)}.
       placement: the devices, by default the first.
     """
     placement = placement or one_device()
     tables, fixed = dict(state.tables), dict(state.fixed)
-    for name, (_, rows, vectors, *_) in pretrained.items():
+    for name, (rows, vectors) in pretrained.items():
         sharded = name in placement.sharded
         tables[name] = _written(tables[name], rows, vectors, placement, sharded=sharded)
         if name in fixed:

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from din_jax.checkpoint import compatibility
 from din_jax.checkpoint.checkpoints import Checkpoints, Kind
 from din_jax.config import check
+from din_jax.data.co_occurrence import co_occurrence_vectors
 from din_jax.data.files import json_checksum
+from din_jax.data.packing import Packer
 from din_jax.data.pretrained import Pretrained, pretrained_files, read_pretrained
 from din_jax.data.source import BatchSource, Shards
 from din_jax.data.store import SPLITS, Store
@@ -65,7 +67,7 @@ class Run(NamedTuple):
     placement: Placement
 
     def init(self, pretrained: Mapping[str, Pretrained] | None = None) -> TrainState:
-        """Makes the initial state, with pretrained vectors, or weights of another run, if asked.
+        """Makes the initial state, with the vectors or weights of another run that are asked for.
 
         Args:
           pretrained: what `pretrained` returned, if it has been called; otherwise it is.
@@ -76,6 +78,8 @@ class Run(NamedTuple):
         """
         pretrained = self.pretrained() if pretrained is None else pretrained
         weights = self._weights_of(self.config.train.init_from)
+        vectors = {} if weights else self._co_occurrence()
+        vectors |= {name: (given.rows, given.vectors) for name, given in pretrained.items()}
         state = init_state(
             self.model,
             self.optimizer,
@@ -86,7 +90,7 @@ class Run(NamedTuple):
             fixed=self._fixed_tables(),
             placement=self.placement,
         ).replace(**weights)
-        return write_pretrained(state, pretrained, self.placement)
+        return write_pretrained(state, vectors, self.placement)
 
     def pretrained(self) -> dict[str, Pretrained]:
         """Reads the vectors of `config.model.pretrained`, {table: vectors}.
@@ -96,6 +100,38 @@ class Run(NamedTuple):
         """
         dims = {name: spec.dim for name, spec in self.model.tables.items()}
         return read_pretrained(self.config.model.pretrained, self.store, dims)
+
+    def _co_occurrence(self) -> dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+        """The rows and vectors by co-occurrence that tables begin with, but for those of files."""
+        stddev = self.config.model.co_occurrence_stddev
+        if not stddev:
+            return {}
+        of_behaviors = {
+            field.table
+            for sequence in self.store.schema.sequences
+            for field in sequence.fields
+            if not field.multi_hot
+        }
+        tables = of_behaviors & self.model.tables.keys()
+        tables -= pretrained_files(self.config.model.pretrained, self.model.tables).keys()
+        packer = Packer(self.store, 0)  # histories as a whole, however many a sample has
+
+        def compute() -> dict[str, npt.NDArray[Any]]:
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            for name in sorted(tables):
+                rows, vectors = co_occurrence_vectors(
+                    packer, self.config.data.fit, name, self.model.tables[name].dim
+                )
+                if len(rows):
+                    arrays |= {f"{name}/rows": rows, f"{name}/vectors": stddev * vectors}
+            return arrays
+
+        # All processes begin with equal bits: they may run on unequal processors.
+        arrays = processes.of_first(compute)
+        names = [name for name in sorted(tables) if f"{name}/rows" in arrays]
+        if names and processes.is_first():
+            print(f"vectors by co-occurrence in the training histories: {', '.join(names)}")
+        return {name: (arrays[f"{name}/rows"], arrays[f"{name}/vectors"]) for name in names}
 
     def _fixed_tables(self) -> list[str]:
         """The tables with rows that keep their pretrained vectors."""

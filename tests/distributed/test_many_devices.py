@@ -98,7 +98,7 @@ class Trained:
             "placement": placement,
         }
         self.state = init_state(self.model, self.optimizer, batch, 1, **options)
-        self.state = write_pretrained(self.state, drawn, placement)
+        self.state = write_pretrained(self.state, self.fixed, placement)
         every = slice(None)
         self.first = jax.tree.map(lambda leaf: of_rows(leaf, every), self.state.opt_state)
         self.shapes = state_shapes(self.model, self.optimizer, batch, **options)

@@ -140,7 +140,7 @@ QUOTED = b'user,note,age\n1,"two\nlines, with a comma",2\n'  # lines 1 to 3 of a
         ),
         (
             spec_with("0.15\ntest = 0.25", "2024-01-01\ntest = 2024-01-02"),
-            r"\[split\] .* 2024-01-.*, but the times of \[impressions\], 'at', are Int64 from 0",
+            r"\[split\] .* 2024-01-.*of \[impressions\], 'at', are numbers of an unknown",
         ),
         (
             spec_with("0.15\ntest = 0.25", "50\ntest = 99"),

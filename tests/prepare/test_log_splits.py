@@ -1,6 +1,7 @@
 """Splits of a log, and that nothing of a later split reaches an earlier one."""
 
 import numpy as np
+import polars as pl
 import pytest
 from log_oracle import (
     BY_COLUMN,
@@ -13,8 +14,9 @@ from log_oracle import (
     tables_of_a_log,
 )
 
-from din_jax.data.store import SPLITS
+from din_jax.data.store import SPLITS, Store
 from din_jax.errors import DinError
+from din_jax.prepare import log
 
 
 def test_a_click_is_in_no_history_of_its_own_time_or_before(tmp_path):
@@ -164,3 +166,33 @@ def test_names_of_splits_that_the_spec_lacks_are_listed(tmp_path):
     spec = SPEC.replace(BY_TIME, BY_COLUMN)
     with pytest.raises(DinError, match=r"'split' names splits .*'spare' \(\d+ rows\).*ignore = \["):
         prepare(tmp_path, tables, spec + VIEWS)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("ms", 1000), ("s", 1), ("", 1000)])
+def test_a_date_splits_times_that_are_numbers(tmp_path, unit, factor):
+    began = 1_714_521_600  # 2024-05-01 00:00:00 UTC
+    rows = [
+        {"user": i % 7, "item": i % 5, "at": factor * (began + 3600 * i), "click": int(i % 3 == 0)}
+        for i in range(96)
+    ]
+    folder = tmp_path / "log"
+    folder.mkdir()
+    pl.DataFrame(rows).write_csv(folder / "impressions.csv")
+    spec = f"""
+[impressions]
+path = "impressions.csv"
+label = "click"
+user = "user"
+item = "item"
+time = "at"
+{f'time_unit = "{unit}"' if unit else ""}
+
+[split]
+by = "time"
+validation = 2024-05-03
+test = "2024-05-03 12:00:00.5"
+"""
+    (folder / "spec.toml").write_text(spec)
+    log.prepare(folder / "spec.toml", tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert [len(store.split(name)) for name in SPLITS] == [48, 13, 35]

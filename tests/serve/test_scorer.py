@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from behavior_vectors import behavior_vectors
 from untrained import prepare_log, random_run
 
 from din_jax.errors import DinError
 from din_jax.export.encoding import InvalidRequest
 from din_jax.export.exporting import export_run
+from din_jax.plots.recombined import recombined
+from din_jax.plots.scored_run import ScoredRun
 from din_jax.serve.ranking import ranking
 from din_jax.serve.scorer import Scorer
 from din_jax.training.trained import evaluate
@@ -127,6 +130,30 @@ def test_explanations_are_of_the_behaviours_that_are_used(a_log, scorer):
     late = [*history, history[0] | {"time": request["time"] + 1}]
     found = scorer.explain(**request | {"behaviors": {"history": late}}, candidates=ads)["history"]
     np.testing.assert_array_equal(found, np.pad(weights, ((0, 0), (0, 1))))
+
+
+def test_explained_weights_recompose_the_interest(a_log, scorer):
+    """Eq. 3 in float64: Σ w_j e_j, w as explained, is the interest of the run's own model."""
+    run = ScoredRun.load(a_log.model.parent / "run")
+    test = run.store.split("test")
+    samples = np.array(test)[::29]
+    of_samples = recombined(run.store, samples)
+    interest = np.concatenate(
+        [
+            outputs.aux["interest"]["history"][batch.weight > 0]
+            for outputs, batch in run.outputs(of_samples)
+        ]
+    )
+    start, end = run.history("history", samples)
+    first_row = len(a_log.rows) - len(test)  # the samples are the log's last rows, in order
+    for i, sample in enumerate(samples):
+        place = first_row + sample - test.start
+        ad = a_log.ad(a_log.rows[place])
+        weights = scorer.explain(**a_log.user(place), candidates=[ad])["history"][0]
+        used = weights[len(weights) - (end[i] - start[i]) :].astype(np.float64)
+        e = behavior_vectors(run.run, run.state, np.arange(start[i], end[i]))
+        np.testing.assert_allclose(used @ e, interest[i], rtol=1e-5, atol=1e-5)
+    assert np.abs(interest).max() > 0.1
 
 
 def test_unknown_ids_count_and_null_is_a_value(a_log, scorer):

@@ -1,10 +1,12 @@
 """The server as a whole: overload, reloads under load, a model, the command."""
 
+import contextlib
 import json
 import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +42,22 @@ def test_an_overload_refuses_what_it_can_not_answer_in_time(tmp_path):
     for answer, _ in answers[503]:
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["field"] is None
+
+
+def test_bodies_that_arrive_slowly_are_bounded(tmp_path):
+    app = stub_server(tmp_path, StubScorer(), batcher={"max_queue": 1}, timeout_ms=20_000).app
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with listening(app) as address, contextlib.ExitStack() as slow:
+        host, _, port = address.removeprefix("http://").partition(":")
+        for _ in range(4):
+            connection = slow.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        time.sleep(0.2)  # until all have been read so far
+        refused, _ = post(address)
+        slow.close()
+        time.sleep(0.2)
+        answered, _ = post(address)
+    assert (refused.status_code, answered.status_code) == (503, 200)
 
 
 def test_a_request_may_ask_for_less_time(tmp_path):

@@ -189,3 +189,22 @@ def test_fixed_rows_stay_through_a_run_and_another_begins_where_it_was_best(
     evaluator = run.evaluator("validation")
     metrics = evaluator.metrics(evaluator.probabilities(run.init()))
     assert metrics == {name: pytest.approx(best[name], rel=1e-4) for name in metrics}
+
+
+def test_tables_begin_with_vectors_by_co_occurrence(planted_store, vectors, tmp_path):
+    keys = {"model.co_occurrence_stddev": 0.3}
+    run = open_run(config_of(planted_store, **keys))
+    tables = run.init().tables
+    plain = open_run(config_of(planted_store)).init().tables
+    for name in ("item", "shop", "category"):
+        of_rows = np.asarray(tables[name])
+        written = np.flatnonzero((of_rows != np.asarray(plain[name])).any(axis=1))
+        assert len(written) > 0.8 * len(of_rows)
+        assert of_rows[written].std() == pytest.approx(0.3, rel=0.01)
+    np.testing.assert_array_equal(tables["hour"], plain["hour"])  # of no behaviour
+
+    given, values = vectors
+    both = open_run(config_of(planted_store, **keys, **given)).init()
+    np.testing.assert_array_equal(both.tables["item"][1:2001], values)
+    np.testing.assert_array_equal(both.tables["shop"], tables["shop"])
+    assert sorted(both.fixed) == ["item"]

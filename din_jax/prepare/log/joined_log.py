@@ -44,12 +44,14 @@ class JoinedLog:
       fields: {group of the schema: {field: feature of the samples}}.
       sequences: by name.
       negatives: how negatives were drawn, or None.
+      titles: [(ids, titles)] of items, see `Tables`.
       place: int64 [samples], ".place" of the impressions where their frame has it, or None.
     """
 
     def __init__(self, spec: Spec, seed: int, tables: Tables):
         self.spec = spec
         self._frames, self.counts, self.notes = tables.frames, tables.counts, tables.notes
+        self.titles = tables.titles
         self._unit = time_unit(spec, self._frames, self.notes)
         samples = self._samples(seed)
         rows = len(samples)
@@ -98,7 +100,7 @@ class JoinedLog:
                     "that a user took"
                 )
             rows = positives
-        split = split_impressions(spec, rows, seed, self.notes)
+        split = split_impressions(spec, rows, seed, self.notes, self._unit)
         counts["in no split"] = len(rows) - len(split.rows)
         if spec.split is not None and spec.split.min_history:
             counts["with too short a history"] = len(split.rows) - len(split.samples)
@@ -155,6 +157,8 @@ class JoinedLog:
         rates: dict[str, dict[str, float]] = {}
         for group, side_tables in (("ad", self.spec.items), ("user", self.spec.users)):
             for side_table in side_tables:
+                if not side_table.columns:
+                    continue  # it has titles alone
                 name = side_table.columns[0].name  # all columns of a table are joined together
                 joined = {"samples": self.fields[group][name]}
                 if group == "ad":

@@ -183,12 +183,16 @@ class ListedHistory:
 
 @dataclasses.dataclass(frozen=True)
 class SideTable:
-    """A table of items or users: `columns` by `key`, valid from `valid_from` on if it is given."""
+    """A table of items or users: `columns` by `key`, valid from `valid_from` on if it is given.
+
+    `title` is the column of the items' display names, which no model reads, or None.
+    """
 
     files: TableFiles
     key: str
     valid_from: Time | None
     columns: tuple[Column, ...]
+    title: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

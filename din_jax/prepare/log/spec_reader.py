@@ -35,7 +35,7 @@ _KEYS = {
         *("order", "prior", "ad", "fields"),
     ),
     "history": ("item", "time", *TIME_KEYS, "ad", "newest_first"),
-    "items": (*FILE_KEYS, "item", "valid_from", *TIME_KEYS, "columns"),
+    "items": (*FILE_KEYS, "item", "valid_from", *TIME_KEYS, "columns", "title"),
     "users": (*FILE_KEYS, "user", "valid_from", *TIME_KEYS, "columns"),
     "negatives": ("per_positive", "by", "category", "exclude"),
     "tables": ("min_count", "unknown_share", "buckets", "ids"),
@@ -287,8 +287,10 @@ class _Reader:
                 key=section.text(key),
                 valid_from=section_values.time(section, "valid_from"),
                 columns=self._columns(section, "columns"),
+                # Nobody reads the titles of rows to score, whose table may lack them.
+                title=None if self.to_score else section.optional_text("title"),
             )
-            if not side_table.columns:
+            if not side_table.columns and "title" not in section:
                 raise section.missing("columns", 'a list of columns, ["a", "b"]')
             side_tables.append(side_table)
         return tuple(side_tables)

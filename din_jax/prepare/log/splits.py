@@ -15,19 +15,28 @@ from din_jax.errors import DinError
 from din_jax.prepare.leave_last_out import leave_last_out
 from din_jax.prepare.log.seeding import generator
 from din_jax.prepare.log.spec import SHARE_OR_TIME, Spec, Split, SplitStart, is_share
+from din_jax.prepare.log.times import UNITS, as_number, unit_alone
 
 _IGNORED = len(SPLITS)  # the number of impressions in no split
 
 
-def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str]) -> Splits:
+def split_impressions(
+    spec: Spec, impressions: pl.DataFrame, seed: int, notes: list[str], unit: str | None = None
+) -> Splits:
     """Splits the impressions.
+
+    Args:
+      spec, impressions: the spec and its rows.
+      seed: of what is drawn.
+      notes: gets a line if the rows have no times.
+      unit: of times that are numbers; by default the spec's, or a guess.
 
     Without a [split], which only rows to be scored lack, all are in test. Without times the order
     of the files is that of time; a note says so.
 
     Raises:
       DinError: a split is empty, the column has names that the spec does not, or the spec has dates
-        where the times are numbers, or the other way round.
+        where the times are numbers of an unknown unit, or numbers where they are dates.
     """
     split, rows = spec.split, len(impressions)
     if split is None:
@@ -60,7 +69,7 @@ def split_impressions(spec: Spec, impressions: pl.DataFrame, seed: int, notes: l
         # Both starts are computed before any row is moved to a later split.
         train = number == 0
         starts = {
-            name: _start_time(spec, split, name, time.filter(pl.Series(train)))
+            name: _start_time(spec, split, name, time.filter(pl.Series(train)), unit)
             for name in split.starts
         }
         for name, start in starts.items():
@@ -182,7 +191,7 @@ def _at_random(fractions: Mapping[str, Any], rows: int, seed: int) -> np.ndarray
     return number
 
 
-def _start_time(spec: Spec, split: Split, name: str, time: pl.Series) -> Any:
+def _start_time(spec: Spec, split: Split, name: str, time: pl.Series, unit: str | None) -> Any:
     """The time at which a split of rows with these times begins."""
     starts = split.starts
     start: SplitStart = starts[name]
@@ -194,7 +203,16 @@ def _start_time(spec: Spec, split: Split, name: str, time: pl.Series) -> Any:
             if SPLITS.index(other) >= SPLITS.index(name) and is_share(share)
         )
         return time.sort()[min(round(len(time) * remaining), len(time) - 1)]
-    if isinstance(start, datetime.datetime) != time.dtype.is_temporal():
+    dates = time.dtype.is_temporal()
+    if isinstance(start, datetime.datetime) and not dates and spec.impressions.time:
+        if (unit := unit or unit_alone(spec, time)) is not None:
+            return as_number(start, unit)
+        raise DinError(
+            f"{spec.path}: [split] {name} = {start}, but the times of [impressions], "
+            f"{spec.impressions.time.name!r}, are numbers of an unknown unit, from {time.min()!r} "
+            f"to {time.max()!r}; name it in [impressions] time_unit: {', '.join(UNITS)}"
+        )
+    if isinstance(start, datetime.datetime) != dates:
         column = spec.impressions.time.name if spec.impressions.time else ""
         raise DinError(
             f"{spec.path}: [split] {name} = {start}, but the times of [impressions], "

@@ -36,12 +36,14 @@ class Tables:
       counts: {section: {what is counted: rows}}.
       notes: of what is not an error but may be a mistake.
       text_tables: the embedding tables whose ids stay text.
+      titles: the items' ids and their titles, of each side table that has them.
     """
 
     def __init__(self, spec: specs.Spec, *, limit: int | None = None, impressions: bool = True):
         self.counts: dict[str, dict[str, int]] = {}
         self.notes: list[str] = []
         self._zoned: dict[str, bool] = {}
+        self.titles: list[tuple[pl.Series, pl.Series]] = []
         self.text_tables = frozenset(n for n, options in spec.tables.items() if options.text)
         self._raw = _RawTables(spec, limit, self.text_tables)
         self.frames = {}
@@ -140,6 +142,10 @@ class Tables:
             unique.append(".time")
         for column in side_table.columns:
             add_feature(columns, column)
+        if side_table.title is not None:
+            self.titles.append((columns.converted[key], columns.titles(side_table.title)))
+            if side_table.title not in {side_table.key, *(c.column for c in side_table.columns)}:
+                columns.raw = columns.raw.drop(side_table.title)  # it tells no two rows apart
         frame = self._distinct(columns, side_table.valid_from)
         if without:
             self.counts[columns.section][f"without {key.removeprefix('.')}"] = without
@@ -317,6 +323,7 @@ def columns_of(spec: specs.Spec) -> list[tuple[specs.TableFiles, dict[str, str]]
     for side_tables, key in ((spec.items, "item"), (spec.users, "user")):
         for s in side_tables:
             named = {c.column: "columns" for c in s.columns} | {s.key: key}
+            named |= _present((s.title, "title"))
             tables.append((s.files, named | _times(s.valid_from, "valid_from")))
     return [
         (files, columns | {c: "where" for c, _ in files.where if c not in columns})

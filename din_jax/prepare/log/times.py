@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,6 +127,21 @@ def time_unit(spec: Spec, frames: dict[str, pl.DataFrame], notes: list[str]) -> 
         + f" name their unit in [impressions] time_unit: {', '.join(UNITS)}"
     )
     return guess
+
+
+def unit_alone(spec: Spec, time: pl.Series) -> str | None:
+    """The unit of the impressions' times by themselves: the spec's, or a guess. None if unknown."""
+    if time.dtype.is_temporal():
+        return "us"  # see `TypedColumns.add_time`
+    stated = spec.impressions.time.unit if spec.impressions.time else None
+    return stated or _guess(time.abs().max())
+
+
+def as_number(moment: datetime.datetime, unit: str) -> int:
+    """A date-time in UTC, without a zone, as whole units since 1970, rounded up."""
+    numerator, denominator = UNITS[unit]
+    microseconds = (moment - datetime.datetime(1970, 1, 1)) // datetime.timedelta(microseconds=1)
+    return -(-microseconds * denominator // (numerator * 10**6))
 
 
 def in_seconds(time: pl.Series, unit: str) -> np.ndarray:

@@ -241,6 +241,13 @@ class TypedColumns:
         ids = self._require_values(column, self.ids(column, self.raw[column]))
         self.add(name, ids.cast(pl.String))
 
+    def titles(self, column: str) -> pl.Series:
+        """A column as text: display names."""
+        raw = self.raw[column]
+        if raw.dtype.is_nested():
+            raise self.type_error(column, raw.dtype, "text")
+        return as_text(raw)
+
     def add(self, name: str, values: pl.Series) -> None:
         """Adds converted values."""
         self.converted[name] = values.alias(name)

@@ -25,6 +25,7 @@ from din_jax.data.schema import (
 )
 from din_jax.data.store import UNLABELLED
 from din_jax.data.store_writer import StoreWriter, smallest_unsigned
+from din_jax.data.titles import titles_of
 from din_jax.prepare.log.features import Feature
 from din_jax.prepare.log.joined_log import JoinedLog
 from din_jax.prepare.log.vocabulary_fitting import FittedTable
@@ -76,6 +77,9 @@ def write_store(
         for name, table in tables.items():
             if not isinstance(table, NumberTransform):
                 writer.vocabulary(name, table.ids, table.counts)
+                if name == "item" and log.titles:
+                    titles = [titles_of(table.ids, *of_table) for of_table in log.titles]
+                    writer.titles(name, pl.select(pl.coalesce(titles)).to_series())
         origin["notes"] += notes()
         writer.finish(
             {s: (part.start, part.stop) for s, part in log.splits.items()}, origin, like=like
