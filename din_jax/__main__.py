@@ -14,8 +14,8 @@ COMMANDS = {
     "export": "a trained run as an artifact that scores by itself",
     "serve": "answers requests over HTTP by an exported model",
     "plots": "the figures of a trained run",
-    "verify": "whether stores, runs and exported models are what was written",
-    "replay": "takes the step at which a run diverged again",
+    "verify": "whether stores, runs and exported models are whole",
+    "replay": "the step at which a run diverged, again",
     "report": "reports of runs, the paper's tables, searches, simple baselines",
 }
 SCRIPTS = {

@@ -126,30 +126,36 @@ def _vectors(
     samples = np.arange(store.split(split).start, store.split(split).stop)
     users = store.column("samples/user")[samples].astype(np.int64)
     size = next(t.rows for t in store.schema.tables if t.name == table)
-    together, having = scipy.sparse.csr_array((size, size), dtype=np.int64), np.zeros(size)
+    all_baskets = []
     for sequence in store.schema.sequences:
         for field in sequence.fields:
             if field.table == table and not field.multi_hot:
                 events, owner = latest_histories(packer, sequence.name, users, samples)
                 ids = store.column(f"events/{sequence.name}/{field.name}")[events]
-                user, ids = baskets(owner * size + ids, size)
-                together = together + counts_together(user, ids, size)
-                having += np.bincount(ids, minlength=size)
+                all_baskets.append(baskets(owner * size + ids, size))
+    having = sum((np.bincount(ids, minlength=size) for _, ids in all_baskets), np.zeros(size))
     chosen = np.flatnonzero(having)
     if len(chosen) > _MOST_IDS:
         chosen = np.sort(chosen[np.argsort(-having[chosen], kind="stable")[:_MOST_IDS]])
     none = np.empty(0, np.int32), np.empty((0, dim), np.float32)
     if len(chosen) < IDS_PER_DIMENSION * dim:
         return none
-    pairs = scipy.sparse.coo_array(together[chosen][:, chosen])
+    place = np.full(size, -1)
+    place[chosen] = np.arange(len(chosen))
+    together = scipy.sparse.csr_array((len(chosen),) * 2, dtype=np.int64)
+    for user, ids in all_baskets:
+        kept = place[ids] >= 0
+        together = together + counts_together(user[kept], place[ids[kept]], len(chosen))
+    pairs = together.tocoo()
     apart = pairs.row != pairs.col
     row, column, count = pairs.row[apart], pairs.col[apart], pairs.data[apart].astype(np.float64)
     if not len(count):
         return none
     of_row = np.bincount(row, count, len(chosen))
     information = np.log(count * count.sum() / (of_row[row] * of_row[column]))
+    more = information > 0
     matrix = scipy.sparse.csr_array(
-        (np.maximum(information, 0), (row, column)), shape=(len(chosen),) * 2
+        (information[more].astype(np.float32), (row[more], column[more])), shape=together.shape
     )
     left, singular, _ = randomized_svd(matrix, dim, n_iter=4, random_state=0)
     vectors = left * np.sqrt(singular)

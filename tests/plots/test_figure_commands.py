@@ -5,6 +5,7 @@ from din_jax.errors import DinError
 from din_jax.plots.figures import all_pictures, pictures
 
 
+@pytest.mark.long
 def test_all_figures_are_written_as_png_and_svg(softmax, tmp_path):
     pictures = dict(all_pictures(softmax))
     assert len(pictures) == 9
@@ -30,6 +31,7 @@ def test_a_model_without_activation_unit_has_the_other_figures(base):
     assert pictures["embeddings"](base).data
 
 
+@pytest.mark.long
 def test_the_command_writes_to_the_runs_folder_and_names_errors(log_folder, tmp_path):
     run, base = log_folder / "softmax", log_folder / "base"
     plots = ("-m", "din_jax.plots")

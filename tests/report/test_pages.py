@@ -243,6 +243,7 @@ def test_other_data_tell_no_causes(runs):
     assert causes.cause_auc(runs[0]) is None
 
 
+@pytest.mark.long
 def test_the_commands_write_pages_or_one_clear_error(folder, tmp_path):
     report = ["-m", "din_jax.report"]
     a, b = folder / "a", folder / "b"

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import numpy as np
 import pytest
-from conftest import CURVES, with_log
 from hypothesis import given, strategies as st
+from logged_curves import CURVES, with_log
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
