@@ -49,7 +49,7 @@ def check_store(folder: Path, description: Mapping[str, Any], schema: Schema, ho
         raise DinError(f"verify={how!r}: expected {' or '.join(map(repr, VERIFY))}")
     if how == "none":
         return
-    files = ["schema.json", *_files(schema)]
+    files = ["schema.json", *_files(description, schema)]
     begun = time.time_ns()
     stamps = _stamps(folder, files)
     if how == "once" and stamps and stamps == _remembered(folder):
@@ -78,7 +78,7 @@ def check_store(folder: Path, description: Mapping[str, Any], schema: Schema, ho
 def damages(folder: Path, description: Mapping[str, Any], schema: Schema) -> list[str]:
     """What is wrong with a store, a line each: the file, what was found and what was expected."""
     if "files" in description:
-        found = _damaged_files(folder, description["files"], _files(schema))
+        found = _damaged_files(folder, description["files"], _files(description, schema))
         return found or _damaged_content(folder, description, schema)
     return _damaged_content(folder, description, schema) or _other_fingerprint(
         folder, description, schema
@@ -97,11 +97,19 @@ def check_description(file: Path, description: Mapping[str, Any]) -> None:
         )
 
 
-def _files(schema: Schema) -> list[str]:
-    """The files that a store with this schema has beside `schema.json`."""
-    return [f"{name}.npy" for name in column_names(schema)] + [
-        f"vocab/{table.name}.parquet" for table in schema.tables
-    ]
+def _files(description: Mapping[str, Any], schema: Schema) -> list[str]:
+    """The files of a store beside `schema.json`: those of its schema, and others that it lists.
+
+    Raises:
+      DinError: one that it lists is outside of the store.
+    """
+    needed = [f"{name}.npy" for name in column_names(schema)]
+    needed += [f"vocab/{table.name}.parquet" for table in schema.tables]
+    listed = description.get("files", {})
+    for name in map(Path, listed):
+        if name.is_absolute() or ".." in name.parts:
+            raise DinError(f"schema.json lists {name}, which is outside of the store; {MEND}")
+    return [*dict.fromkeys([*needed, *listed])]
 
 
 def _damaged_files(folder: Path, expected: Mapping[str, Any], files: Iterable[str]) -> list[str]:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from small_stores import RAGGED_COLUMNS, write_ragged
+from small_stores import RAGGED_COLUMNS, SCHEMA, SPLITS, add_vocabularies, write_ragged
 
 from din_jax.data import verification
 from din_jax.data.columns import column_names
 from din_jax.data.store import Store
+from din_jax.data.store_writer import StoreWriter
 from din_jax.errors import DinError
 
 OLD = Path(__file__).parent.parent / "checkpoint/version_0_1_0.tar.xz"
@@ -182,6 +183,23 @@ def test_the_content_is_checked_as_well(store, column, values, message):
     edit(store, files=files | {f"{column}.npy": verification.checksum(file)})
     with pytest.raises(DinError, match=message):
         Store(store)
+
+
+def test_titles_are_verified_too_and_nothing_outside_is_read(tmp_path):
+    with StoreWriter(tmp_path / "s", SCHEMA) as writer:
+        for name in ("samples/label", "samples/user", "fields/item"):
+            writer.append(name, np.array([0, 1, 1], np.uint8))
+        add_vocabularies(writer)
+        writer.titles("item", pl.Series(["A", "B", "C"]))
+        writer.finish(SPLITS, {})
+    Store(tmp_path / "s")
+    flip(tmp_path / "s/titles/item.parquet")
+    with pytest.raises(DinError, match=r"titles/item.parquet: its content has changed"):
+        Store(tmp_path / "s")
+    for outside in ("../x", str(tmp_path / "x")):
+        edit(tmp_path / "s", files={outside: [0, "00000000"]})
+        with pytest.raises(DinError, match="x, which is outside of the store"):
+            Store(tmp_path / "s")
 
 
 def test_a_strange_manifest_is_one_clear_error(store):
