@@ -55,6 +55,7 @@ def points(folder, count, rng, events, seconds):
     yield folder, None, 0
 
 
+@pytest.mark.long
 def test_killed_at_a_few_points_all_ends_bit_identical(tmp_path):
     rng = np.random.default_rng(3)
     kills = list(points(tmp_path / "killed", 4, rng, events=300, seconds=1))

@@ -45,6 +45,7 @@ def test_rows_have_the_probabilities_of_their_samples(trained, tmp_path, monkeyp
     assert np.std(expected) > 0.05
 
 
+@pytest.mark.long
 def test_rows_without_labels_and_with_unknown_ids_as_a_command(trained, tmp_path):
     folder, frame = trained
     new = (

@@ -99,6 +99,7 @@ def test_a_state_that_is_not_finite_is_never_saved(planted_store, tmp_path, monk
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.long
 def test_the_step_is_taken_again_bit_by_bit(planted_store, tmp_path):
     """With a learning rate that is too high."""
     config = tiny_config(planted_store, **WILD | {"optimizer.learning_rate": 1e9})

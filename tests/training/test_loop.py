@@ -146,7 +146,8 @@ def test_each_evaluation_is_reported_when_its_state_is_saved_and_may_end_the_run
         assert (line["step"], line["auc"]) == (step, metrics["auc"])
 
 
-@pytest.mark.parametrize("lazy", [True, pytest.param("catch_up", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("lazy", [True, "catch_up"])
 def test_averages_of_the_weights_are_scored_and_survive_a_stop(
     planted_store, tmp_path, monkeypatch, lazy
 ):

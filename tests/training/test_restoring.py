@@ -157,6 +157,7 @@ def test_the_best_and_the_last_share_no_file(whole):
 # Checkpoints by time ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_states_are_saved_within_an_epoch_and_change_nothing(
     whole, planted_store, tmp_path, monkeypatch
 ):
