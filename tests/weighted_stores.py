@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 
+from din_jax.data.files import checksum, json_checksum
+
 
 def with_weights(store, weights):
     """The store, of whose samples each has a weight."""
@@ -35,4 +37,6 @@ def write_with_weights(path, store, weights):
     description["schema"]["weighted"], description["version"] = True, 2
     description["lengths"]["samples/weight"] = len(weights)
     description["fingerprint"] += "-weighted"
+    description["files"]["samples/weight.npy"] = checksum(path / "samples/weight.npy")
+    description["checksum"] = json_checksum(description)
     (path / "schema.json").write_text(json.dumps(description))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from din_jax.step.state import TrainState
 
 Kind = Literal["best", "last"]
 KINDS: tuple[Kind, ...] = ("last", "best")
+_UNFINISHED = ".orbax-checkpoint-tmp"  # the suffix of what Orbax clears away at the next save
 _KEPT: dict[Kind, int] = {
     "last": 2,
     "best": 1,
@@ -143,7 +145,7 @@ class Checkpoints:
                 sync_tree(self.folder / kind / str(step))
                 sync(self.folder / kind)
             for old in sorted(manager.all_steps())[: -_KEPT[kind]]:
-                manager.delete(old)
+                self._delete(kind, old)
 
     def meta(self, kind: Kind, step: int | None = None) -> dict[str, Any]:
         """Reads a checkpoint's metadata: `meta` as passed to `save`, step and checksums.
@@ -249,6 +251,13 @@ class Checkpoints:
                 raise _unreadable(what, error) from error
             if found != checksum:
                 raise _damaged_array(folder, step, name)
+
+    def _delete(self, kind: Kind, step: int) -> None:
+        """Deletes a checkpoint: it is whole or gone, whenever the process is killed."""
+        if processes.is_first():
+            doomed = self.folder / kind / f"{step}{_UNFINISHED}"
+            (self.folder / kind / str(step)).rename(doomed)
+            shutil.rmtree(doomed)
 
     def set_aside(self, kind: Kind, step: int) -> Path:
         """Moves a damaged checkpoint out of the way of those to come; returns where it is."""

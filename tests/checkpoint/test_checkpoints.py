@@ -79,3 +79,26 @@ def test_large_arrays_are_restored_in_parts(planted_store, tmp_path, monkeypatch
     wrong = like.replace(tables=like.tables | {"item": longer})
     with pytest.raises(DinError, match=r"does not fit .*tables\['item'\] has the shape"):
         Checkpoints(tmp_path).restore("last", wrong)
+
+
+def test_a_deletion_that_is_killed_leaves_no_part_of_a_checkpoint(
+    planted_store, tmp_path, monkeypatch
+):
+    config = tiny_config(planted_store, **{"train.epochs": 1, "model.name": "lr"})
+    run = open_run(config)
+    meta = compatibility.describe(config, run.store.schema, run.source) | {"best": None}
+    saved, state = Checkpoints(tmp_path), run.init()
+    saved.save("best", state, meta)
+
+    def killed(folder):
+        next(path for path in folder.rglob("*") if path.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints_module.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved.save("best", state.replace(step=state.step + 1), meta)
+    monkeypatch.undo()
+    assert saved.steps("best") == [1]
+    saved.verify("best", 1)
+    saved.save("best", state.replace(step=state.step + 2), meta)
+    assert [path.name for path in (tmp_path / "checkpoints/best").iterdir()] == ["2"]
