@@ -25,7 +25,7 @@ from din_jax.serve.guard import HEALTH, Guard, answer, problem
 from din_jax.serve.id_search import IdSearch
 from din_jax.serve.inputs import described
 from din_jax.serve.monitoring import CONTENT_TYPE, Monitor
-from din_jax.serve.page_files import page_routes
+from din_jax.serve.page_files import Page
 from din_jax.serve.ranking import ranking
 from din_jax.serve.requests import (
     RankRequest,
@@ -102,9 +102,9 @@ class Server:
         self._searches = 0  # that are running
         self._searched: tuple[Scorer, IdSearch] | None = None
         monitor.queue(lambda: batcher.admitted)
-        page = page_routes()
+        page = Page()
         routes = [
-            *page,
+            *page.routes,
             Route("/v1/score", self.score, methods=["POST"]),
             Route("/v1/rank", self.rank, methods=["POST"]),
             Route("/v1/explain", self.explain, methods=["POST"]),
@@ -124,7 +124,7 @@ class Server:
             monitor=monitor,
             routes=frozenset(r.path for r in routes),
             token=token,
-            public=frozenset([*HEALTH, *(r.path for r in page)]),
+            public=page.paths.union(HEALTH),
         )
         self.app = Starlette(
             routes=routes,

@@ -20,7 +20,7 @@ _log = logging.getLogger("din_jax.serve")
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 _MODELS = "/v2/models/"
-_IDS = "/v1/ids/"
+_WITH_NAMES = {"/v1/ids/": "/v1/ids/{table}", "/page/": "/page/{file}"}
 _CLIENT_LEFT = 499  # as nginx counts it
 
 
@@ -112,4 +112,5 @@ class Guard:
             return path
         if path.startswith(_MODELS):
             return f"{_MODELS}{{name}}{'/ready' if path.endswith('/ready') else ''}"
-        return f"{_IDS}{{table}}" if path.startswith(_IDS) else "other"
+        found = (route for start, route in _WITH_NAMES.items() if path.startswith(start))
+        return next(found, "other")

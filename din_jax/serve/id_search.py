@@ -103,7 +103,8 @@ class IdSearch:
         titles = self._titles.get(table)
         if titles is None:
             return [None] * len(rows)
-        return titles.gather([row - 1 if row else None for row in rows]).to_list()
+        places = pl.Series([row - 1 if row else None for row in rows], dtype=pl.Int64)
+        return titles.gather(places).to_list()
 
 
 def raw(value: Any) -> Any:

@@ -26,8 +26,8 @@ def described(scorer: Scorer) -> dict[str, Any]:
         "behaviors": {
             sequence.name: {
                 "fields": [
-                    {**_field(encoder, part), "ad": part.ad}
-                    for part in (*sequence.fields, *sequence.numbers)
+                    *({**_field(encoder, part), "ad": part.ad} for part in sequence.fields),
+                    *({**_field(encoder, part), "ad": part.ad} for part in sequence.numbers),
                 ],
                 "times": sequence.times,
             }
@@ -35,7 +35,7 @@ def described(scorer: Scorer) -> dict[str, Any]:
         },
         "time": encoder.ages or any(sequence.times for sequence in schema.sequences),
         "activation_weights": scorer.artifact.manifest["activation_weights"],
-        "example": raw({k: v for k, v in scorer.artifact.probe["request"].items()}),
+        "example": raw(scorer.artifact.probe["request"]),
     }
 
 

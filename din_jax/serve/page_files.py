@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,22 +24,33 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",  # files of another version would not fit together
 }
-_START = "index.html"
 
 
-def page_routes() -> list[Route]:
-    """The routes of the page: `/`, and a route a file that it uses. They need no token."""
-    files = sorted(
-        (file for file in resources.files("din_jax.serve").joinpath("page").iterdir()),
-        key=lambda file: file.name,
-    )
-    return [_route(file.name, file.read_bytes()) for file in files]
+class Page:
+    """Serves the files of the page, which are read once.
 
+    Attributes:
+      routes: of the page and of its files.
+      paths: of all that they answer.
+    """
 
-def _route(name: str, content: bytes) -> Route:
-    headers = {**_HEADERS, "Content-Type": _TYPES[name.rpartition(".")[2]]}
+    def __init__(self) -> None:
+        folder = resources.files("din_jax.serve").joinpath("page")
+        self._files = {file.name: file.read_bytes() for file in folder.iterdir()}
+        self.routes = [Route("/", self.start), Route("/page/{file}", self.file)]
+        self.paths = frozenset(["/", *(f"/page/{name}" for name in self._files)])
 
-    async def file(request: Request) -> Response:
-        return Response(content, headers=headers)
+    async def start(self, request: Request) -> Response:
+        """GET /: the page."""
+        return self._answer("index.html")
 
-    return Route("/" if name == _START else f"/page/{name}", file, name=name)
+    async def file(self, request: Request) -> Response:
+        """GET /page/FILE: what the page consists of."""
+        name = request.path_params["file"]
+        if name not in self._files:
+            raise HTTPException(404, "no such file")
+        return self._answer(name)
+
+    def _answer(self, name: str) -> Response:
+        kind = _TYPES[name.rpartition(".")[2]]
+        return Response(self._files[name], headers={**_HEADERS, "Content-Type": kind})

@@ -36,9 +36,10 @@ export function bar(value, low, high, before) {
   return svg;
 }
 
-/** A number to read: four digits. */
+/** A number to read: four decimals, or as many digits as a small or a great one needs. */
 export function rounded(number) {
-  return Number(number).toPrecision(4).replace(/e([+-])/, "e$1");
+  const size = Math.abs(number);
+  return size === 0 || (size >= 0.001 && size < 1000) ? number.toFixed(4) : number.toPrecision(3);
 }
 
 /** The date of seconds since 1970, where they look like that. */

@@ -81,6 +81,7 @@ function build() {
       where: `behaviors.${name}`,
       one: "behaviour",
       fields: times ? [...fields, TIME] : fields,
+      blank: () => ({ time: now() }),
       outputs: weighs ? [{ name: "weight", label: "weight" }] : [],
       onChange: changed,
     });
@@ -93,6 +94,7 @@ function build() {
     where: "candidates",
     one: "candidate",
     fields: [...inputs.candidates, BID],
+    blank: () => ({ [BID.name]: 1 }),
     outputs: [
       { name: "probability", label: "probability" },
       { name: "value", label: "value" },
@@ -134,10 +136,15 @@ function addToHistory(name, row) {
   const values = valuesOf(row);
   const { fields, times } = inputs.behaviors[name];
   const behavior = Object.fromEntries(fields.map((field) => [field.name, values[field.ad]]));
-  const [time] = single.time ?? [];
-  if (times) behavior.time = time ? parse(time.input.value, TIME) : null;
+  if (times) behavior.time = now();
   histories[name].append(behavior);
   score();
+}
+
+/** The time of the request. */
+function now() {
+  const [cell] = single.time ?? [];
+  return cell ? parse(cell.input.value, TIME) : null;
 }
 
 // The request ------------------------------------------------------------------------------------
@@ -194,6 +201,8 @@ async function score() {
   const mine = (running = new AbortController());
   showRequest();
   const post = (route) => ask(`v1/${route}`, { body: JSON.stringify(requestOf(route)), signal: mine.signal });
+  const cells = [...(single.user ?? []), ...(single.context ?? []), ...[ads, ...tables()].flatMap((t) => t.cells)];
+  const described = describe(cells).catch(() => {}); // titles are missed, nothing else
   try {
     const explains = inputs.activation_weights.length > 0;
     const [ranked, explained] = await Promise.all([post("rank"), explains ? post("explain") : null]);
@@ -207,7 +216,7 @@ async function score() {
     results = { probabilities, values, ranks, weights: explained?.weights ?? {}, unknown: ranked.unknown_ids };
     complain(null);
     if (ranked.model.version !== inputs.model.version) showModel(ranked.model);
-    await describe([...single.user ?? [], ...single.context ?? [], ...ads.cells, ...tables().flatMap((t) => t.cells)]);
+    await described;
     if (mine.signal.aborted) return;
     showScores();
     showWeights();

@@ -17,7 +17,6 @@ export function editable(field, where, label, value) {
   if (field.type !== "id" && !field.multi_hot) input.inputMode = "decimal";
   if (field.table) suggestTo(input, field);
   if (field.table && !field.multi_hot) input.placeholder = "search";
-  if (field.type === "number") input.classList.add("number");
   const cell = { input, field, hint, parts: [input, hint] };
   if (field.time) {
     const show = () => (hint.textContent = dateOf(input.value));
@@ -32,13 +31,14 @@ export function editable(field, where, label, value) {
  *   where: the table's name in a request: "candidates", "behaviors.history".
  *   one: what a row is: "behaviour".
  *   fields: its columns, those of GET /v1/inputs.
+ *   blank: the values of a new row, by a function.
  *   outputs: [{name, label}] of the columns that show results.
  *   choice: whether one row is selected; `onSelect` is called when another one is.
  *   onChange: called when a value or the number of rows changes.
  *   actions: [{label, call}] of further buttons; each call gets the selected row.
  */
 export class EditableTable {
-  constructor({ where, one, fields, outputs, choice = false, onSelect, onChange, actions = [] }) {
+  constructor({ where, one, fields, blank, outputs, choice = false, onSelect, onChange, actions = [] }) {
     Object.assign(this, { where, one, fields, outputs, choice, onSelect, onChange });
     this.rows = [];
     this.body = element("tbody", { role: "rowgroup" });
@@ -47,7 +47,7 @@ export class EditableTable {
     this.problem = element("p", { class: "problem", "data-problem": where });
     this.add = element("button", { type: "button" }, `Add a ${one}`);
     this.add.addEventListener("click", () => {
-      this.append({});
+      this.append(blank());
       this.rows.at(-1).cells[0]?.input.focus();
       this.onChange();
     });
@@ -85,7 +85,7 @@ export class EditableTable {
     } else row.head.append(row.number);
     const cell = (label, name, ...children) =>
       element("td", { role: "cell", "data-label": label, class: name }, ...children);
-    const inputs = row.cells.map((c) => cell(labelOf(c.field), "", ...c.parts));
+    const inputs = row.cells.map((c) => cell(labelOf(c.field), c.field.type, ...c.parts));
     for (const { name, label } of this.outputs) row.outputs[name] = cell(label, `output ${name}`, "–");
     row.remove = element("button", { type: "button", class: "small" }, "✕");
     row.remove.addEventListener("click", () => this.#remove(row));
