@@ -3,8 +3,10 @@
 import re
 import shutil
 import time
+from datetime import date
 from importlib import resources
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
@@ -130,6 +132,12 @@ def test_titles_of_ids_and_whether_they_are_known(server):
     assert len(ask("item", limit="3")) == 3
 
 
+def test_values_are_written_as_javascript_reads_them():
+    values = {"id": [2**53, -(2**60), 2**53 - 1, 1.5, True, None], "day": date(2024, 5, 1)}
+    exact = [str(2**53), str(-(2**60)), 2**53 - 1, 1.5, True, None]
+    assert id_search.raw(values) == {"id": exact, "day": "2024-05-01"}
+
+
 def test_a_search_is_limited(server):
     def ask(table="item", headers=TOKEN, **query):
         answer = server.get(f"/v1/ids/{table}", params=query, headers=headers)
@@ -144,12 +152,10 @@ def test_a_search_is_limited(server):
     assert ask(headers={**TOKEN, "X-Timeout-Ms": "0.000001"}) == (504, None)
 
 
-def test_more_searches_than_run_at_a_time_are_refused(tmp_path, monkeypatch):
+def test_more_searches_than_run_at_a_time_are_refused(tmp_path):
     server = stub_server(tmp_path)
     server._searches = 2
     with listening(server.app) as address:
-        import httpx
-
         assert httpx.get(f"{address}/v1/ids/item").status_code == 503
         server._searches = 0
         assert httpx.get(f"{address}/v1/ids/item").status_code == 200
@@ -191,10 +197,7 @@ def page(browser, tmp_path):
         one = context.new_page()
         problems, hosts = [], set()
         refusals = r"status of 40[01] "  # the browser's own line for an answer of 400 or 401
-        one.on(
-            "console",
-            lambda m: None if re.search(refusals, m.text) else problems.append(m.text),
-        )
+        one.on("console", lambda m: re.search(refusals, m.text) or problems.append(m.text))
         one.on("pageerror", lambda error: problems.append(str(error)))
         one.on("request", lambda request: hosts.add(request.url.split("/")[2]))
         one.goto(at)

@@ -27,7 +27,7 @@ at("token-form").addEventListener("submit", (event) => {
   useToken(at("token").value);
   start();
 });
-at("alpha").addEventListener("input", debounced(WAIT_MS, score));
+at("alpha").addEventListener("input", changed);
 at("route").addEventListener("change", showRequest);
 at("copy-json").addEventListener("click", () => copy(at("json").value, "The JSON"));
 at("copy-curl").addEventListener("click", () => copy(curl(), "The command"));
@@ -53,7 +53,6 @@ async function start() {
 
 function build() {
   const { example } = inputs;
-  const changed = debounced(WAIT_MS, score);
   showModel(inputs.model);
   forget();
   results = before = shown = undefined;
@@ -196,8 +195,22 @@ async function copy(text, what) {
 
 // The answer -------------------------------------------------------------------------------------
 
-async function score() {
+const scoreSoon = debounced(WAIT_MS, score);
+
+function changed() {
+  forgetAnswer();
+  scoreSoon();
+}
+
+/** What is shown, or on its way, does not belong to the tables any more. */
+function forgetAnswer() {
   running.abort();
+  results = undefined;
+  at("main").classList.add("stale");
+}
+
+async function score() {
+  forgetAnswer();
   const mine = (running = new AbortController());
   showRequest();
   const post = (route) => ask(`v1/${route}`, { body: JSON.stringify(requestOf(route)), signal: mine.signal });
@@ -213,17 +226,17 @@ async function score() {
       values[index] = ranked.values[place];
       ranks[index] = place + 1;
     });
-    results = { probabilities, values, ranks, weights: explained?.weights ?? {}, unknown: ranked.unknown_ids };
-    complain(null);
-    if (ranked.model.version !== inputs.model.version) showModel(ranked.model);
     await described;
     if (mine.signal.aborted) return;
+    results = { probabilities, values, ranks, weights: explained?.weights ?? {}, unknown: ranked.unknown_ids };
+    at("main").classList.remove("stale");
+    complain(null);
+    if (ranked.model.version !== inputs.model.version) showModel(ranked.model);
     showScores();
     showWeights();
     announce();
   } catch (error) {
     if (error.name === "AbortError" || mine.signal.aborted) return;
-    results = undefined;
     clear();
     complain(error);
     if (error.status === 401) at("token-form").hidden = false;
