@@ -7,6 +7,7 @@ import { editable, EditableTable, valuesOf } from "./table.js";
 import { isNoNumber, parse, pretty } from "./values.js";
 
 const WAIT_MS = 250; // after a change, until the server is asked
+const BESIDE = 4; // fields of a candidate with which it has room beside the behaviours
 const TIME = { name: "time", type: "number", time: true };
 const BID = { name: Symbol("bid"), label: "bid", where: "bids", type: "number" }; // no field of the model
 
@@ -114,6 +115,7 @@ function build() {
   at("ads").replaceChildren(ads.element, problemOf("bids"));
   const routes = ["rank", "score", ...(inputs.activation_weights.length ? ["explain"] : [])];
   at("route").replaceChildren(...routes.map((name) => element("option", { value: name }, `POST /v1/${name}`)));
+  at("main").classList.toggle("wide", inputs.candidates.length > BESIDE);
   at("main").hidden = false;
 }
 

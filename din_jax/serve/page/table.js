@@ -56,15 +56,16 @@ export class EditableTable {
       button.addEventListener("click", () => this.rows.length && call(this.rows[this.selected]));
       return button;
     });
+    const table = element(
+      "table",
+      { role: "table", "aria-label": `${one}s (${where})` },
+      element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...headers)),
+      this.body,
+    );
     this.element = element(
       "div",
       { class: "table" },
-      element(
-        "table",
-        { role: "table", "aria-label": `${one}s (${where})` },
-        element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...headers)),
-        this.body,
-      ),
+      element("div", { class: "rows" }, table),
       this.problem,
       element("div", { class: "buttons" }, this.add, ...others),
     );
