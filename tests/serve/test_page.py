@@ -282,6 +282,36 @@ def test_the_page_is_used_by_keyboard(page):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ({"type": "id"}, "a, b", "a, b"),
+        ({"type": "id"}, None, ""),
+        ({"type": "id", "whole": True}, 12, "12"),
+        ({"type": "id", "whole": True}, "9007199254740993", "9007199254740993"),
+        ({"type": "id"}, "12", "12"),
+        ({"type": "number"}, -1.5, "-1.5"),
+        ({"type": "id", "multi_hot": True}, ["red", "blue"], "red, blue"),
+        ({"type": "id", "multi_hot": True}, ["a, b", "c"], '["a, b","c"]'),
+        ({"type": "id", "multi_hot": True}, ["[x"], '["[x"]'),
+        ({"type": "id", "multi_hot": True}, [], ""),
+        (
+            {"type": "id", "multi_hot": True, "weighted": True},
+            [["a:b", 0.5], ["c", 2]],
+            "a:b:0.5, c:2",
+        ),
+        ({"type": "number", "multi_hot": True}, [1, 2.5], "1, 2.5"),
+    ],
+)
+def test_a_value_is_the_same_after_its_cell(page, field, value, text):
+    code = """async ([value, field]) => {
+        const {format, parse} = await import(new URL("page/values.js", document.baseURI));
+        return [format(value, field), parse(format(value, field), field)];
+    }"""
+    assert page.evaluate(code, [value, field]) == [text, value]
+
+
+@pytest.mark.long
 def test_an_error_is_shown_beside_its_field(page):
     with_token(page)
     cell = page.get_by_label("price of candidate 2")

@@ -86,7 +86,7 @@ export class EditableTable {
     } else row.head.append(row.number);
     const cell = (label, name, ...children) =>
       element("td", { role: "cell", "data-label": label, class: name }, ...children);
-    const inputs = row.cells.map((c) => cell(labelOf(c.field), c.field.type, ...c.parts));
+    const inputs = row.cells.map((c) => cell(labelOf(c.field), c.field.time ? "time" : c.field.type, ...c.parts));
     for (const { name, label } of this.outputs) row.outputs[name] = cell(label, `output ${name}`, "–");
     row.remove = element("button", { type: "button", class: "small" }, "✕");
     row.remove.addEventListener("click", () => this.#remove(row));
