@@ -1,5 +1,6 @@
 """The page at / of the server: its headers and files, its routes, and itself in a browser."""
 
+import contextlib
 import re
 import shutil
 import time
@@ -17,6 +18,7 @@ from din_jax.data.transform import Transform
 from din_jax.data.vocabularies import Fitted
 from din_jax.serve import id_search
 from din_jax.serve.id_search import IdSearch
+from din_jax.serve.scorer import Scorer
 
 FILES = {
     file.name: file.read_text()
@@ -189,22 +191,28 @@ def browser():
         one.close()
 
 
-@pytest.fixture
-def page(browser, tmp_path):
-    """The page of a server with a token, before it is given; console and requests are watched."""
-    with listening(stub_server(tmp_path, WeighingScorer(titles=TITLES), token="s3cret").app) as at:
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
+@contextlib.contextmanager
+def opened(browser, server):
+    """The page of a server; its console and its requests are watched."""
+    problems, hosts = [], set()
+    refusal = r"status of 40[01] "  # the browser's own line for an answer of 400 or 401
+    with listening(server.app) as address, browser.new_context() as context:
         one = context.new_page()
-        problems, hosts = [], set()
-        refusals = r"status of 40[01] "  # the browser's own line for an answer of 400 or 401
-        one.on("console", lambda m: re.search(refusals, m.text) or problems.append(m.text))
+        one.on("console", lambda m: re.search(refusal, m.text) or problems.append(m.text))
         one.on("pageerror", lambda error: problems.append(str(error)))
         one.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-        one.goto(at)
+        one.goto(address)
         yield one
-        context.close()
-        assert problems == []
-        assert hosts == {at.split("/")[2]}
+    assert problems == []
+    assert hosts == {address.split("/")[2]}
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """The page of a server with a token, before it is given."""
+    server = stub_server(tmp_path, WeighingScorer(titles=TITLES), token="s3cret")
+    with opened(browser, server) as one:
+        yield one
 
 
 def with_token(page):
@@ -356,3 +364,31 @@ def test_a_screen_reader_finds_the_tables_and_a_name_for_each_input(page):
         assert all(name.strip() for name in names)
     # Who hears the page is told what has changed.
     assert page.get_by_role("status").count() == page.get_by_role("alert").count() == 1
+
+
+@pytest.mark.long
+def test_the_page_shows_the_numbers_of_a_model(browser, artifact, tmp_path):
+    scorer = Scorer(artifact, max_candidates=4, max_users=1, warm=False)
+    request = scorer.artifact.probe["request"]
+    weights = scorer.explain(**request)["history"]
+    with opened(browser, stub_server(tmp_path, scorer)) as page:
+        page.get_by_label("select candidate 2").check()
+        page.get_by_text("Activation weights for candidate 2").wait_for()
+        shown = {
+            name: np.float64(page.locator(f".output.{name}").all_inner_texts())
+            for name in ("probability", "weight")
+        }
+    np.testing.assert_allclose(shown["probability"], scorer.score(**request), atol=6e-5)
+    np.testing.assert_allclose(shown["weight"], weights[1], rtol=5e-3, atol=6e-5)
+    assert np.abs(weights[1] - weights[0]).max() > 0.01
+
+
+@pytest.mark.long
+def test_a_model_without_an_activation_unit_has_a_page_too(browser, tmp_path):
+    scorer = StubScorer()
+    scorer.artifact.manifest["activation_weights"] = []
+    with opened(browser, stub_server(tmp_path, scorer)) as page:
+        page.get_by_text("This model has no activation unit").wait_for()
+        assert page.locator(".output.probability .bar").count() == 4
+        assert page.locator(".output.weight").count() == 0
+        assert page.get_by_label("Route").locator("option").count() == 2
