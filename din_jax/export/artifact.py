@@ -7,6 +7,7 @@ MODEL/
   tables/NAME.npy     the embedding tables, memory-mapped when they are read
   filters/NAME.npy    (of a frequency filter) the ids that it keeps
   transform/          vocabularies, buckets and transforms of numbers (`din_jax.data.transform`)
+  titles/             (of tables that have them) display names of ids (`din_jax.data.titles`)
   probe.json          a request, and the scores that it must have
   README.md           the model card
 """
@@ -26,10 +27,12 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from ml_collections import ConfigDict
 
 from din_jax.data.files import json_checksum
 from din_jax.data.schema import Schema
+from din_jax.data.titles import Titles, write_titles
 from din_jax.data.transform import Transform
 from din_jax.errors import DinError
 
@@ -49,7 +52,8 @@ class Artifact:
       schema: the inputs that the model reads.
       transform: of raw values.
       weights: see `din_jax.export.scoring.scoring`.
-      probe: {"request": raw values, "probabilities": its scores}.
+      probe: {"request": raw values, "logits": its scores}.
+      titles: {table: the display names of its ids}, which no model reads.
     """
 
     path: Path
@@ -58,6 +62,7 @@ class Artifact:
     transform: Transform
     weights: dict[str, Any]
     probe: dict[str, Any]
+    titles: dict[str, Titles]
 
     @property
     def name(self) -> str:
@@ -75,10 +80,13 @@ def write(
     function: bytes,
     probe: Mapping[str, Any],
     card: str,
+    titles: Mapping[str, pl.Series] | None = None,
 ) -> None:
     """Writes an artifact to a folder that does not exist yet; it appears when it is complete.
 
-    Args: see `Artifact` and the module.
+    Args:
+      titles: {table: the titles of rows 1, 2, …}, of the tables that have them.
+      others: see `Artifact` and the module.
     """
     path = Path(path)
     partial = path.absolute().parent / f".{path.name}.partial-{os.getpid()}"
@@ -92,6 +100,8 @@ def write(
             np.save(file, np.asarray(array))
             names[name] = list(np.shape(array))
         transform.save(partial / "transform")
+        for table, of_table in (titles or {}).items():
+            write_titles(partial, table, of_table)
         (partial / "scoring.bin").write_bytes(function)
         (partial / "probe.json").write_text(json.dumps(probe, indent=1))
         (partial / "README.md").write_text(card)
@@ -158,7 +168,8 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinError(f"{path} is damaged: {error}; export the model again") from error
     transform = Transform.load(path / "transform")
-    return Artifact(path, manifest, schema, transform, _nested(arrays), probe)
+    titles = {name: Titles.read(path, name, table.ids) for name, table in transform.tables.items()}
+    return Artifact(path, manifest, schema, transform, _nested(arrays), probe, titles)
 
 
 def scoring_of(artifact: Artifact) -> tuple[Callable[..., Any], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from ml_collections import ConfigDict
 
 from din_jax.checkpoint import compatibility
@@ -19,6 +20,7 @@ from din_jax.data.packing import Packer
 from din_jax.data.schema import Schema
 from din_jax.data.store import Store
 from din_jax.data.store_writer import check_free
+from din_jax.data.titles import Titles
 from din_jax.data.transform import Transform
 from din_jax.export import artifact
 from din_jax.export.building import scoring_by
@@ -105,6 +107,7 @@ def export_run(
         function=bytes(exported.serialize()),
         probe=probe,
         card=model_card(Path(out).name, manifest, request, license),
+        titles=_titles(run.store, schema),
     )
     return manifest
 
@@ -114,6 +117,13 @@ def read_schema(schema: Schema, config: ConfigDict) -> Schema:
     schema = schema.without(config.model.without)
     read = {f.name for f in schema.inputs(config.model.extra_fields)} | {*config.model.bias_fields}
     return dataclasses.replace(schema, fields=tuple(f for f in schema.fields if f.name in read))
+
+
+def _titles(store: Store, schema: Schema) -> dict[str, pl.Series]:
+    """The titles of the tables that a model reads, where the store has them."""
+    read = dict.fromkeys(field.table for field in schema.fields_of_ids())
+    found = {table: Titles.of_store(store, table).titles for table in read}
+    return {table: titles for table, titles in found.items() if titles is not None}
 
 
 def _encoded(encoder: Encoder, request: dict[str, Any]) -> tuple[Any, Any]:

@@ -22,7 +22,10 @@ from din_jax.export.encoding import InvalidRequest
 from din_jax.serve import openapi
 from din_jax.serve.batching import Batcher, DeadlinePassed, Overloaded
 from din_jax.serve.guard import HEALTH, Guard, answer, problem
+from din_jax.serve.id_search import IdSearch
+from din_jax.serve.inputs import described
 from din_jax.serve.monitoring import CONTENT_TYPE, Monitor
+from din_jax.serve.page_files import Page
 from din_jax.serve.ranking import ranking
 from din_jax.serve.requests import (
     RankRequest,
@@ -31,12 +34,15 @@ from din_jax.serve.requests import (
     check_sizes,
     parse,
 )
-from din_jax.serve.scorer import Scored
+from din_jax.serve.scorer import Scored, Scorer
 from din_jax.serve.versions import Version, Versions
 
 TIMEOUT_HEADER = "X-Timeout-Ms"
 _RETRY = {"Retry-After": "1"}
 _BODIES = 4  # times max_queue: bodies that are read at a time
+_SEARCHES = 2  # searches for ids at a time: they take cores from what scores
+_FOUND = 100  # ids that a search gives, and that are looked up, at most
+_QUERY = 200  # characters of a search
 _Asked = TypeVar("_Asked", ScoreRequest, RankRequest)
 
 
@@ -74,7 +80,7 @@ class Server:
       batcher: that scores; it is closed with the app.
       monitor: that counts.
       limits: of a request.
-      token: that all routes but health ask for; None for no token.
+      token: that all routes but health and the page ask for; None for no token.
       rollback: whether `/v1/rollback` is allowed.
     """
 
@@ -93,11 +99,17 @@ class Server:
         self.monitor, self.limits = monitor, limits
         self._rollback_allowed = rollback
         self._bodies = 0  # that are being read
+        self._searches = 0  # that are running
+        self._searched: tuple[Scorer, IdSearch] | None = None
         monitor.queue(lambda: batcher.admitted)
+        page = Page()
         routes = [
+            *page.routes,
             Route("/v1/score", self.score, methods=["POST"]),
             Route("/v1/rank", self.rank, methods=["POST"]),
             Route("/v1/explain", self.explain, methods=["POST"]),
+            Route("/v1/inputs", self.inputs),
+            Route("/v1/ids/{table}", self.ids),
             Route("/v1/rollback", self.rollback, methods=["POST"]),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
@@ -108,7 +120,11 @@ class Server:
             Route("/v2/models/{name}/ready", self.model_ready),
         ]
         guard = Middleware(
-            Guard, monitor=monitor, routes=frozenset(r.path for r in routes), token=token
+            Guard,
+            monitor=monitor,
+            routes=frozenset(r.path for r in routes),
+            token=token,
+            public=page.paths.union(HEALTH),
         )
         self.app = Starlette(
             routes=routes,
@@ -149,6 +165,49 @@ class Server:
         weights = {name: w.tolist() for name, w in done.scored.weights.items()}
         probabilities = done.scored.probability.tolist()
         return answer({"weights": weights, "probabilities": probabilities, **done.common})
+
+    async def inputs(self, request: Request) -> Response:
+        """GET /v1/inputs: the fields of a request, and an example."""
+        version = self.versions.current
+        model = {"name": self.name, "version": version.name}
+        return answer({**described(version.scorer), "model": model})
+
+    async def ids(self, request: Request) -> Response:
+        """GET /v1/ids/TABLE: ids that contain `query`, or the titles of each `id`."""
+        table, asked = request.path_params["table"], request.query_params
+        search = self._id_search()
+        if table not in search.tables:
+            known = ", ".join(search.tables) or "none"
+            raise HTTPException(404, f"{_short(table)}: no table of ids; expected one of {known}")
+        given, query = asked.getlist("id"), asked.get("query", "")
+        if len(given) > _FOUND:
+            raise InvalidRequest("id", f"{len(given):,} ids; at most {_FOUND} are looked up")
+        if len(query) > _QUERY:
+            raise InvalidRequest("query", f"{len(query):,} characters; at most {_QUERY} are taken")
+        limit = asked.get("limit", "20")
+        if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _FOUND):
+            raise InvalidRequest("limit", f"expected a whole number from 1 to {_FOUND}")
+        if given:
+            return answer({"ids": search.look_up(table, given)})
+        if self._searches >= _SEARCHES:
+            raise Overloaded
+        deadline = self._deadline(request)
+        self._searches += 1
+        try:
+            found = await asyncio.to_thread(search.search, table, query, int(limit), deadline)
+        except TimeoutError:
+            raise DeadlinePassed from None
+        finally:
+            self._searches -= 1
+        return answer({"ids": found})
+
+    def _id_search(self) -> IdSearch:
+        """Of the version that serves."""
+        scorer = self.versions.current.scorer
+        if self._searched is None or self._searched[0] is not scorer:
+            found = IdSearch(scorer.artifact.transform, scorer.artifact.titles)
+            self._searched = scorer, found
+        return self._searched[1]
 
     async def rollback(self, request: Request) -> Response:
         """POST /v1/rollback: back to the previous version."""

@@ -20,6 +20,7 @@ _log = logging.getLogger("din_jax.serve")
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 _MODELS = "/v2/models/"
+_WITH_NAMES = {"/v1/ids/": "/v1/ids/{table}", "/page/": "/page/{file}"}
 _CLIENT_LEFT = 499  # as nginx counts it
 
 
@@ -46,14 +47,22 @@ class Guard:
       app: to protect.
       monitor: is told every request.
       routes: paths that the metrics tell apart.
-      token: that all routes but health ask for; None for no token.
+      token: that all routes ask for but public ones; None for no token.
+      public: paths that need no token.
     """
 
     def __init__(
-        self, app: ASGIApp, *, monitor: Monitor, routes: frozenset[str], token: str | None
+        self,
+        app: ASGIApp,
+        *,
+        monitor: Monitor,
+        routes: frozenset[str],
+        token: str | None,
+        public: frozenset[str] = frozenset(HEALTH),
     ):
         self._app, self._monitor, self._routes = app, monitor, routes
         self._token = None if token is None else token.encode()
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -92,7 +101,7 @@ class Guard:
             self._monitor.seconds.labels(route).observe(time.perf_counter() - begin)
 
     def _allowed(self, scope: Scope) -> bool:
-        if self._token is None or scope["path"] in HEALTH:
+        if self._token is None or scope["path"] in self._public:
             return True
         header = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
         scheme, _, given = header.partition(b" ")
@@ -103,4 +112,5 @@ class Guard:
             return path
         if path.startswith(_MODELS):
             return f"{_MODELS}{{name}}{'/ready' if path.endswith('/ready') else ''}"
-        return "other"
+        found = (route for start, route in _WITH_NAMES.items() if path.startswith(start))
+        return next(found, "other")

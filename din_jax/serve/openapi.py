@@ -98,6 +98,7 @@ def document(name: str, version: str, scorer: Scorer) -> dict[str, Any]:
         "409": _problem("there is no previous version, or another one serves"),
     }
     plain = {
+        "/v1/inputs": "The fields of a request, and an example; the page reads it.",
         "/metrics": "Metrics in the format of Prometheus.",
         "/openapi.json": "This document.",
         "/v2": "The server.",
@@ -117,6 +118,7 @@ def document(name: str, version: str, scorer: Scorer) -> dict[str, Any]:
             "/v1/rank": {"post": rank},
             "/v1/explain": {"post": explain},
             "/v1/rollback": {"post": rollback},
+            "/v1/ids/{table}": {"get": _id_search(scorer.encoder)},
             **{path: {"get": {"summary": summary, **get}} for path, summary in plain.items()},
         },
     }
@@ -208,6 +210,42 @@ def _operation(summary: str, schema: dict[str, Any], example: dict[str, Any]) ->
             "content": {_JSON: {"schema": schema, "example": example}},
         },
         "responses": {status: _problem(text) for status, text in _PROBLEMS.items()},
+    }
+
+
+def _id_search(encoder: Encoder) -> dict[str, Any]:
+    tables = [n for n, t in encoder.transform.tables.items() if not isinstance(t, Buckets)]
+    limit = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
+    several = {"type": "array", "items": {"type": "string"}, "maxItems": 100}
+    title = {"type": ["string", "null"]}
+    entry = {
+        "type": "object",
+        "properties": {
+            "id": {"type": ["string", "integer", "number", "boolean"]},
+            "title": title,
+            "known": {"type": "boolean", "description": "Of an id that was asked for."},
+        },
+        "required": ["id", "title"],
+    }
+    found = {"type": "object", "properties": {"ids": {"type": "array", "items": entry}}}
+    content = {_JSON: {"schema": {**found, "required": ["ids"]}}}
+    return {
+        "summary": "Ids that contain a text, or whose titles do; or the titles of ids.",
+        "parameters": [
+            {"name": "table", "in": "path", "required": True, "schema": {"enum": tables}},
+            {"name": "query", "in": "query", "schema": {"type": "string", "maxLength": 200}},
+            {"name": "limit", "in": "query", "schema": limit},
+            {"name": "id", "in": "query", "schema": several},
+            _TIMEOUT,
+        ],
+        "responses": {
+            "200": {"description": "OK", "content": content},
+            "400": _problem("a limit is passed"),
+            "401": _problem(_PROBLEMS["401"]),
+            "404": _problem("no such table"),
+            "503": _problem(_PROBLEMS["503"]),
+            "504": _problem(_PROBLEMS["504"]),
+        },
     }
 
 

@@ -11,6 +11,8 @@ from runs import command
 from untrained import prepare_log, random_run
 
 from din_jax.data.files import json_checksum
+from din_jax.data.store import Store
+from din_jax.data.titles import write_titles
 from din_jax.errors import DinError
 from din_jax.export import artifact
 from din_jax.export.exporting import export_run
@@ -22,6 +24,8 @@ def exported(tmp_path_factory):
     """A folder with a log, its store, a run of Base and its artifact."""
     folder = tmp_path_factory.mktemp("artifact")
     prepare_log(folder, rows=400)
+    items = Store(folder / "store").vocabulary("item").ids[1:]
+    write_titles(folder / "store", "item", "Title of " + items)
     config = {"model.name": "base", "model.attention.age": False, "model.without": ("user",)}
     random_run(folder / "store", folder / "run", **config)
     done = command(
@@ -50,6 +54,7 @@ def test_damage_of_any_file_is_named(exported, tmp_path):
     model = copied(exported, tmp_path)
     files = [str(f.relative_to(model)) for f in model.rglob("*") if f.is_file()]
     assert {"scoring.bin", "probe.json", "tables/item.npy", "transform/item.parquet"} < {*files}
+    assert "titles/item.parquet" in files
     rng = np.random.default_rng(0)
     for name in sorted(files):
         whole = (model / name).read_bytes()
@@ -69,6 +74,19 @@ def test_damage_of_any_file_is_named(exported, tmp_path):
         artifact.load(model)
     (model / "manifest.json").write_text(manifest)
     assert artifact.load(model).manifest["step"] == 0
+
+
+def test_titles_come_with_the_model_and_older_artifacts_have_none(exported, tmp_path):
+    model = copied(exported, tmp_path)
+    titles = artifact.load(model).titles
+    assert titles["item"].of_ids(["i3", "nothing"]) == ["Title of i3", None]
+    assert titles["tags"].titles is None
+    shutil.rmtree(model / "titles")
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["files"]["titles/item.parquet"]
+    rewritten(model, files=manifest["files"])
+    older = artifact.load(model).titles
+    assert older["item"].of_ids(["i3"]) == [None]
 
 
 def test_another_version_names_both(exported, tmp_path):

@@ -89,7 +89,16 @@ class StubScorer(Scorer):
     requests of each call. If it `fails`, item 10 can't be scored, and item 9 has no finite score.
     """
 
-    def __init__(self, name="stub", delay=0.0, fails=False, schema=SCHEMA, vocabularies=IDS):
+    def __init__(
+        self,
+        name="stub",
+        delay=0.0,
+        fails=False,
+        schema=SCHEMA,
+        vocabularies=IDS,
+        counts=None,
+        titles=None,
+    ):
         tables = {
             table: Fitted(pl.Series(ids), np.ones(len(ids), np.int64), 0)
             for table, ids in vocabularies.items()
@@ -98,7 +107,13 @@ class StubScorer(Scorer):
         self.encoder = Encoder(Transform(schema, tables, numbers), schema, 3, ages=True)
         config = {"model": {"name": "din"}}
         manifest = {"activation_weights": ["views"], "config": config}
-        self.artifact = SimpleNamespace(name=name, manifest=manifest, probe={"request": REQUEST})
+        self.artifact = SimpleNamespace(
+            name=name,
+            manifest=manifest,
+            probe={"request": REQUEST},
+            transform=self.encoder.transform,
+            titles=titles or {},
+        )
         self.notes = []
         self.max_candidates = 4
         (history,) = schema.sequences

@@ -96,9 +96,17 @@ def test_metrics_count_routes_statuses_batches_and_unknown_ids(tmp_path):
 def test_a_token_is_asked_for_by_all_but_health(tmp_path):
     good = {"Authorization": "Bearer s3cret"}
     with client(tmp_path, token="s3cret") as server:
-        for path in ("/v2/health/live", "/v2/health/ready"):
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/page/page.js"):
             assert server.get(path).status_code == 200
-        for path in ("/metrics", "/openapi.json", "/v2", "/v2/models/stub", "/nowhere"):
+        closed = (
+            "/metrics",
+            "/openapi.json",
+            "/v1/inputs",
+            "/v1/ids/item",
+            "/page/nothing",
+            "/page/",
+        )
+        for path in (*closed, "/v2", "/v2/models/stub", "/nowhere"):
             assert server.get(path).status_code == 401
             assert server.get(path, headers=good).status_code in (200, 404)
         for path in ("/v1/score", "/v1/rank", "/v1/explain", "/v1/rollback"):
@@ -136,7 +144,7 @@ def test_the_answers_to_openapi_examples_are_as_described(server):
         described = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert list(answer.json()) == described["required"]
     gets = [path for path, operations in document["paths"].items() if "get" in operations]
-    assert len(gets) == 7
+    assert len(gets) == 9
     for path in gets:
-        assert server.get(path).status_code == 200
+        assert server.get(path.replace("{table}", "item")).status_code == 200
     assert json.dumps(REQUEST["candidates"]["item"]) in json.dumps(document)

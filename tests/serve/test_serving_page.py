@@ -50,12 +50,15 @@ def server(tmp_path_factory):
 
 
 def test_the_answers_have_the_fields_that_the_page_shows(server):
-    request, scored, ranked, problem = map(json.loads, blocks("json"))
+    request, scored, ranked, found, problem = map(json.loads, blocks("json"))
     answer = server.post("/v1/score", json=request)
     assert answer.status_code == 200, answer.text
     assert answer.json().keys() == scored.keys()
     assert answer.json()["unknown_ids"] == scored["unknown_ids"]
     assert server.post("/v1/rank", json=request).json().keys() == ranked.keys()
+    answer = server.get("/v1/ids/item", params={"query": "916"}).json()
+    assert answer.keys() == found.keys()
+    assert answer["ids"] == [{**found["ids"][0], "title": None}]
     del request["candidates"][0]["item"]
     wrong = server.post("/v1/rank", json=request).json()
     assert wrong["error"].keys() == problem["error"].keys()
@@ -80,8 +83,9 @@ def test_the_page_lists_every_flag(server):
 
 def test_the_page_lists_every_route_and_metric(server, tmp_path):
     app = stub_server(tmp_path).app
-    listed = set(re.findall(r"`(?:GET|POST) (/\S+)`", PAGE))
-    assert listed == {route.path.replace("{name}", "NAME") for route in app.routes}
+    listed = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", PAGE))
+    names = re.compile(r"{(\w+)}")
+    assert listed == {names.sub(lambda n: n[1].upper(), route.path) for route in app.routes}
     shown = set(re.findall(r"^# TYPE (\w+) ", server.get("/metrics").text, re.M))
     named = set(re.findall(r"`(din_jax_\w+)", PAGE))
     assert shown == named
