@@ -42,6 +42,7 @@ def test_a_damaged_array_is_noticed(planted_store, tmp_path):
         Checkpoints(tmp_path / "c").restore("last", run.state_shapes())
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_version_is_told_from_damage(planted_store, tmp_path, monkeypatch):
     config = tiny_config(planted_store, **{"train.epochs": 1})
     run = open_run(config)

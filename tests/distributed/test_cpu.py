@@ -43,6 +43,7 @@ print(sorted(found)[4])
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="is about CPUs")
 
 
+@pytest.mark.long
 @on_cpu
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's alone")
 def test_the_pages_of_a_large_block_are_kept():

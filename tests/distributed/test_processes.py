@@ -276,6 +276,7 @@ def test_a_process_that_stops_without_the_others_leaves_at_once(monkeypatch, err
     assert found == left
 
 
+@pytest.mark.long
 def test_processes_with_different_flags_are_stopped(planted_store, tmp_path):
     started = two_processes(
         [

@@ -24,6 +24,7 @@ def test_all_figures_are_written_as_png_and_svg(softmax, tmp_path):
     assert (tmp_path / "reliability.svg").read_bytes() == first
 
 
+@pytest.mark.long
 def test_a_model_without_activation_unit_has_the_other_figures(base):
     for name in ("activation_weights", "interest_intensity"):
         with pytest.raises(DinError, match="no activation weights"):

@@ -124,6 +124,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     assert len(whole) == 3  # two epochs on validation, then test
 
 
+@pytest.mark.long
 def test_each_evaluation_is_reported_when_its_state_is_saved_and_may_end_the_run(
     planted_store, tmp_path
 ):

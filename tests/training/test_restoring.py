@@ -100,6 +100,7 @@ def test_a_flipped_bit_of_the_metadata_is_damage_of_the_metadata(run):
         checkpoints.meta("last")
 
 
+@pytest.mark.long
 def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_it_taken(
     run, whole, planted_store, capsys
 ):
@@ -118,6 +119,7 @@ def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_it_taken(
     assert_ends_alike(run, whole, config)
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_is_as_good_as_a_last_one(run, whole, planted_store, capsys):
     config = config_of(planted_store)
     flip(data_file(run, "last", 188))
@@ -223,6 +225,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(planted_store, tmp_
 # Weights of another run --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_where_weights_came_from_is_recorded_and_stays(whole, planted_store, tmp_path, monkeypatch):
     keys = {"train.init_from": str(whole), "optimizer.learning_rate": 0.001, "train.epochs": 1}
     config = config_of(planted_store, **keys)
