@@ -21,6 +21,8 @@ def verify(folder: Path) -> Iterator[str]:
     Raises:
       DinError: a part is damaged, or the folder is none of these.
     """
+    if not folder.is_dir():
+        raise DinError(f"{folder}: no such folder")
     if (folder / "manifest.json").exists():
         from din_jax.export import artifact
 
@@ -70,7 +72,7 @@ def _all(folders: list[str]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
             damaged.append(folder)
     if damaged:
-        raise DinError(f"damaged: {', '.join(damaged)}")
+        raise DinError(f"not found whole: {', '.join(damaged)}")
 
 
 def main() -> None:

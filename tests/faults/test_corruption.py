@@ -123,7 +123,7 @@ def test_the_command_names_what_is_damaged(whole, tmp_path):
         r"samples/user.npy: its content has changed",
         r"checkpoints/best: the metadata of step 2",
         r"model is damaged: tables/item.npy has another checksum",
-        rf"error: damaged: {folders[0]}, {folders[1]}, {folders[2]}$",
+        rf"error: not found whole: {folders[0]}, {folders[1]}, {folders[2]}$",
     ):
         assert re.search(message, bad.stderr, re.MULTILINE), bad.stderr
     assert re.search("is no store .*, no run .* and no exported model", none.stderr)

@@ -127,9 +127,10 @@ def test_a_run_begins_with_the_scored_weights_of_another(planted_store, tmp_path
     meta = compatibility.describe(first.config, first.store.schema, first.source)
     first.checkpoints(tmp_path / "first").save("best", state, meta | {"best": 0.7})
 
-    # Another optimizer, without averages.
+    # Another optimizer, without averages; vectors by co-occurrence are of runs that begin anew.
     init = {"train.init_from": str(tmp_path / "first")}
     other = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1, **init}
+    other["model.co_occurrence_stddev"] = 0.1
     new = open_run(config_of(planted_store, **other)).init()
     assert f"{tmp_path}/first, of its step {int(state.step)}\n" in capsys.readouterr().out
     assert int(new.step) == 0 and new.average == ()
